@@ -1,0 +1,1 @@
+"""The device room: keeps exactly one good model serving, inside its budget, and reports what it sees."""

@@ -1,0 +1,121 @@
+"""The agent's settings: one TOML file.
+
+Decides names, units, defaults and limits. Relative paths are relative to the file. `docs/agent-config.md` describes
+every field; a test compares.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edgeml.errors import ConfigError
+from edgeml.ids import is_name
+
+CONFIG_BYTES_MAX: Final = 64 << 10
+SECRET_BYTES_MAX: Final = 4 << 10
+
+
+class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The MQTT broker."""
+
+    host: str
+    port: int
+    password_file: str
+    """File with the device's token, mode 0600."""
+
+
+class BlobsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where signed metadata and bundles are fetched."""
+
+    url: str
+
+
+class TelemetryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Windows of counts."""
+
+    window_s: float = 60.0
+    rows_max: int = 50_000
+    bytes_max: int = 64 << 20
+
+
+class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The local HTTP endpoint; needs the [serve] extra. Empty `listen`: none."""
+
+    listen: str = ""
+
+
+class BudgetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a model may use of this device."""
+
+    memory_bytes: int | None = None
+    """Peak memory of a model's worker, above which a variant on trial is refused."""
+    storage_bytes: int = 1 << 31
+    """Largest bundle that may be fetched."""
+    latency_ms: float | None = None
+    """Median latency on the golden vectors above which a variant on trial is refused."""
+    threads: int = 1
+    """Threads that the runtime may use."""
+
+
+class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All settings of one device."""
+
+    device: str
+    profile: str
+    storage: str
+    tenant: str = "default"
+    broker: BrokerConfig | None = None
+    """Without it the device works alone: flashed releases only."""
+    blobs: BlobsConfig | None = None
+    telemetry: TelemetryConfig = TelemetryConfig()
+    serve: ServeConfig = ServeConfig()
+    budget: BudgetConfig = BudgetConfig()
+
+
+def load(path: Path) -> AgentConfig:
+    """Read the settings; paths in the result are absolute.
+
+    Raises:
+        ConfigError: The file is missing or wrong.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(CONFIG_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", hint="edgeml fleet device add writes this file") from error
+    if len(data) > CONFIG_BYTES_MAX:
+        raise ConfigError(f"{path} is longer than {CONFIG_BYTES_MAX} bytes")
+    try:
+        config = msgspec.toml.decode(data, type=AgentConfig)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}", hint="docs/agent-config.md describes every field") from error
+    for name in (config.device, config.tenant, config.profile):
+        if not is_name(name):
+            raise ConfigError(f"{path}: {name!r} is not a valid name", hint="use a-z 0-9 . _ -")
+    if config.telemetry.window_s <= 0 or config.budget.threads < 1:
+        raise ConfigError(f"{path}: window_s must be positive and threads at least 1")
+    folder = path.resolve().parent
+    broker = config.broker
+    if broker is not None:
+        broker = msgspec.structs.replace(broker, password_file=str(folder / broker.password_file))
+    return msgspec.structs.replace(config, storage=str(folder / config.storage), broker=broker)
+
+
+def read_secret(path: Path) -> str:
+    """Read a token file.
+
+    Raises:
+        ConfigError: It is missing, or others may read it.
+    """
+    try:
+        mode = path.stat().st_mode
+        with path.open("rb") as file:
+            secret = file.read(SECRET_BYTES_MAX).decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}", hint="edgeml fleet device add writes this file") from error
+    if mode & 0o077:
+        raise ConfigError(f"{path} may be read by others", hint=f"chmod 600 {path}")
+    return secret

@@ -1,0 +1,163 @@
+"""Performs the machine's actions and turns what comes of them into events.
+
+Decides which error means "again" and which means "never": transport and disk trouble is tried again, wrong content is
+refused for good. Runs wherever the shell lets it (a thread on a real device, directly in a simulated one). The work
+itself is behind the `Installer` port.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Protocol
+
+from edgeml.errors import (
+    ArtifactError,
+    BudgetError,
+    ConfigError,
+    DigestMismatchError,
+    DowngradeError,
+    EdgemlError,
+    IncompatibleError,
+    TrustError,
+)
+from edgeml.ids import Digest, parse_release
+from edgeml.trustfacts import SignedTarget
+from edgeml.twin import Desired, Slot, Slots
+
+from .device import Perform, Result
+from .journal import Entry
+from .machine import Action, Event
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A bundle that is on this device, with what is signed about it."""
+
+    target: SignedTarget
+    received_bytes: int
+
+
+class Installer(Protocol):
+    """The work behind the actions. Every method may be called twice for the same thing."""
+
+    @property
+    def slots(self) -> Slots:
+        """What is installed."""
+        ...
+
+    def fetch(self, desired: Desired, source: str) -> Delivery:
+        """Get the bundle and what is signed about it. Raises EdgemlError."""
+        ...
+
+    def verify(self, digest: Digest) -> None:
+        """Check the bundle on this device's disk against its digest. Raises EdgemlError."""
+        ...
+
+    def activate(self, slot: Slot) -> None:
+        """Load the variant, prove it on its golden vectors, and let it serve on trial. Raises EdgemlError."""
+        ...
+
+    def observe(self, slot: Slot) -> None:
+        """Judge the trial. Raises EdgemlError if the variant is not fit to be kept."""
+        ...
+
+    def commit(self, slot: Slot) -> None:
+        """Make the variant the current slot. Raises EdgemlError."""
+        ...
+
+    def restore(self, condemned: Digest | None) -> Slot:
+        """Serve the best slot that is not condemned. Raises EdgemlError if there is none."""
+        ...
+
+
+class Executor:
+    """Performs one action at a time."""
+
+    def __init__(self, installer: Installer, profile: str) -> None:
+        self._installer = installer
+        self._profile = profile
+
+    def perform(self, perform: Perform) -> Result:
+        """Do it; never raises an EdgemlError."""
+        entry = perform.entry
+        try:
+            match perform.action:
+                case Action.FETCH:
+                    return self._fetch(entry)
+                case Action.VERIFY:
+                    self._installer.verify(_wanted(entry).digest)
+                    return Result(Event.VERIFIED)
+                case Action.WAIT:
+                    return Result(Event.READY)
+                case Action.ACTIVATE:
+                    self._installer.activate(self._slot(entry))
+                    return Result(Event.ACTIVATED)
+                case Action.OBSERVE:
+                    self._installer.observe(self._slot(entry))
+                    return Result(Event.HEALTHY)
+                case Action.COMMIT:
+                    self._installer.commit(self._slot(entry))
+                    return Result(Event.COMMITTED)
+                case Action.RESTORE:
+                    self._installer.restore(entry.condemned)
+                    return Result(Event.ROLLED_BACK)
+                case Action.REPORT | Action.REST:
+                    return Result(Event.REPORTED)
+        except EdgemlError as error:
+            logger.warning("%s failed: %s", perform.action.value, error.message)
+            return _result_of(perform.action, error)
+
+    def _fetch(self, entry: Entry) -> Result:
+        desired = _wanted(entry)
+        delivery = self._installer.fetch(desired, entry.source)
+        facts = delivery.target.facts
+        if delivery.target.digest != desired.digest or facts.release != desired.release:
+            raise IncompatibleError(f"{desired.target} is signed as something else than the fleet asks for")
+        if self._profile not in facts.profiles:
+            raise IncompatibleError(f"{desired.target} is for {', '.join(facts.profiles)}, this device is {self._profile}")
+        committed = entry.counters.get(parse_release(facts.release)[0], 0)
+        if facts.release_counter < committed:
+            raise DowngradeError(
+                f"{facts.release} has release counter {facts.release_counter}, this device has committed {committed}",
+                hint="publish the old content as a new version, or roll back while it is still the previous slot",
+            )
+        return Result(Event.FETCHED, facts=facts, fetched_bytes=delivery.received_bytes)
+
+    def _slot(self, entry: Entry) -> Slot:
+        desired = _wanted(entry)
+        held = self._installer.slots.holding(desired.digest)
+        if held is not None:
+            return held
+        if entry.facts is None:
+            raise ArtifactError(f"nothing signed is known about {desired.target}")
+        return Slot(desired.release, desired.digest, desired.target, entry.facts.release_counter)
+
+
+def _wanted(entry: Entry) -> Desired:
+    if entry.desired is None:
+        raise ArtifactError("the journal names no deployment")
+    return entry.desired
+
+
+def _result_of(action: Action, error: EdgemlError) -> Result:
+    """Tell again from never."""
+    refused = isinstance(error, ArtifactError | ConfigError)
+    match action:
+        case Action.FETCH if isinstance(error, DigestMismatchError):
+            # A proxy or a bad cache: the signed content may yet come.
+            return Result(Event.FAILED, error.message)
+        case Action.FETCH if refused:
+            return Result(Event.REFUSED, error.message)
+        case Action.ACTIVATE if refused:
+            return Result(Event.REFUSED, error.message, poisoned=_is_content(error))
+        case _:
+            # VERIFY: what lies on the disk is wrong, so fetch it again. OBSERVE: back to the old slot.
+            return Result(Event.FAILED, error.message, poisoned=action is Action.OBSERVE and _is_content(error))
+
+
+def _is_content(error: EdgemlError) -> bool:
+    """Tell whether the content itself is bad, not merely unfit for this device today."""
+    return isinstance(error, ArtifactError) and not isinstance(error, BudgetError | TrustError | IncompatibleError)

@@ -1,0 +1,76 @@
+"""Files that are either the old one or the new one, whatever happens in between.
+
+Decides the order write, fsync, rename, fsync of the directory. Callers decide what is written where.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import EdgemlError, StorageError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def storage_error(error: OSError, path: Path) -> EdgemlError:
+    """Say what the disk refused, with what to do."""
+    if error.errno in _FULL:
+        return StorageError(f"no space left for {path}", hint="free space on that file system and run it again")
+    if error.errno in {errno.EROFS, errno.EACCES, errno.EPERM}:
+        return StorageError(f"cannot write {path}: {error.strerror}", hint="check the owner and the mount of that directory")
+    return StorageError(f"cannot write {path}: {error.strerror or error}", hint="check the disk")
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames and creations in `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing(path: Path, *, mode: int = 0o600) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is synced and takes its place, else it is removed.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(descriptor)
+        temporary = Path(name)
+        yield temporary
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.chmod(mode)
+        temporary.replace(path)
+        temporary = None
+        sync_directory(path.parent)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Replace `path` by `data` atomically and durably.
+
+    Raises:
+        StorageError: The disk refused; the old file is untouched.
+    """
+    with replacing(path, mode=mode) as temporary, temporary.open("wb") as file:
+        file.write(data)

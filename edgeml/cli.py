@@ -1,0 +1,155 @@
+"""The root command.
+
+Decides how `edgeml` finds the commands of the rooms (entry points, so that the hallway imports no room) and how an
+error is shown: one line that says what is wrong, one that says what to do, and the error's exit code. Loading a room's
+command loads none of its heavy libraries.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from importlib import metadata, util
+from typing import Any, Final
+
+import click
+
+from . import __version__
+from .errors import EdgemlError
+
+GROUP: Final = "edgeml.commands"
+NEEDS: Final = {
+    "agent": ("paho", "psutil", "tuf"),
+    "infer": ("numpy",),
+    "flash": ("tuf",),
+    "convert": ("torch", "onnx", "onnxruntime"),
+    "package": ("onnx", "onnxruntime"),
+    "sample": ("torch", "sklearn"),
+    "keys": ("tuf", "cryptography"),
+    "fleet": ("sqlalchemy", "paho", "tuf"),
+    "demo": ("sqlalchemy", "torch", "sklearn", "aiomqtt"),
+}
+"""What must be importable for a command to work here; looked up without importing it."""
+EXTRAS: Final = {
+    "agent": "agent", "infer": "agent", "flash": "agent", "convert": "converters", "package": "converters",
+    "sample": "converters", "keys": "fleet", "fleet": "fleet", "demo": "agent,serve,converters,fleet",
+}  # fmt: skip
+INTERRUPTED_EXIT_CODE: Final = 130
+
+
+class Rooms(click.Group):
+    """A group whose commands come from the rooms that are installed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the built-in commands and of every room's."""
+        return sorted({*super().list_commands(ctx), *(entry.name for entry in metadata.entry_points(group=GROUP))})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Find a command, loading its room's command line only."""
+        if (own := super().get_command(ctx, cmd_name)) is not None:
+            return own
+        for entry in metadata.entry_points(group=GROUP, name=cmd_name):
+            command: click.Command = entry.load()
+            missing = [name for name in NEEDS.get(cmd_name, ()) if util.find_spec(name) is None]
+            if missing:
+                return _not_installed(command, cmd_name, missing)
+            return command
+        return None
+
+
+def _not_installed(command: click.Command, name: str, missing: list[str]) -> click.Command:
+    """Stand in for a command whose libraries are not on this machine."""
+    fix = f"pip install 'edgeml-fleet[{EXTRAS[name]}]'"
+
+    @click.command(
+        name, add_help_option=False, short_help=f"(not installed here: {fix})",
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )  # fmt: skip
+    def stand_in() -> None:
+        message = f"'edgeml {name}' needs {', '.join(missing)}, not installed here"
+        error = EdgemlError(message, hint=fix)
+        error.exit_code = 2  # type: ignore[misc]  # this one error is the user's to fix
+        raise error
+
+    stand_in.help = command.help
+    return stand_in
+
+
+@click.group(cls=Rooms, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="edgeml")
+@click.option("-v", "--verbose", count=True, help="Say more: -v what is done, -vv every detail.")
+def edgeml(verbose: int) -> None:  # noqa: D301 - click reads the backslash
+    """Shrink models for edge devices, push them in signed waves, keep them honest in the field.
+
+    \b
+    Watch the whole way once, on this machine:
+        edgeml demo
+    Shrink a model for a Raspberry Pi 4:
+        edgeml convert digits.py:model --data data.npz --profile raspberry-pi-4 --name digits --version 1.0.0
+    Sign it and push it in waves:
+        edgeml keys init && edgeml fleet publish digits-1.0.0-onnx-int8-s8s8.edgeml
+        edgeml fleet serve
+        edgeml fleet rollout start digits@1.0.0
+    """
+    level = {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+
+def _register() -> None:
+    from .doctor import doctor
+    from .profiles_command import profiles
+
+    edgeml.add_command(profiles)
+    edgeml.add_command(doctor)
+
+
+@edgeml.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:  # noqa: D301 - click reads the backslash
+    """Print shell completion code.
+
+    \b
+    Example:
+        edgeml completion bash >> ~/.bashrc
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(edgeml, {}, "edgeml", "_EDGEML_COMPLETE").source())
+
+
+_register()
+
+
+def show(error: EdgemlError) -> None:
+    """Print an error for a person."""
+    click.echo(f"error: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"hint: {error.hint}", err=True)
+
+
+def run(command: click.Command, name: str) -> None:
+    """Run a click command as a program: errors become lines and exit codes, never tracebacks."""
+    try:
+        code: Any = command.main(prog_name=name, standalone_mode=False)
+    except EdgemlError as error:
+        show(error)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED_EXIT_CODE)
+    except BrokenPipeError:
+        # The reader of our output went away; nothing is left to say, also not by the interpreter's last flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def main() -> None:
+    """Entry point of the `edgeml` program."""
+    run(edgeml, "edgeml")

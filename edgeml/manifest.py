@@ -1,0 +1,184 @@
+"""The manifest: what a bundle says of itself.
+
+Decides the fields, their units, and the canonical bytes (JSON, keys in a fixed order, no spaces). One bundle carries
+one variant: a model file for one runtime and one family of hardware profiles. The manifest holds the digest of
+every other member; the digest of the whole bundle is what signed metadata holds. Reading and writing the container
+is `edgeml.bundle`'s business. Format: docs/bundle-format.md.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+import msgspec
+
+from .errors import IncompatibleError, ManifestError
+from .ids import Digest, ReleaseId, is_digest, is_name, release_id
+from .tensors import TensorSpec
+
+FORMAT_VERSION: Final = 1
+MANIFEST_BYTES_MAX: Final = 1 << 20
+
+
+class RuntimeFamily(enum.Enum):
+    """Which kind of runtime loads the model file."""
+
+    ONNX = "onnx"
+    TFLITE = "tflite"
+
+    @property
+    def model_member(self) -> str:
+        """Name of the model file in the bundle."""
+        return f"model.{self.value}"
+
+
+class Task(enum.Enum):
+    """What the first output means."""
+
+    CLASSIFICATION = "classification"
+    OTHER = "other"
+
+
+class ScoreKind(enum.Enum):
+    """What a classifier's scores are before they are compared."""
+
+    LOGITS = "logits"
+    PROBABILITIES = "probabilities"
+    NONE = "none"
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of the manifest's parts: immutable, and unknown fields are an error."""
+
+
+class FileEntry(Record, frozen=True):
+    """One member of the bundle besides the manifest."""
+
+    name: str
+    sha256: Digest
+    length_bytes: int
+
+
+class Quality(Record, frozen=True):
+    """What the variant scored when it was verified on its runtime.
+
+    `baseline` is the same metric of the model it came from, on the same samples; `agreement` is the fraction of
+    samples on which both gave the same answer.
+    """
+
+    metric: str
+    value: float
+    baseline: float
+    samples: int
+    agreement: float
+
+
+class Measurement(Record, frozen=True):
+    """Cost on the machine named in `host`. Never shown as another machine's."""
+
+    host: str
+    runtime: str
+    threads: int
+    latency_p50_ms: float
+    latency_p95_ms: float
+    peak_memory_bytes: int
+
+
+class Provenance(Record, frozen=True):
+    """Where the model came from."""
+
+    source: str
+    source_sha256: Digest
+    data_sha256: Digest | None = None
+    recipe: str = "as-is"
+    reason: str = ""
+    git_commit: str = ""
+    libraries: tuple[str, ...] = ()
+
+
+class Manifest(Record, frozen=True):
+    """What a device must know to run a variant and to watch it."""
+
+    model: str
+    version: str
+    variant: str
+    runtime: RuntimeFamily
+    profiles: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    files: tuple[FileEntry, ...]
+    measurement: Measurement
+    provenance: Provenance
+    task: Task = Task.OTHER
+    scores: ScoreKind = ScoreKind.NONE
+    labels: tuple[str, ...] = ()
+    quality: Quality | None = None
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def release(self) -> ReleaseId:
+        """`model@version`."""
+        return release_id(self.model, self.version)
+
+    @property
+    def target(self) -> str:
+        """Path of this variant in signed metadata."""
+        return target_path(self.release, self.variant)
+
+    def file(self, name: str) -> FileEntry | None:
+        """Find a member's entry by name."""
+        return next((entry for entry in self.files if entry.name == name), None)
+
+
+def target_path(release: ReleaseId, variant: str) -> str:
+    """Path of a variant in signed metadata: `model/version/variant.edgeml`."""
+    model, _, version = release.partition("@")
+    return f"{model}/{version}/{variant}.edgeml"
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Canonical bytes; `decode(encode(m)) == m`."""
+    return msgspec.json.encode(manifest, order="deterministic")
+
+
+def decode(data: bytes) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        ManifestError: Too long, no JSON, or not of this format.
+        IncompatibleError: Of a newer format.
+    """
+    if len(data) > MANIFEST_BYTES_MAX:
+        raise ManifestError(f"the manifest has {len(data)} bytes, more than {MANIFEST_BYTES_MAX}")
+    try:
+        version = msgspec.json.decode(data, type=_Versioned).format_version
+        if version != FORMAT_VERSION:
+            raise IncompatibleError(
+                f"the manifest has format {version}; this edgeml reads format {FORMAT_VERSION}",
+                hint="update edgeml, or build the bundle with an older one",
+            )
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ManifestError(f"the manifest is not valid: {error}") from error
+    _check(manifest)
+    return manifest
+
+
+class _Versioned(msgspec.Struct):
+    format_version: int = FORMAT_VERSION
+
+
+def _check(manifest: Manifest) -> None:
+    for name in (manifest.model, manifest.version, manifest.variant, *manifest.profiles):
+        if not is_name(name):
+            raise ManifestError(f"the manifest names {name!r}, which is no valid name")
+    if not manifest.inputs or not manifest.outputs:
+        raise ManifestError("the manifest lists no inputs or no outputs")
+    seen: set[str] = set()
+    for entry in manifest.files:
+        if entry.name in seen or not is_digest(entry.sha256) or entry.length_bytes < 0:
+            raise ManifestError(f"the manifest's entry for {entry.name!r} is not valid")
+        seen.add(entry.name)
+    if manifest.runtime.model_member not in seen:
+        raise ManifestError(f"the manifest lists no {manifest.runtime.model_member}")

@@ -1,0 +1,151 @@
+"""The Transport over paho-mqtt.
+
+Decides the client's settings: MQTT 3.1.1, clean session, QoS up to 1, a small in-flight window, jittered reconnects.
+paho's own queue is never used as one: while the link is down, `publish` refuses, and what must not be lost waits in
+SQLite. One client per process (paho's select loop dies near 340 clients).
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+from dataclasses import dataclass
+from typing import Any, Final
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+
+from .transport import Arrival, LinkDown, LinkUp, Message
+
+logger = logging.getLogger(__name__)
+
+INBOX_MAX: Final = 10_000
+IN_FLIGHT_MAX: Final = 20
+RECONNECT_MIN_S: Final = 1
+RECONNECT_MAX_S: Final = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Login:
+    """Where and as whom to connect."""
+
+    host: str
+    port: int
+    username: str
+    password: str
+    client_id: str
+
+    def __repr__(self) -> str:
+        """Leave the password out: this may reach a log."""
+        return f"Login({self.username}@{self.host}:{self.port})"
+
+
+class PahoTransport:
+    """A paho client with an inbox. Threads: paho's loop fills the inbox, one consumer empties it."""
+
+    def __init__(self, login: Login, *, subscriptions: tuple[str, ...], will: Message | None = None, keepalive_s: int = 30) -> None:
+        self._login = login
+        self._subscriptions = subscriptions
+        self._keepalive_s = keepalive_s
+        self._inbox: queue.Queue[Arrival] = queue.Queue(INBOX_MAX)
+        self._connected = threading.Event()
+        self._closed = False
+        self._unconfirmed = 0
+        self._count = threading.Lock()
+        client = paho.Client(CallbackAPIVersion.VERSION2, client_id=login.client_id, protocol=paho.MQTTv311, clean_session=True)
+        client.username_pw_set(login.username, login.password)
+        client.max_inflight_messages_set(IN_FLIGHT_MAX)
+        client.reconnect_delay_set(RECONNECT_MIN_S, RECONNECT_MAX_S)
+        if will is not None:
+            client.will_set(will.topic, will.payload, will.qos, will.retain)
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_subscribe = self._on_subscribe
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+        self._client = client
+
+    @property
+    def connected(self) -> bool:
+        """Whether the link is up and subscribed."""
+        return self._connected.is_set()
+
+    @property
+    def unconfirmed(self) -> int:
+        """Messages handed over and not yet confirmed."""
+        return self._unconfirmed
+
+    def start(self) -> None:
+        """Begin to connect in paho's thread."""
+        self._client.reconnect_delay_set(RECONNECT_MIN_S + random.randint(0, 1), RECONNECT_MAX_S)
+        self._client.connect_async(self._login.host, self._login.port, self._keepalive_s)
+        self._client.loop_start()
+
+    def publish(self, message: Message) -> bool:
+        """Hand over a message while the link is up and the window has room."""
+        if not self.connected or self._unconfirmed >= IN_FLIGHT_MAX * 5:
+            return False
+        with self._count:
+            self._unconfirmed += 1
+        info = self._client.publish(message.topic, message.payload, message.qos, message.retain)
+        if info.rc != paho.MQTT_ERR_SUCCESS:
+            # The link died between the check and the call. paho has queued QoS 1 and will send it later; the
+            # protocol allows duplicates, so saying "not taken" is safe.
+            return False
+        return True
+
+    def receive(self, timeout_s: float) -> Arrival | None:
+        """Return the next arrival, or None after the timeout."""
+        try:
+            return self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait()
+        except queue.Empty:
+            return None
+
+    def close(self) -> None:
+        """Disconnect and stop paho's thread."""
+        if not self._closed:
+            self._closed = True
+            self._client.disconnect()
+            self._client.loop_stop()
+
+    def _on_connect(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if reason.is_failure:
+            logger.warning("broker %s:%s refused the login: %s", self._login.host, self._login.port, reason)
+            self._put(LinkDown(f"login refused: {reason}"))
+            return
+        with self._count:
+            self._unconfirmed = 0
+        if self._subscriptions:
+            client.subscribe([(topic, 1) for topic in self._subscriptions])
+        else:
+            self._up()
+
+    def _on_subscribe(self, _client: paho.Client, _data: Any, _mid: int, reasons: list[Any], _properties: Any) -> None:
+        refused = [topic for topic, reason in zip(self._subscriptions, reasons, strict=False) if reason.is_failure]
+        if refused:
+            logger.error("the broker refused the subscription to %s", ", ".join(refused))
+        self._up()
+
+    def _up(self) -> None:
+        self._connected.set()
+        self._put(LinkUp())
+
+    def _on_disconnect(self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        self._connected.clear()
+        self._put(LinkDown(str(reason)))
+
+    def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
+        self._put(Message(message.topic, bytes(message.payload), message.qos, message.retain))
+
+    def _on_publish(self, _client: paho.Client, _data: Any, _mid: int, _reason: Any, _properties: Any) -> None:
+        with self._count:
+            self._unconfirmed = max(0, self._unconfirmed - 1)
+
+    def _put(self, arrival: Arrival) -> None:
+        try:
+            self._inbox.put_nowait(arrival)
+        except queue.Full:
+            # At-least-once by the application's own acknowledgement: what is dropped here is sent again.
+            logger.warning("inbox full (%d): an arrival was dropped", INBOX_MAX)

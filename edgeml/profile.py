@@ -1,0 +1,144 @@
+"""Hardware profiles: what a class of hardware offers.
+
+Decides the fields of a profile and that every number has a unit and a provenance. Profiles are flat TOML files in the
+`hardware_profiles` package, or the user's own. What a model needs is compared with a profile in `edgeml.budget`.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib.resources
+import math
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from .errors import ConfigError
+from .ids import is_name
+
+PROFILE_BYTES_MAX: Final = 64 << 10
+
+
+class Origin(enum.Enum):
+    """How a number was obtained."""
+
+    DATASHEET = "datasheet"
+    MEASURED = "measured"
+    ESTIMATED = "estimated"
+
+
+class Architecture(enum.Enum):
+    """Instruction set family."""
+
+    X86_64 = "x86_64"
+    AARCH64 = "aarch64"
+    ARMV7 = "armv7"
+    ARMV7E_M = "armv7e-m"
+    XTENSA = "xtensa"
+
+
+class DeviceRuntime(enum.Enum):
+    """Runtimes that a device may have."""
+
+    ONNXRUNTIME = "onnxruntime"
+    AI_EDGE_LITERT = "ai-edge-litert"
+    TFLITE_RUNTIME = "tflite-runtime"
+    TFLITE_MICRO = "tflite-micro"
+
+
+class Quantity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A number with its unit and where it comes from."""
+
+    value: float
+    unit: str
+    origin: Origin
+    source: str
+
+
+class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """What a class of hardware offers.
+
+    `model_memory` is what a model and its runtime may take of `memory`; `model_storage` what one variant may take of
+    `storage`. `channel_block` is the multiple to which the runtime rounds channels.
+    """
+
+    name: str
+    title: str
+    architecture: Architecture
+    processor: str
+    extensions: tuple[str, ...]
+    runtimes: tuple[DeviceRuntime, ...]
+    cores: Quantity
+    clock: Quantity
+    memory: Quantity
+    storage: Quantity
+    model_memory: Quantity
+    model_storage: Quantity
+    channel_block: Quantity
+    notes: str = ""
+
+
+UNITS: Final = {
+    "cores": "cores",
+    "clock": "MHz",
+    "memory": "bytes",
+    "storage": "bytes",
+    "model_memory": "bytes",
+    "model_storage": "bytes",
+    "channel_block": "channels",
+}
+"""Unit of each quantity; a profile that uses another one is refused."""
+
+
+def decode(data: bytes, source: str) -> HardwareProfile:
+    """Read a profile from TOML.
+
+    Raises:
+        ConfigError: Not TOML, not of this form, or a quantity has another unit.
+    """
+    if len(data) > PROFILE_BYTES_MAX:
+        raise ConfigError(f"profile {source} is longer than {PROFILE_BYTES_MAX} bytes")
+    try:
+        profile = msgspec.toml.decode(data, type=HardwareProfile)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(f"profile {source}: {error}", hint="compare it with `edgeml profiles show generic-x86-64 --toml`") from error
+    if not is_name(profile.name):
+        raise ConfigError(f"profile {source}: {profile.name!r} is not a valid name", hint="use a-z 0-9 . _ -")
+    for field, unit in UNITS.items():
+        quantity: Quantity = getattr(profile, field)
+        if quantity.unit != unit or not math.isfinite(quantity.value) or quantity.value <= 0:
+            raise ConfigError(f"profile {source}: {field} must be positive and in {unit}")
+    return profile
+
+
+def names() -> tuple[str, ...]:
+    """Names of the profiles that ship with edgeml."""
+    folder = importlib.resources.files("hardware_profiles")
+    return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")))
+
+
+def read(name_or_path: str) -> bytes:
+    """Return a profile's TOML, by shipped name or by path.
+
+    Raises:
+        ConfigError: Neither exists.
+    """
+    if name_or_path.endswith(".toml") or "/" in name_or_path:
+        try:
+            with Path(name_or_path).open("rb") as file:
+                return file.read(PROFILE_BYTES_MAX + 1)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise ConfigError(f"cannot read profile {name_or_path!r}: {error}", hint="check the path") from error
+    if name_or_path not in names():
+        raise ConfigError(f"unknown profile {name_or_path!r}", hint=f"one of {', '.join(names())}, or a path to a .toml file")
+    return (importlib.resources.files("hardware_profiles") / f"{name_or_path}.toml").read_bytes()
+
+
+def load(name_or_path: str) -> HardwareProfile:
+    """Load a profile by shipped name or by path.
+
+    Raises:
+        ConfigError: It does not exist or is not valid.
+    """
+    return decode(read(name_or_path), name_or_path)

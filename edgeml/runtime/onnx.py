@@ -1,0 +1,88 @@
+"""The onnxruntime adapter.
+
+Decides its settings for small devices: the threads asked for and no spinning, no arena (it keeps the peak for ever),
+the CPU provider only. onnxruntime's errors become BackendError here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import BackendError
+from ..tensors import BATCH, DType, TensorSpec
+from . import Array
+
+try:
+    import onnxruntime as ort
+except ImportError as error:  # pragma: no cover - depends on the installation
+    raise BackendError("onnxruntime is not installed", hint="pip install 'edgeml-fleet[agent]'") from error
+
+_DTYPES = {
+    "tensor(float)": DType.FLOAT32, "tensor(float16)": DType.FLOAT16, "tensor(double)": DType.FLOAT64,
+    "tensor(int8)": DType.INT8, "tensor(uint8)": DType.UINT8, "tensor(int16)": DType.INT16,
+    "tensor(uint16)": DType.UINT16, "tensor(int32)": DType.INT32, "tensor(int64)": DType.INT64, "tensor(bool)": DType.BOOL,
+}  # fmt: skip
+
+
+class OnnxSession:
+    """A model loaded by onnxruntime.
+
+    Raises:
+        BackendError: The runtime refuses the model, or it has inputs that are no tensors.
+    """
+
+    def __init__(self, model: bytes, threads: int = 1) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.enable_cpu_mem_arena = False
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the library raises bare exceptions of its own kinds
+            raise BackendError(f"onnxruntime {ort.__version__} cannot load the model: {_first_line(error)}") from error
+        self._inputs = tuple(_spec(one) for one in self._session.get_inputs())
+        self._outputs = tuple(_spec(one) for one in self._session.get_outputs())
+        self._names = [spec.name for spec in self._inputs]
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What the model takes."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What the model gives."""
+        return self._outputs
+
+    @property
+    def runtime(self) -> str:
+        """Library and version."""
+        return f"onnxruntime {ort.__version__}"
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Answer one request.
+
+        Raises:
+            BackendError: The runtime refused the arrays or failed.
+        """
+        try:
+            result: list[Array] = self._session.run(None, dict(zip(self._names, inputs, strict=True)))
+        except Exception as error:  # the library raises bare exceptions of its own kinds
+            raise BackendError(f"onnxruntime: {_first_line(error)}") from error
+        return result
+
+
+def _spec(node: Any) -> TensorSpec:
+    if node.type not in _DTYPES:
+        raise BackendError(f"{node.name} has type {node.type}, which edgeml does not serve")
+    shape = tuple(size if isinstance(size, int) and size > 0 else BATCH for size in node.shape)
+    return TensorSpec(node.name, _DTYPES[node.type], shape)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+
+

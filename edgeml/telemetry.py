@@ -1,0 +1,152 @@
+"""Telemetry: closed windows of counts, on their way from a device to the fleet.
+
+Decides the window, the batch and their codec (JSON rows under zlib, with limits on both sides of the compression).
+Rows are keyed by (device, boot, stream, seq); order by (boot, seq), never by arrival. Storing and sending are the
+agent's business, storing and acknowledging the fleet's. Wire: docs/protocol.md.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import zlib
+from typing import Final
+
+import msgspec
+
+from .errors import ManifestError
+from .ids import Digest, ReleaseId
+from .sketch import Sketch
+
+BATCH_BYTES_MAX: Final = 64 << 10
+"""Compressed size of a batch on the wire."""
+BATCH_RAW_BYTES_MAX: Final = 1 << 20
+"""Size of a batch after decompression."""
+LATENCY_BINS: Final = 80
+"""Bin i of a latency histogram holds latencies in [2^(i/4), 2^((i+1)/4)) microseconds; the last one, all above."""
+
+
+class Stream(enum.Enum):
+    """Rows of one stream are numbered and acknowledged together."""
+
+    WINDOWS = "windows"
+    EVENTS = "events"
+
+
+class Counters(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Outcomes of the inferences in a window. Every field is a count."""
+
+    inferences: int = 0
+    errors: int = 0
+    low_confidence: int = 0
+    slow: int = 0
+    labelled: int = 0
+    wrong: int = 0
+
+    def plus(self, other: Counters) -> Counters:
+        """Add field by field."""
+        return Counters(*(getattr(self, name) + getattr(other, name) for name in Counters.__struct_fields__))
+
+
+class Window(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one release did on one device in a closed span of time."""
+
+    seq: int
+    release: ReleaseId
+    digest: Digest
+    started_at_ms: int
+    duration_ms: int
+    counters: Counters
+    latency: tuple[int, ...] = ()
+    """Latency histogram, trailing zeros left out."""
+    sketch: Sketch | None = None
+    memory_bytes: int = 0
+    """Highest resident memory of the worker in the window."""
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Something that happened on a device and is no window."""
+
+    seq: int
+    kind: str
+    at_ms: int
+    detail: str = ""
+    release: ReleaseId | None = None
+
+
+class Loss(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Exact counts of rows of one stream since the buffer was created."""
+
+    produced: int = 0
+    acknowledged: int = 0
+    dropped: int = 0
+
+
+class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Rows of one boot and stream, in order of seq."""
+
+    boot: str
+    windows: tuple[Window, ...] = ()
+    events: tuple[Event, ...] = ()
+    loss: Loss = Loss()
+
+    @property
+    def rows(self) -> tuple[Window, ...] | tuple[Event, ...]:
+        """The rows, of whichever stream."""
+        return self.windows or self.events
+
+
+def encode_row(row: Window | Event) -> bytes:
+    """Bytes of one row, as the device's buffer holds it."""
+    return msgspec.json.encode(row)
+
+
+def encode_batch(batch: Batch) -> bytes:
+    """Compress a batch for the wire; `decode_batch(encode_batch(b)) == b`."""
+    return zlib.compress(msgspec.json.encode(batch), 6)
+
+
+def decode_batch(data: bytes) -> Batch:
+    """Read a batch.
+
+    Raises:
+        ManifestError: Too long before or after decompression, not zlib, not JSON, or not a batch.
+    """
+    if len(data) > BATCH_BYTES_MAX:
+        raise ManifestError(f"a batch of {len(data)} bytes, more than {BATCH_BYTES_MAX}")
+    inflater = zlib.decompressobj()
+    try:
+        raw = inflater.decompress(data, BATCH_RAW_BYTES_MAX)
+        if inflater.unconsumed_tail or not inflater.eof:
+            raise ManifestError(f"a batch that is cut, or inflates to more than {BATCH_RAW_BYTES_MAX} bytes")
+        return msgspec.json.decode(raw, type=Batch)
+    except (zlib.error, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ManifestError(f"not a batch: {error}") from error
+
+
+def latency_bin(latency_us: float) -> int:
+    """Bin of a latency.
+
+    >>> latency_bin(0.2), latency_bin(1.0), latency_bin(1000.0), latency_bin(1e12)
+    (0, 0, 39, 79)
+    """
+    if latency_us < 1.0:
+        return 0
+    mantissa, exponent = math.frexp(latency_us)
+    # 2^(i/4): four bins to an octave; mantissa is in [0.5, 1)
+    quarter = 0 if mantissa < 0.5946035575013605 else 1 if mantissa < 0.7071067811865476 else 2 if mantissa < 0.8408964152537145 else 3
+    return min((exponent - 1) * 4 + quarter, LATENCY_BINS - 1)
+
+
+def latency_quantile_ms(histogram: tuple[int, ...], fraction: float) -> float | None:
+    """Upper edge in ms of the bin that holds this quantile; None for an empty histogram."""
+    total = sum(histogram)
+    if not total:
+        return None
+    seen = 0
+    for index, count in enumerate(histogram):
+        seen += count
+        if seen >= fraction * total:
+            return float(2.0 ** ((index + 1) / 4) / 1000.0)
+    return None
+

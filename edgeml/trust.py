@@ -1,0 +1,177 @@
+"""Decides what may be installed: signed metadata by The Update Framework, and a clock policy.
+
+python-tuf does the specification's client workflow (rollback, freeze, mix-and-match, key rotation). What is decided
+here: which facts a signed target carries, which clock its expiry is judged by, and how its errors map to ours. A device
+without a battery-backed clock may start in 1970; time never goes back behind the latest time already trusted (the
+floor), so a wrong clock can delay an update but never brings an expired release back to life.
+Fetching the blob is `edgeml.download`'s business; what a device does with it, the agent's.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from tuf.api import exceptions as tuf_errors
+from tuf.ngclient import Updater, UpdaterConfig
+from tuf.ngclient.fetcher import FetcherInterface
+
+from . import atomic
+from .errors import ConfigError, EdgemlError, IncompatibleError, PermanentTransferError, TransferError, TrustError
+from .ids import Digest, is_digest
+from .source import Source
+from .trustfacts import SignedFacts as SignedFacts
+from .trustfacts import SignedTarget as SignedTarget
+
+CHUNK_BYTES: Final = 256 << 10
+ROOT: Final = "root.json"
+_FLOOR: Final = "time-floor"
+_NEWEST_PLAUSIBLE_YEAR: Final = 2100
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedTime:
+    """The time by which expiry is judged."""
+
+    at_ms: int
+    clock_trusted: bool
+    """False if the machine's clock was behind what is already known, and the floor was used instead."""
+
+
+class TrustStore:
+    """A device's trust: the root it was given and the metadata it has seen, in one directory.
+
+    Raises:
+        ConfigError: The directory holds no root metadata.
+        TrustError: The root metadata is not valid.
+    """
+
+    def __init__(self, directory: Path, source: Source, *, now_ms: int) -> None:
+        self._directory = directory
+        self.time = self._trusted_time(now_ms)
+        try:
+            root = (directory / ROOT).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{directory} holds no {ROOT}", hint="give the device its root: edgeml fleet device add") from error
+        cache = directory / "metadata"
+        cache.mkdir(parents=True, exist_ok=True)
+        try:
+            self._updater = Updater(
+                str(cache), "edgeml:", fetcher=_Fetcher(source), config=UpdaterConfig(prefix_targets_with_hash=False), bootstrap=root
+            )
+        except tuf_errors.RepositoryError as error:
+            raise TrustError(f"the root metadata is not valid: {error}") from error
+        # Not public API: tuf reads the machine's clock at construction and offers no other way to set it.
+        self._updater._trusted_set.reference_time = datetime.datetime.fromtimestamp(  # noqa: SLF001
+            self.time.at_ms / 1000, datetime.UTC
+        )
+
+    def refresh(self) -> None:
+        """Fetch and check the newest metadata.
+
+        Raises:
+            TrustError: It is wrongly signed, expired, or older than what was trusted before.
+            TransferError: It could not be fetched.
+            StorageError: It could not be kept.
+        """
+        with _mapped_errors(self._directory):
+            self._updater.refresh()
+        atomic.write_bytes(self._directory / _FLOOR, str(self.time.at_ms).encode())
+
+    def target(self, path: str) -> SignedTarget:
+        """Return what is signed about a variant; refreshes first if needed.
+
+        Raises:
+            TrustError: Nothing is signed under this path, or what is signed is not ours.
+            TransferError: Metadata could not be fetched.
+        """
+        with _mapped_errors(self._directory):
+            info = self._updater.get_targetinfo(path)
+        if info is None:
+            raise TrustError(f"no signed release {path}", hint="publish it first, or check its name")
+        digest = info.hashes.get("sha256", "")
+        try:
+            facts = msgspec.convert(info.unrecognized_fields.get("custom"), SignedFacts)
+        except msgspec.ValidationError as error:
+            raise IncompatibleError(f"signed metadata of {path} is of another format: {error}") from error
+        if not is_digest(digest):
+            raise TrustError(f"signed metadata of {path} has no sha256")
+        return SignedTarget(path, Digest(digest), info.length, facts)
+
+    def target_with_digest(self, digest: Digest) -> SignedTarget:
+        """Find the signed variant whose bundle has this digest.
+
+        Raises:
+            TrustError: There is none.
+            TransferError: Metadata could not be fetched.
+        """
+        self.refresh()
+        targets = self._updater._trusted_set.targets.targets  # noqa: SLF001  # no public way to list targets
+        for path, info in targets.items():
+            if info.hashes.get("sha256") == digest:
+                return self.target(path)
+        raise TrustError(f"no signed release has digest {digest[:12]}…", hint="publish this bundle first")
+
+    def _trusted_time(self, now_ms: int) -> TrustedTime:
+        try:
+            floor_ms = int((self._directory / _FLOOR).read_text())
+        except (OSError, ValueError):
+            floor_ms = 0
+        newest_ms = int(datetime.datetime(_NEWEST_PLAUSIBLE_YEAR, 1, 1, tzinfo=datetime.UTC).timestamp() * 1000)
+        if now_ms < floor_ms or now_ms > newest_ms:
+            return TrustedTime(floor_ms, clock_trusted=False)
+        return TrustedTime(now_ms, clock_trusted=True)
+
+
+class _Fetcher(FetcherInterface):
+    """Lets tuf read metadata from a Source."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        name = url.rpartition("/")[2]
+        try:
+            # Collected here: tuf wraps only errors raised before the first piece. Metadata is small, and tuf bounds it.
+            return iter([*self._source.metadata(name)])
+        except PermanentTransferError as error:
+            raise tuf_errors.DownloadHTTPError(str(error), 404) from error
+        except TransferError as error:
+            raise tuf_errors.DownloadError(str(error)) from error
+
+
+class _mapped_errors:  # noqa: N801 - used as a statement
+    """Maps tuf's errors to ours."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        """Raise our error for tuf's.
+
+        Raises:
+            TrustError, TransferError, StorageError: As the cause says.
+        """
+        match error:
+            case tuf_errors.ExpiredMetadataError():
+                raise TrustError(
+                    f"signed metadata has expired: {error}",
+                    hint="sign a new timestamp (edgeml fleet serve does it), or set this machine's clock",
+                ) from error
+            case tuf_errors.DownloadHTTPError():
+                raise PermanentTransferError(f"signed metadata is missing: {error}", hint="check the repository's address") from error
+            case tuf_errors.DownloadError():
+                raise TransferError(f"signed metadata cannot be fetched: {error}") from error
+            case tuf_errors.RepositoryError():
+                raise TrustError(f"signed metadata is refused: {error}", hint="check that the device's root.json is this fleet's") from error
+            case EdgemlError():
+                return
+            case OSError():
+                raise atomic.storage_error(error, self._directory) from error

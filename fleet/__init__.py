@@ -1,0 +1,1 @@
+"""The fleet room: signs and publishes releases, pushes them in waves, stores telemetry, tells drift from noise."""

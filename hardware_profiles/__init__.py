@@ -1,0 +1,1 @@
+"""Shipped hardware profiles: one flat TOML file a device class, read by `edgeml.profile`."""
