@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from edgeml import atomic
 from edgeml.errors import ConfigError
 from edgeml.ids import is_name
 
@@ -119,3 +120,23 @@ def read_secret(path: Path) -> str:
     if mode & 0o077:
         raise ConfigError(f"{path} may be read by others", hint=f"chmod 600 {path}")
     return secret
+
+
+def install_anchor(config_path: Path, storage: Path) -> None:
+    """Give the storage the trust anchor that lies beside the settings, if it has none yet.
+
+    The first one counts: replacing it later takes signed root metadata, or a person with access to the storage.
+
+    Raises:
+        ConfigError: There is none.
+        StorageError: The disk refused.
+    """
+    anchor = storage / "trust" / "root.json"
+    if anchor.exists():
+        return
+    beside = config_path.resolve().parent / "root.json"
+    try:
+        data = beside.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"no trust anchor at {beside}: {error.strerror}", hint="edgeml fleet device add writes it") from error
+    atomic.write_bytes(anchor, data)

@@ -26,6 +26,7 @@ BACKOFF_FIRST_S: Final = 1.0
 BACKOFF_MAX_S: Final = 300.0
 RESTORES_MAX: Final = 3
 REASON_MAX: Final = 300
+_SUPERSEDED: Final = "the fleet wants something else"
 
 
 class JournalPort(Protocol):
@@ -191,7 +192,7 @@ class Device:
         if entry.state not in {DeviceState.IDLE, DeviceState.STRANDED}:
             entry = msgspec.structs.replace(entry, waiting=desired)
             if accepts(entry.state, Event.SUPERSEDED):
-                self._apply(Event.SUPERSEDED, msgspec.structs.replace(entry, reason="the fleet wants something else"), now)
+                self._apply(Event.SUPERSEDED, msgspec.structs.replace(entry, reason=_SUPERSEDED), now)
             else:
                 self._journal.write(entry)
                 self._entry = entry
@@ -232,6 +233,9 @@ class Device:
             self._pending = None
             if entry.waiting is not None:
                 self._consider(entry.waiting, "", msgspec.structs.replace(entry, waiting=None), now)
+            return
+        if entry.waiting is not None and accepts(state, Event.SUPERSEDED):
+            self._apply(Event.SUPERSEDED, msgspec.structs.replace(entry, reason=_SUPERSEDED), now)
             return
         self._pending = Perform(action, entry, now.monotonic_s + self._delay_s(action, entry))
 

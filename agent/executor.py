@@ -68,8 +68,11 @@ class Installer(Protocol):
         """Make the variant the current slot. Raises EdgemlError."""
         ...
 
-    def restore(self, condemned: Digest | None) -> Slot:
-        """Serve the best slot that is not condemned. Raises EdgemlError if there is none."""
+    def restore(self, condemned: Digest | None) -> Slot | None:
+        """Serve the best slot that is not condemned; None if nothing was ever installed.
+
+        Raises EdgemlError if slots are installed and none can be served.
+        """
         ...
 
 

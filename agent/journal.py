@@ -54,6 +54,25 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """Content that is never tried again, newest last."""
 
 
+def peek(path: Path) -> Entry | None:
+    """Read a journal that an agent may be using; None if there is none.
+
+    Raises:
+        StateError: It cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)
+        try:
+            row = connection.execute("SELECT entry FROM journal WHERE id = 1").fetchone()
+        finally:
+            connection.close()
+        return Entry() if row is None else msgspec.json.decode(row[0], type=Entry)
+    except (sqlite3.Error, msgspec.MsgspecError) as error:
+        raise StateError(f"the journal {path} cannot be read: {error}", hint="the agent sets a broken journal aside when it starts") from error
+
+
 class Journal:
     """One device's journal.
 
@@ -112,8 +131,6 @@ class Journal:
     def _open(self) -> None:
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
         self._connection = sqlite3.connect(self._path, check_same_thread=False)
-        # EXCLUSIVE: one agent per directory, and no shared-memory file.
-        self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
         with self._connection:

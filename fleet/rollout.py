@@ -72,6 +72,9 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     """E-value at which a metric stops the rollout (one in so many harmless rollouts is stopped by it, at most)."""
     retries_max: int = 3
     """How often a failed or silent device is asked again."""
+    incumbent_trials_min: int = 1
+    """Inferences of the incumbent, since the rollout began, without which there is nothing to compare with, hence no
+    advance. Not asked for in the last wave, nor where no reachable device runs an incumbent. 0 does without."""
 
 
 class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -84,8 +87,16 @@ class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     phase: WavePhase = WavePhase.ISSUING
     phase_since_ms: int
     created_at_ms: int
+    wave_since_ms: int = 0
+    """When the current wave began, or was resumed. Set by `advance`."""
+    issued_at_ms: int = 0
+    """When devices were last asked. Set by `advance`, which asks nobody twice in the same instant."""
+    trials_before: int = 0
+    """Inferences of the release counted before the current wave began. Set by `advance`."""
+    failures_accepted: int = 0
+    """Failures that the operator knew of when resuming; only later ones pause the rollout again. Set by `advance`."""
     reason: str = ""
-    """Why it is paused, rolled back or aborted."""
+    """Why it is paused, rolled back or aborted; of a running one, what it waits for."""
     requested: RolloutState | None = None
     """What the operator asked for and the controller has not carried out yet: PAUSED, RUNNING (resume) or ABORTED."""
 
@@ -112,7 +123,10 @@ class DeviceFacts(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """What one device counted in one slice of time, in one arm."""
+    """What one device counted in one slice of time, in one arm.
+
+    Slices are equal spans of time, numbered alike for all devices (`started_at_ms // slice_ms`).
+    """
 
     device: DeviceId
     slice: int
@@ -125,7 +139,9 @@ class Facts(msgspec.Struct, frozen=True):
     """All that a decision may look at."""
 
     devices: tuple[DeviceFacts, ...]
+    """The fleet."""
     trials: tuple[Trial, ...]
+    """Everything since the rollout began, in any order."""
 
 
 class MetricEvidence(msgspec.Struct, frozen=True):

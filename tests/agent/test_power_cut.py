@@ -130,6 +130,9 @@ class DiskInstaller:
 
     def restore(self, condemned):
         slots = self.table.slots
+        if slots.current is None:
+            self.serving = None
+            return None
         while slots.current is not None:
             if slots.current.digest != condemned and self.whole(slots.current.digest):
                 self.power.point()
@@ -188,6 +191,7 @@ def assert_one_good_current(directory, allowed):
 
 SCENARIOS = {
     "first install": ((), (desired("1", 1),), ("m@1",), Outcome.COMMITTED),
+    "bad first install": ((), (desired("1", 1, "bad"),), (None,), Outcome.ROLLED_BACK),
     "update": ((desired("1", 1),), (desired("2", 2),), ("m@2",), Outcome.COMMITTED),
     "bad update": ((desired("1", 1),), (desired("2", 2, "bad"),), ("m@1",), Outcome.ROLLED_BACK),
     "back to previous": ((desired("1", 1), desired("2", 2)), (desired("1", 3),), ("m@1",), Outcome.REVERTED),

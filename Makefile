@@ -1,0 +1,46 @@
+# Two commands do everything: `make demo` and `make test`. Both are safe to run twice.
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types check format bench clean help
+
+help:  ## Say what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+demo: $(VENV)/.installed  ## Train, shrink, sign, push, run, report and tell drift, all on this machine
+	$(BIN)/edgeml demo
+
+test: $(VENV)/.installed-dev  ## Lint, types and all tests; installs Debian's mosquitto if it is missing
+	scripts/install-mosquitto
+	$(MAKE) --no-print-directory lint types check
+
+lint: $(VENV)/.installed-dev  ## Lint and format, without changing anything
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev  ## Types
+	$(BIN)/mypy
+
+check: $(VENV)/.installed-dev  ## The tests alone
+	$(BIN)/pytest
+
+format: $(VENV)/.installed-dev  ## Format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed  ## Every figure of the benchmarks, next to its peer
+	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:  ## Remove the environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+
+# torch first and alone: anything that depends on it would bring the CUDA build and gigabytes with it.
+$(VENV)/.installed: pyproject.toml scripts/make-venv
+	scripts/make-venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check 'torch==2.13.*'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[agent,serve,converters,fleet]'
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[agent,serve,converters,fleet,dev]'
+	touch $@

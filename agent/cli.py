@@ -1,0 +1,138 @@
+"""The device's commands: run the agent, ask it, flash it.
+
+Parses, calls one function, prints. Heavy libraries are loaded inside the bodies.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+CONFIG = click.option(
+    "-c", "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), default="agent.toml",
+    envvar="EDGEML_AGENT", show_default=True, help="The device's settings.",
+)  # fmt: skip
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def agent() -> None:
+    """Run the on-device agent and look at it."""
+
+
+@agent.command("run")
+@CONFIG
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def run_command(config_path: Path, log_format: str) -> None:  # noqa: D301 - click reads the backslash
+    """Run the agent until it is told to stop (SIGTERM or Ctrl-C).
+
+    \b
+    Example, with the kit that `edgeml fleet device add` wrote:
+        edgeml agent run -c cam-1/agent.toml
+    """
+    from .config import load
+    from .logs import set_up
+    from .service import Service
+
+    set_up(log_format)
+    service = Service(load(config_path), config_path)
+    service.run()
+
+
+@agent.command()
+@CONFIG
+@JSON
+def status(config_path: Path, as_json: bool) -> None:  # noqa: D301 - click reads the backslash
+    """Say what is installed and where the update machine stands, from the device's disk.
+
+    \b
+    Example:
+        edgeml agent status -c cam-1/agent.toml --json
+    """
+    from .config import load
+    from .status import read_status
+
+    found = read_status(Path(load(config_path).storage))
+    if as_json:
+        click.echo(found.to_json())
+        return
+    for line in found.lines():
+        click.echo(line)
+
+
+@agent.command()
+@click.argument("kits", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--images", type=click.Path(dir_okay=False, path_type=Path), required=True, help="field.npz with field_x, field_y.")
+@click.option("--scenario", type=click.Path(dir_okay=False, path_type=Path), help="JSON file, read again when it changes.")
+def simulate(kits: Path, images: Path, scenario: Path | None) -> None:  # noqa: D301 - click reads the backslash
+    """Run every device kit under KITS as a simulated device, all in this process.
+
+    The update machine, journal, link, telemetry, signatures and models are the real ones; see the documentation for
+    what is simulated.
+
+    \b
+    Example:
+        edgeml agent simulate kits/ --images field.npz
+    """
+    from .logs import set_up
+    from .simulation.crowd import run
+
+    set_up("text")
+    run(sorted(kits.glob("*/agent.toml")), images, kits / "shared", scenario)
+
+
+@click.command()
+@click.argument("data", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--url", default="http://127.0.0.1:8090", show_default=True, help="The agent's HTTP endpoint.")
+@click.option("--model", help="Model to ask; needed only if the agent serves several.")
+@JSON
+def infer(data: Path, url: str, model: str | None, as_json: bool) -> None:  # noqa: D301 - click reads the backslash
+    """Ask a running agent about every sample in DATA (.npz or .json).
+
+    \b
+    Example:
+        edgeml infer field.npz --url http://127.0.0.1:8090
+    """
+    from .infer import run_infer
+
+    run_infer(data, url, model, as_json=as_json)
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--to", "storage", type=click.Path(file_okay=False, path_type=Path), required=True, help="The device's storage directory.")
+@click.option(
+    "--fleet", "fleet_directory", type=click.Path(file_okay=False, path_type=Path), default="fleet-home", envvar="EDGEML_FLEET",
+    show_default=True, help="The fleet directory whose signed metadata cover the bundle.",
+)  # fmt: skip
+@JSON
+def flash(bundle: Path, storage: Path, fleet_directory: Path, as_json: bool) -> None:  # noqa: D301 - click reads the backslash
+    """Put a signed release on a device's storage without any network.
+
+    The device checks signatures, digest, profile and release counter with the same code that it uses online, when it
+    next starts (or within seconds if it runs).
+
+    \b
+    Example, with the device's card mounted:
+        edgeml flash digits-1.0.0-onnx-int8-s8s8.edgeml --to /mnt/card/edgeml/state
+    """
+    from .flash import as_json as flashed_json
+    from .flash import flash as put
+
+    flashed = put(bundle, storage, fleet_directory / "repository", time.time_ns() // 1_000_000)
+    if as_json:
+        click.echo(flashed_json(flashed))
+        return
+    click.echo(f"{flashed.target.facts.release} ({flashed.target.path}) is in {flashed.inbox}")
+    if flashed.root_installed:
+        click.echo("The storage had no trust anchor and was given this fleet's.")
+    click.echo("The device verifies and tries it when it next starts: edgeml agent status")
+
+
+def main() -> None:
+    """Entry point of the `edgeml-agent` program."""
+    from edgeml.cli import run
+
+    run(agent, "edgeml-agent")

@@ -1,0 +1,75 @@
+"""Judges a variant on trial by what its worker measured.
+
+Decides whether golden vectors, peak memory, latency and crashes allow a variant to be kept, and says why not in one
+line. Pure: measuring is `worker`'s business, what follows from the verdict the update machine's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import msgspec
+
+CRASHES_MAX: Final = 0
+"""A variant that crashed on trial is not kept."""
+_MEBIBYTE: Final = 1 << 20
+
+
+class GoldenRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a loaded variant answered its golden vectors, and at what cost.
+
+    `agreement` and `difference_fraction` as in `edgeml.golden`; `passed` is that file's verdict. `latency_p50_ms` is the
+    median of single requests in the worker, `peak_memory_bytes` its highest resident memory since it was started.
+    """
+
+    agreement: float
+    difference_fraction: float
+    passed: bool
+    latency_p50_ms: float
+    peak_memory_bytes: int
+
+
+class TrialLimits(msgspec.Struct, frozen=True):
+    """What this device grants a variant; None grants anything."""
+
+    memory_budget_bytes: int | None = None
+    latency_budget_ms: float | None = None
+
+
+class TrialVerdict(msgspec.Struct, frozen=True):
+    """Whether a variant may be kept; `reason` is one line."""
+
+    healthy: bool
+    reason: str
+
+
+def judge(golden: GoldenRun, limits: TrialLimits, crashes: int) -> TrialVerdict:
+    """Judge a variant on trial. The first thing that is wrong is the reason.
+
+    >>> run = GoldenRun(1.0, 0.001, passed=True, latency_p50_ms=2.0, peak_memory_bytes=50 << 20)
+    >>> judge(run, TrialLimits(), 0).healthy
+    True
+    >>> judge(run, TrialLimits(latency_budget_ms=1.5), 0).reason
+    'median latency 2.00 ms is above the budget of 1.50 ms'
+    """
+    if crashes > CRASHES_MAX:
+        return TrialVerdict(healthy=False, reason=f"the worker crashed {crashes} times on trial")
+    if not golden.passed:
+        return TrialVerdict(
+            healthy=False,
+            reason=f"golden vectors: agreement {golden.agreement:.3f}, difference {golden.difference_fraction:.4f} of the range",
+        )
+    budget_bytes = limits.memory_budget_bytes
+    if budget_bytes is not None and golden.peak_memory_bytes > budget_bytes:
+        peak = golden.peak_memory_bytes / _MEBIBYTE
+        return TrialVerdict(
+            healthy=False, reason=f"peak memory {peak:.1f} MiB is above the budget of {budget_bytes / _MEBIBYTE:.1f} MiB"
+        )
+    budget_ms = limits.latency_budget_ms
+    # A latency that is not a number cannot be below a budget.
+    if budget_ms is not None and (math.isnan(golden.latency_p50_ms) or golden.latency_p50_ms > budget_ms):
+        return TrialVerdict(
+            healthy=False, reason=f"median latency {golden.latency_p50_ms:.2f} ms is above the budget of {budget_ms:.2f} ms"
+        )
+    return TrialVerdict(healthy=True, reason=f"agreement {golden.agreement:.3f}, median latency {golden.latency_p50_ms:.2f} ms")

@@ -1,0 +1,93 @@
+"""The installer of one simulated device.
+
+Real files, real signatures, real fetches; one shared copy of each bundle and each loaded model.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from edgeml import bundle
+from edgeml.errors import EdgemlError, StateError
+from edgeml.ids import Digest
+from edgeml.trustfacts import SignedTarget
+from edgeml.twin import Desired, Slot, Slots
+
+from ..config import AgentConfig, read_secret
+from ..executor import Delivery
+from ..fetch import Job, deliver
+from ..slots import SlotTable, demote, promote
+from .world import Shared
+
+logger = logging.getLogger(__name__)
+
+
+class SharedInstaller:
+    """The installer of one simulated device: real files and checks, one shared copy of each bundle."""
+
+    def __init__(self, config: AgentConfig, table: SlotTable, shared: Shared) -> None:
+        self._config = config
+        self._table = table
+        self._shared = shared
+        self.serving: Slot | None = None
+
+    @property
+    def slots(self) -> Slots:
+        """What is installed."""
+        return self._table.slots
+
+    def fetch(self, desired: Desired, source: str) -> Delivery:
+        """Fetch through the shared store; the first device really fetches, the others find it there."""
+        assert self._config.blobs is not None
+        assert self._config.broker is not None
+        job = Job(
+            target=desired.target, trust_directory=str(self._shared.directory / "trust"),
+            store_directory=str(self._shared.directory / "store"), repository=source or self._config.blobs.url,
+            now_ms=time.time_ns() // 1_000_000, length_max_bytes=self._config.budget.storage_bytes,
+            username=self._config.device, password=read_secret(Path(self._config.broker.password_file)),
+        )  # fmt: skip
+        answer = deliver(job)
+        assert answer.digest is not None
+        assert answer.facts is not None
+        target = SignedTarget(answer.path, answer.digest, answer.length_bytes, answer.facts)
+        return Delivery(target, answer.received_bytes)
+
+    def verify(self, digest: Digest) -> None:
+        """Check the shared copy."""
+        bundle.read_verified(self._shared.directory / "store" / f"{digest}.edgeml", digest).close()
+
+    def activate(self, slot: Slot) -> None:
+        """Load the shared model and serve it."""
+        self._shared.load(slot.digest)
+        self.serving = slot
+
+    def observe(self, slot: Slot) -> None:
+        """Judge the trial: the shared model answered its golden vectors when it was loaded."""
+        if self.serving != slot:
+            raise StateError(f"{slot.release} is not the one on trial")
+
+    def commit(self, slot: Slot) -> None:
+        """Make it current."""
+        self._table.write(promote(self._table.slots, slot))
+
+    def restore(self, condemned: Digest | None) -> Slot | None:
+        """Serve the best slot that is not condemned."""
+        slots = self._table.slots
+        if slots.current is None:
+            self.serving = None
+            return None
+        while slots.current is not None:
+            if slots.current.digest != condemned:
+                try:
+                    self._shared.load(slots.current.digest)
+                except EdgemlError as error:
+                    logger.warning("%s: slot %s cannot be served: %s", self._config.device, slots.current.release, error.message)
+                else:
+                    self._table.write(slots)
+                    self.serving = slots.current
+                    return slots.current
+            slots = demote(slots)
+        self.serving = None
+        raise StateError("no slot can be served")

@@ -1,0 +1,306 @@
+"""The worker: the process that holds one model.
+
+Decides what happens between a request's bytes and an answer's, and nothing else: it loads one verified bundle, answers
+one request at a time in its only thread, counts what it saw, and exits when the supervisor is gone. Native code of
+runtimes may crash here without hurting anyone. Starting, timing out and restarting it is `supervisor`'s business.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeml import golden as golden_vectors
+from edgeml import monitor as monitor_format
+from edgeml.bundle import GOLDEN, MONITOR, Bundle, read_verified
+from edgeml.errors import IncompatibleError
+from edgeml.manifest import Manifest, Task
+from edgeml.monitor import Monitor
+from edgeml.observer import Observer
+from edgeml.runtime import Session, open_session
+from edgeml.tensors import DType, TensorSpec
+
+from .health import GoldenRun
+from .ipc import (
+    Answer,
+    Channel,
+    Failure,
+    Frame,
+    Kind,
+    LoadRequest,
+    LoadResult,
+    Taken,
+    TensorBytes,
+    decode_message,
+    decode_tensors,
+    encode_answer,
+    encode_message,
+)
+from .sensors import Sensors
+
+logger = logging.getLogger(__name__)
+
+PROCESS_NAME: Final = "edgeml-worker"
+OOM_SCORE: Final = 500
+"""When memory runs out, the kernel takes a worker before the supervisor or anything else on the device."""
+_PR_SET_PDEATHSIG: Final = 1
+_RESET_PEAK: Final = b"5"
+_NUMPY: Final = {dtype: np.dtype(dtype.value) for dtype in DType}
+_DTYPES: Final = {numpy: dtype for dtype, numpy in _NUMPY.items()}
+
+Array = npt.NDArray[np.generic]
+
+
+def main(stream: socket.socket) -> NoReturn:
+    """Serve one model over a socket until told to stop or until the other end closes."""
+    _settle(stream.fileno())
+    channel = Channel(stream)
+    try:
+        Service(channel).run()
+    except (EOFError, OSError):
+        # The supervisor is gone: nobody is left to tell.
+        os._exit(1)
+    os._exit(0)
+
+
+class Service:
+    """One loaded model and its counts."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._memory = PeakMemory()
+        self._model: _Model | None = None
+
+    def run(self) -> None:
+        """Answer frames until STOP.
+
+        Raises:
+            EOFError: The supervisor closed its end.
+            OSError: The connection failed.
+        """
+        while True:
+            frame = self._channel.receive()
+            if frame.kind is Kind.STOP:
+                self._channel.send(Kind.STOPPED, frame.request_id, [])
+                return
+            try:
+                self._handle(frame)
+            except OSError:
+                raise
+            except Exception as error:  # the process boundary: whatever a model or runtime raises goes to the caller
+                failure = Failure.of(error)
+                logger.warning("%s failed: %s", frame.kind.name.lower(), failure.message)
+                self._channel.send(Kind.FAILURE, frame.request_id, encode_message(failure))
+
+    def _handle(self, frame: Frame) -> None:
+        if frame.kind is Kind.LOAD:
+            request = decode_message(frame.payload, LoadRequest)
+            self._model = _Model(request)
+            loaded = LoadResult(self._model.manifest, self._model.session.runtime, self._memory.highest_bytes())
+            self._channel.send(Kind.LOADED, frame.request_id, encode_message(loaded))
+            return
+        model = self._model
+        if model is None:
+            raise RuntimeError(f"{frame.kind.name} before a model was loaded")
+        match frame.kind:
+            case Kind.INFER:
+                self._infer(model, frame)
+            case Kind.GOLDEN:
+                run = model.compare(self._memory)
+                self._channel.send(Kind.COMPARED, frame.request_id, encode_message(run))
+            case Kind.TAKE:
+                self._channel.send(Kind.TAKEN, frame.request_id, encode_message(model.take(self._memory)))
+            case _:
+                raise RuntimeError(f"{frame.kind.name} is no request")
+
+    def _infer(self, model: _Model, frame: Frame) -> None:
+        started_ns = time.perf_counter_ns()
+        inputs = arrays(decode_tensors(frame.payload))
+        outputs = model.session.run(inputs)
+        predicted = model.predicted(inputs, outputs)
+        latency_us = (time.perf_counter_ns() - started_ns) / 1000
+        answer = Answer(tuple(map(tensor_bytes, outputs)), latency_us, predicted)
+        self._channel.send(Kind.ANSWER, frame.request_id, encode_answer(answer))
+        # Counting comes after the answer is on its way: the caller never waits for it.
+        if model.observer is not None:
+            try:
+                model.observer.observe(inputs, outputs)
+            except Exception:  # the answer is out, so there is no one to tell; serving matters more than counting
+                logger.exception("counting stops: the monitor does not fit what the model takes or gives")
+                model.observer = None
+
+
+class _Model:
+    """A verified bundle, loaded.
+
+    Raises:
+        ArtifactError: The bundle is not the one that is meant, or cannot be used.
+        ConfigError: It cannot be read.
+    """
+
+    def __init__(self, request: LoadRequest) -> None:
+        path = Path(request.path)
+        with read_verified(path, request.digest) as bundle:
+            self.manifest: Manifest = bundle.manifest
+            monitor = monitor_format.decode(bundle.read(MONITOR)) if bundle.has(MONITOR) else None
+            self.session: Session = open_session(bundle.model(), self.manifest.runtime, request.threads)
+        _check_alike(self.session.inputs, self.manifest.inputs, "inputs")
+        _check_alike(self.session.outputs, self.manifest.outputs, "outputs")
+        self.observer = None if monitor is None else self._observer(monitor)
+        self._path = path
+        self._request = request
+        self._classifies = self.manifest.task is Task.CLASSIFICATION
+
+    def _observer(self, monitor: Monitor) -> Observer | None:
+        used = {column.tensor for column in monitor.columns}
+        specs = [spec for spec in (*self.manifest.inputs, *self.manifest.outputs) if spec.name in used]
+        missing = used - {spec.name for spec in specs}
+        if missing:
+            raise IncompatibleError(f"the monitor counts {min(missing)}, which the model neither takes nor gives")
+        free = [spec.name for spec in specs if not spec.shape or any(size < 0 for size in spec.sample_shape)]
+        if free:
+            logger.warning("%s has no fixed shape; nothing is counted", free[0])
+            return None
+        return Observer(monitor, self.manifest)
+
+    def predicted(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> int | None:
+        """Class of the answer, if there is one sample and the model classifies."""
+        if not self._classifies or (inputs[0].ndim and len(inputs[0]) != 1) or not outputs[0].size:
+            return None
+        return int(outputs[0].argmax())
+
+    def compare(self, memory: PeakMemory) -> GoldenRun:
+        """Answer the golden vectors, without counting them.
+
+        Raises:
+            ArtifactError: The bundle has none, or is no longer the one that was loaded.
+        """
+        with read_verified(self._path, self._request.digest) as bundle:
+            recorded = _read_golden(bundle)
+        leading = self.manifest.inputs[0].shape[0] if self.manifest.inputs[0].shape else 1
+        step = max(leading, 1)
+        requests = [[array[i : i + step] for array in recorded.inputs] for i in range(0, recorded.samples, step)]
+        answers = [self.session.run(request) for request in requests]
+        durations_ns = []
+        for request in requests:
+            started_ns = time.perf_counter_ns()
+            self.session.run(request)
+            durations_ns.append(time.perf_counter_ns() - started_ns)
+        observed = [np.concatenate([answer[i] for answer in answers]) for i in range(len(recorded.outputs))]
+        result = golden_vectors.compare(recorded.outputs, observed, self.manifest)
+        return GoldenRun(
+            agreement=result.agreement,
+            difference_fraction=result.difference_fraction,
+            passed=result.passed,
+            latency_p50_ms=statistics.median(durations_ns) / 1e6,
+            peak_memory_bytes=memory.highest_bytes(),
+        )
+
+    def take(self, memory: PeakMemory) -> Taken:
+        """Return what was counted since the last call."""
+        highest_bytes = memory.restart()
+        if self.observer is None:
+            return Taken(None, 0, highest_bytes)
+        observation = self.observer.take()
+        return Taken(observation.sketch, observation.low_confidence, highest_bytes)
+
+
+class PeakMemory:
+    """This process' highest resident memory, of its life and since a mark."""
+
+    def __init__(self) -> None:
+        self._sensors = Sensors()
+        self._earlier_bytes = 0
+
+    def highest_bytes(self) -> int:
+        """Highest since the process started."""
+        return max(self._earlier_bytes, self._marked_bytes())
+
+    def restart(self) -> int:
+        """Return the highest since the last call, and start again."""
+        highest = self._marked_bytes()
+        self._earlier_bytes = max(self._earlier_bytes, highest)
+        _write("/proc/self/clear_refs", _RESET_PEAK)
+        return highest
+
+    def _marked_bytes(self) -> int:
+        return self._sensors.peak_rss_bytes(os.getpid()) or 0
+
+
+def arrays(tensors: Sequence[TensorBytes]) -> list[Array]:
+    """View tensors as arrays, without copying."""
+    return [np.frombuffer(tensor.data, _NUMPY[tensor.dtype]).reshape(tensor.shape) for tensor in tensors]
+
+
+def tensor_bytes(array: Array) -> TensorBytes:
+    """View an array as a tensor, copying only what is not in C order.
+
+    Raises:
+        IncompatibleError: Its type is none that edgeml serves.
+    """
+    dtype = _DTYPES.get(array.dtype)
+    if dtype is None:
+        raise IncompatibleError(f"the model gave {array.dtype}, which edgeml does not serve")
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return TensorBytes(dtype, array.shape, flat.data)
+
+
+def _read_golden(bundle: Bundle) -> golden_vectors.Golden:
+    return golden_vectors.decode(bundle.read(GOLDEN), bundle.manifest)
+
+
+def _check_alike(found: Sequence[TensorSpec], stated: Sequence[TensorSpec], what: str) -> None:
+    """Refuse a manifest that describes another model: requests are checked by it."""
+    alike = len(found) == len(stated) and all(_fit(one, other) for one, other in zip(found, stated, strict=True))
+    if not alike:
+        raise IncompatibleError(f"the model's {what} are not the ones its manifest states", hint="build the bundle again")
+
+
+def _fit(found: TensorSpec, stated: TensorSpec) -> bool:
+    same_rank = len(found.shape) == len(stated.shape)
+    return found.dtype is stated.dtype and same_rank and all(
+        a == b or a < 0 or b < 0 for a, b in zip(found.shape, stated.shape, strict=True)
+    )
+
+
+def _settle(kept_fd: int) -> None:
+    """Make a forked process a worker: its own name, no foreign descriptors, first to go when memory is short."""
+    parent = os.getppid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c goes to the whole group; the supervisor decides what it means
+    # The forkserver dies with the supervisor; so does a worker that hangs in native code and cannot see its socket close.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+    _write("/proc/self/comm", PROCESS_NAME.encode())
+    _write("/proc/self/oom_score_adj", str(OOM_SCORE).encode())
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > 2 and fd != kept_fd:
+            try:
+                os.close(fd)
+            except OSError:
+                continue  # the descriptor by which the directory was listed
+
+
+def _write(path: str, data: bytes) -> None:
+    """Write a kernel file; a kernel or a container may forbid it, and nothing depends on it."""
+    try:
+        fd = os.open(path, os.O_WRONLY)
+    except OSError:
+        return
+    try:
+        os.write(fd, data)
+    except OSError:
+        logger.debug("%s cannot be written", path)
+    finally:
+        os.close(fd)

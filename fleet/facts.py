@@ -1,0 +1,68 @@
+"""Gathers the facts by which a rollout is decided.
+
+Decides which device counts as what: suitable, reachable, asked, decided; which release is its incumbent; and which
+stored windows are trials of which arm. What follows from the facts is decided in `advance`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from edgeml.ids import DeviceId, ReleaseId
+from edgeml.trustfacts import SignedTarget
+
+from .devices import Device
+from .rollout import DeviceFacts, Facts, Rollout, Trial
+from .rollout_store import AssignmentRow
+from .telemetry_store import SliceCounts
+
+VariantFor = Callable[[ReleaseId, str], SignedTarget | None]
+"""The repository's answer to which variant of a release suits a profile."""
+
+
+def gather(
+    rollout: Rollout,
+    devices: Iterable[Device],
+    assignments: Mapping[DeviceId, AssignmentRow],
+    counts: Iterable[SliceCounts],
+    variant_for: VariantFor,
+) -> Facts:
+    """Put together what may be looked at to decide about one rollout."""
+    release = rollout.plan.release
+    suitable: dict[str, bool] = {}
+    facts = []
+    for device in devices:
+        if device.profile not in suitable:
+            suitable[device.profile] = variant_for(release, device.profile) is not None
+        facts.append(_device_facts(device, assignments.get(device.device), suitable[device.profile]))
+    incumbents = {one.device: one.incumbent for one in facts}
+    return Facts(tuple(facts), tuple(_trials(release, counts, incumbents)))
+
+
+def _device_facts(device: Device, assignment: AssignmentRow | None, suitable: bool) -> DeviceFacts:
+    if assignment is None:
+        return DeviceFacts(
+            device=device.device, online=device.online, suitable=suitable, current=device.release, incumbent=device.release
+        )
+    return DeviceFacts(
+        device=device.device,
+        online=device.online,
+        suitable=suitable,
+        deployment=assignment.deployment,
+        assigned_at_ms=assignment.assigned_at_ms,
+        outcome=assignment.outcome,
+        current=device.release,
+        incumbent=assignment.incumbent,
+        retries=assignment.retry,
+        reverting=assignment.revert,
+    )
+
+
+def _trials(
+    release: ReleaseId, counts: Iterable[SliceCounts], incumbents: Mapping[DeviceId, ReleaseId | None]
+) -> Iterable[Trial]:
+    for one in counts:
+        if one.release == release:
+            yield Trial(one.device, one.slice, candidate=True, counters=one.counters)
+        elif one.device in incumbents and one.release == incumbents[one.device]:
+            yield Trial(one.device, one.slice, candidate=False, counters=one.counters)

@@ -1,0 +1,356 @@
+"""The controller: hears the fleet, stores what it says, decides, and says what is wanted.
+
+The composition root of a running fleet. It decides nothing itself: messages are checked by `ingest`, believed by
+`twins`, rollouts moved by `advance`. Here is only the order: store first, then acknowledge; decide and store, then
+publish. All state is in the database, every time is absolute, so it may die at any instant and be started again.
+One thread, driven by `step`; the transport brings messages and takes them away.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import Counter
+from typing import Final, Protocol
+
+import msgspec
+import sqlalchemy as sa
+
+from edgeml import topics, twin
+from edgeml.clock import Clock
+from edgeml.errors import ManifestError
+from edgeml.ids import DeviceId, ReleaseId, TenantId
+from edgeml.telemetry import Stream
+from edgeml.topics import RULES, Leaf
+from edgeml.transport import Arrival, LinkDown, LinkUp, Message, Transport
+from edgeml.trustfacts import SignedTarget
+
+from . import devices as device_store
+from . import ingest, rollout_store, schema, telemetry_store, twins
+from .advance import advance
+from .config import FleetConfig
+from .deployments import desired_for
+from .devices import DesiredRow, Device
+from .facts import gather
+from .ingest import BirthHeard, Heard, PresenceHeard, ReportHeard, RowsHeard
+from .rollout import FINISHED, Decision, Facts, Rollout
+from .rollout_store import AssignmentRow
+from .store import Store, upsert
+from .telemetry_store import SliceBook
+
+logger = logging.getLogger(__name__)
+
+BATCH_S: Final = 0.1
+BATCH_MAX: Final = 1000
+LOG_EVERY_S: Final = 60.0
+HEARTBEAT_S: Final = 10.0
+PRUNE_S: Final = 3600.0
+_LOG_KEYS_MAX: Final = 10_000
+_DAY_MS: Final = 24 * 3600 * 1000
+
+
+class Releases(Protocol):
+    """Where signed variants are found."""
+
+    def variant_for(self, release: ReleaseId, profile: str) -> SignedTarget | None:
+        """Return the variant of a release that suits a profile."""
+        ...
+
+
+class Controller:
+    """One controller of one tenant."""
+
+    def __init__(self, store: Store, releases: Releases, transport: Transport, clock: Clock, config: FleetConfig) -> None:
+        self._store = store
+        self._releases = releases
+        self._transport = transport
+        self._clock = clock
+        self._config = config
+        self._tenant = TenantId(config.tenant)
+        self._session = secrets.token_hex(8)
+        self._started_at_ms = clock.now_ms()
+        self._link_since_ms = self._started_at_ms
+        self._connected = False
+        self._greet = False
+        self._acks: dict[tuple[DeviceId, str, Stream], int] = {}
+        self._outbox: dict[DeviceId, DesiredRow] = {}
+        self._books: dict[str, SliceBook] = {}
+        self._due: dict[str, float] = {}
+        self._log_after: dict[str, float] = {}
+        self.refused: Counter[str] = Counter()
+        """Messages that were not taken in, by reason."""
+        self.rows_stored = 0
+        """Telemetry rows stored for the first time since the start."""
+
+    @property
+    def presence_message(self) -> Message:
+        """What the controller says of itself while it is there."""
+        return self._presence(online=True)
+
+    @property
+    def will(self) -> Message:
+        """What the broker says of it when it vanishes."""
+        return self._presence(online=False)
+
+    def step(self, timeout_s: float) -> None:
+        """Take in what has arrived, waiting at most `timeout_s` for the first of it; then do what is due.
+
+        Raises:
+            StorageError: The database failed. Nothing was acknowledged that is not stored; start again.
+        """
+        self._take_in(self._drain(timeout_s))
+        self._say_acks()
+        if self._is_due("tick", self._config.controller_loop.tick_s):
+            self._decide()
+        if self._is_due("lagging", self._config.controller_loop.republish_s):
+            self._ask_again()
+        if self._is_due("heartbeat", HEARTBEAT_S):
+            self._heartbeat()
+        if self._is_due("prune", PRUNE_S):
+            self._prune()
+        self._say_desired()
+
+    def _drain(self, timeout_s: float) -> list[Arrival]:
+        arrivals: list[Arrival] = []
+        arrival = self._transport.receive(timeout_s)
+        until_s = self._clock.monotonic_s() + BATCH_S
+        while arrival is not None:
+            arrivals.append(arrival)
+            if len(arrivals) >= BATCH_MAX or self._clock.monotonic_s() >= until_s:
+                break
+            arrival = self._transport.receive(0.0)
+        return arrivals
+
+    def _take_in(self, arrivals: list[Arrival]) -> None:
+        heard: list[Heard] = []
+        for arrival in arrivals:
+            match arrival:
+                case LinkUp():
+                    self._on_link_up()
+                case LinkDown(reason):
+                    if self._connected:
+                        logger.warning("lost the broker: %s", reason)
+                    self._connected = False
+                    self._due.pop("heartbeat", None)
+                case Message():
+                    self._read(arrival, heard)
+        if heard:
+            with self._store.write() as connection:
+                self._store_heard(connection, heard)
+
+    def _read(self, message: Message, heard: list[Heard]) -> None:
+        if not message.payload:
+            # An empty retained message clears the topic; it says nothing.
+            return
+        try:
+            heard.append(ingest.read(message, self._tenant))
+        except ManifestError as error:
+            self._refuse("malformed", ingest.sender(message.topic) or message.topic[:200], error.message)
+
+    def _on_link_up(self) -> None:
+        self._connected = True
+        self._greet = True
+        self._link_since_ms = self._clock.now_ms()
+        self._due.pop("heartbeat", None)
+        # The broker may have come back empty: say everything retained again.
+        with self._store.read() as connection:
+            self._outbox = device_store.load_desired(connection)
+        logger.info("connected to the broker; telling it what is wanted of %d devices", len(self._outbox))
+
+    def _store_heard(self, connection: sa.Connection, heard: list[Heard]) -> None:
+        now_ms = self._clock.now_ms()
+        known = device_store.load_many(connection, {one.device for one in heard})
+        before = dict(known)
+        for one in heard:
+            device = known.get(one.device)
+            if device is None:
+                self._refuse("unknown device", one.device, "it is not enrolled (any more)")
+                continue
+            known[one.device] = self._apply(connection, device, one, now_ms)
+        for name, device in known.items():
+            if device is not before[name]:
+                device_store.save(connection, device)
+
+    def _apply(self, connection: sa.Connection, device: Device, heard: Heard, now_ms: int) -> Device:
+        match heard:
+            case PresenceHeard(_, presence):
+                return twins.on_presence(device, presence, now_ms, self._link_since_ms)
+            case BirthHeard(_, birth):
+                if birth.profile != device.profile:
+                    self._refuse("other profile", device.device, f"enrolled as {device.profile}, says {birth.profile}")
+                return twins.on_birth(device, birth, now_ms)
+            case ReportHeard(_, reported):
+                after = twins.on_report(device, reported)
+                if after is device:
+                    self.refused["old report"] += 1
+                else:
+                    self._judge(connection, device.device, reported, now_ms)
+                return after
+            case RowsHeard():
+                self.rows_stored += telemetry_store.store_rows(connection, heard, now_ms)
+                key = (device.device, heard.batch.boot, heard.stream)
+                self._acks[key] = telemetry_store.highest(connection, heard)
+                return twins.on_rows(device, now_ms)
+
+    def _judge(self, connection: sa.Connection, device: DeviceId, reported: twin.Reported, now_ms: int) -> None:
+        if reported.deployment is None or reported.outcome is None:
+            return
+        row = rollout_store.undecided(connection, device, reported.deployment)
+        verdict = twins.verdict(row.deployment, row.digest, reported) if row else None
+        if row is None or verdict is None:
+            return
+        rollout_store.decide(connection, row, verdict, now_ms)
+        logger.info("%s: %s %s %s", device, row.release, verdict.outcome.value, verdict.reason)
+
+    def _say_acks(self) -> None:
+        for (device, boot, stream), seq in list(self._acks.items()):
+            payload = twin.encode(twin.Ack(boot=boot, stream=stream.value, seq=seq))
+            if not self._publish(Leaf.ACK, device, payload):
+                # The device sends the rows again, and is then acknowledged again.
+                break
+            del self._acks[device, boot, stream]
+        if not self._connected:
+            self._acks.clear()
+
+    def _say_desired(self) -> None:
+        if self._greet and self._transport.publish(self.presence_message):
+            self._greet = False
+        said = []
+        for device, row in list(self._outbox.items()):
+            if not self._publish(Leaf.DESIRED, device, row.payload):
+                break
+            del self._outbox[device]
+            if not row.published:
+                said.append(row)
+        if said:
+            with self._store.write() as connection:
+                device_store.mark_published(connection, said)
+
+    def _ask_again(self) -> None:
+        """Say again what an online device has not answered to: brokers lose messages."""
+        with self._store.read() as connection:
+            lagging = device_store.load_lagging(connection)
+        for device, row in lagging.items():
+            self._outbox.setdefault(device, row)
+
+    def _decide(self) -> None:
+        with self._store.read() as connection:
+            rollouts = rollout_store.load_unfinished(connection)
+            if not rollouts:
+                self._books.clear()
+                return
+            fleet = device_store.load_all(connection)
+            gathered = [(rollout, self._gather(connection, rollout, fleet)) for rollout in rollouts]
+        for rollout, facts in gathered:
+            decision = advance(rollout, facts, self._clock.now_ms())
+            if decision.rollout != rollout or decision.assignments or decision.event:
+                self._carry_out(rollout, decision)
+
+    def _gather(self, connection: sa.Connection, rollout: Rollout, fleet: tuple[Device, ...]) -> Facts:
+        book = self._books.get(rollout.id)
+        if book is None:
+            slice_ms = max(1, round(self._config.controller_loop.slice_s * 1000))
+            book = self._books[rollout.id] = SliceBook(rollout.created_at_ms, slice_ms)
+        book.update(connection)
+        assignments = rollout_store.load_assignments(connection, rollout.id)
+        return gather(rollout, fleet, assignments, book.counts(), self._releases.variant_for)
+
+    def _carry_out(self, rollout: Rollout, decision: Decision) -> None:
+        now_ms = self._clock.now_ms()
+        asked: list[DesiredRow] = []
+        with self._store.write() as connection:
+            if rollout_store.load(connection, rollout.id) != rollout:
+                # The operator asked for something meanwhile; the next tick decides anew.
+                return
+            rollout_store.save(connection, decision.rollout)
+            if decision.event:
+                rollout_store.save_event(connection, decision, now_ms)
+            if decision.assignments:
+                asked = self._assign(connection, decision, now_ms)
+        for row in asked:
+            self._outbox[row.device] = row
+        if decision.event:
+            logger.info("rollout %s: %s", rollout.id, decision.event)
+        if decision.rollout.state in FINISHED:
+            self._books.pop(rollout.id, None)
+
+    def _assign(self, connection: sa.Connection, decision: Decision, now_ms: int) -> list[DesiredRow]:
+        rollout_id = decision.rollout.id
+        fleet = device_store.load_many(connection, [one.device for one in decision.assignments])
+        before = rollout_store.load_assignments(connection, rollout_id)
+        wanted = device_store.load_desired(connection)
+        asked = []
+        for assignment in decision.assignments:
+            device = fleet.get(assignment.device)
+            if device is None:
+                continue  # removed since the facts were gathered
+            known = wanted.get(device.device)
+            # A device may be ahead of the database: it was restored from a backup, or the device enrolled again.
+            generation = max(known.generation if known else 0, device.reported_generation) + 1
+            desired = desired_for(assignment, rollout_id, device, generation, self._releases.variant_for)
+            if desired is None:
+                self._refuse("no variant", device.device, f"{assignment.release} has no variant for {device.profile}")
+                continue
+            device_store.save_desired(connection, device.device, desired)
+            earlier = before.get(device.device)
+            row = AssignmentRow(
+                device=device.device,
+                deployment=desired.deployment,
+                rollout=rollout_id,
+                generation=generation,
+                release=desired.release,
+                digest=desired.digest,
+                revert=assignment.revert,
+                retry=assignment.retry,
+                incumbent=earlier.incumbent if earlier else device.release,
+                assigned_at_ms=now_ms,
+            )
+            rollout_store.save_assignment(connection, row)
+            asked.append(device_store.save_desired(connection, device.device, desired))
+        return asked
+
+    def _heartbeat(self) -> None:
+        row = {
+            "id": self._config.controller,
+            "started_at_ms": self._started_at_ms,
+            "seen_at_ms": self._clock.now_ms(),
+            "connected": self._connected,
+            "refused": msgspec.json.encode(dict(self.refused)).decode(),
+        }
+        with self._store.write() as connection:
+            upsert(connection, schema.controllers, row)
+
+    def _prune(self) -> None:
+        before_ms = self._clock.now_ms() - round(self._config.controller_loop.keep_days * _DAY_MS)
+        with self._store.write() as connection:
+            deleted = telemetry_store.prune(connection, before_ms)
+        if deleted:
+            logger.info("deleted %d rows of telemetry older than %g days", deleted, self._config.controller_loop.keep_days)
+
+    def _publish(self, leaf: Leaf, device: DeviceId, payload: bytes) -> bool:
+        rule = RULES[leaf]
+        topic = topics.device_topic(self._tenant, device, leaf)
+        return self._transport.publish(Message(topic, payload, rule.qos, rule.retain))
+
+    def _presence(self, *, online: bool) -> Message:
+        presence = twin.Presence(online=online, session=self._session, at_ms=self._started_at_ms)
+        topic = topics.controller_topic(self._tenant, self._config.controller)
+        return Message(topic, twin.encode(presence), qos=1, retain=True)
+
+    def _is_due(self, what: str, every_s: float) -> bool:
+        now_s = self._clock.monotonic_s()
+        if now_s < self._due.get(what, now_s):
+            return False
+        self._due[what] = now_s + every_s
+        return True
+
+    def _refuse(self, why: str, who: str, detail: str) -> None:
+        self.refused[why] += 1
+        now_s = self._clock.monotonic_s()
+        key = f"{why} {who}"
+        if now_s < self._log_after.get(key, now_s):
+            return
+        if len(self._log_after) >= _LOG_KEYS_MAX:
+            self._log_after.clear()
+        self._log_after[key] = now_s + LOG_EVERY_S
+        logger.warning("%s: %s: %s", who, why, detail)

@@ -1,0 +1,221 @@
+"""Telemetry in the database: windows, events, and how far each stream is stored.
+
+Decides that a row is stored exactly once, by its key (device, boot, seq), however often it is sent; and what is
+acknowledged. Checking rows is `ingest`'s business, what the counts mean `facts`' and `drift_report`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import msgspec
+import sqlalchemy as sa
+
+from edgeml.ids import DeviceId, Digest, ReleaseId
+from edgeml.monitor import Monitor
+from edgeml.monitor import decode as decode_monitor
+from edgeml.monitor import encode as encode_monitor
+from edgeml.sketch import Sketch
+from edgeml.telemetry import Counters, Event, Loss, Stream, Window
+
+from . import schema
+from .ingest import RowsHeard, judged_at_ms
+from .store import insert_new, upsert
+
+COUNTERS: Final = Counters.__struct_fields__
+
+
+class SliceCounts(msgspec.Struct, frozen=True):
+    """What one device counted with one release in one slice of time."""
+
+    device: DeviceId
+    release: ReleaseId
+    slice: int
+    counters: Counters
+
+
+class DeviceLoss(msgspec.Struct, frozen=True):
+    """What a device counted of its own rows, over all streams."""
+
+    device: DeviceId
+    loss: Loss
+
+
+class SketchedWindow(msgspec.Struct, frozen=True):
+    """A stored window with its sketch, for the drift report."""
+
+    device: DeviceId
+    at_ms: int
+    release: ReleaseId
+    sketch: Sketch
+
+
+class StoredEvent(msgspec.Struct, frozen=True):
+    """A stored event."""
+
+    device: DeviceId
+    received_at_ms: int
+    event: Event
+
+
+def store_rows(connection: sa.Connection, heard: RowsHeard, received_at_ms: int) -> int:
+    """Store a batch; return how many of its rows were new."""
+    batch = heard.batch
+    if heard.stream is Stream.WINDOWS:
+        rows = [_window_row(heard, window, received_at_ms) for window in batch.windows]
+        added = insert_new(connection, schema.windows, rows)
+    else:
+        rows = [_event_row(heard, event, received_at_ms) for event in batch.events]
+        added = insert_new(connection, schema.events, rows)
+    _raise_high(connection, heard, received_at_ms)
+    return added
+
+
+def highest(connection: sa.Connection, heard: RowsHeard) -> int:
+    """Highest sequence number stored of the batch's boot and stream."""
+    table = schema.stream_high
+    found = connection.scalar(
+        sa.select(table.c.seq).where(
+            table.c.device == heard.device, table.c.boot == heard.batch.boot, table.c.stream == heard.stream.value
+        )
+    )
+    return -1 if found is None else int(found)
+
+
+class SliceBook:
+    """Counts of each device, release and slice since a time, read once and then kept up to date."""
+
+    def __init__(self, since_ms: int, slice_ms: int) -> None:
+        self._since_ms = since_ms
+        self._slice_ms = slice_ms
+        self._last_id = 0
+        self._counts: dict[tuple[DeviceId, ReleaseId, int], Counters] = {}
+
+    def update(self, connection: sa.Connection) -> bool:
+        """Take in what was stored since the last time; return whether there was anything."""
+        table = schema.windows
+        newest = int(connection.scalar(sa.select(sa.func.max(table.c.id))) or 0)
+        if newest == self._last_id:
+            return False
+        slice_start = (table.c.at_ms - table.c.at_ms % self._slice_ms).label("slice_start")
+        sums = [sa.func.sum(table.c[name]).label(name) for name in COUNTERS]
+        statement = (
+            sa.select(table.c.device, table.c.release, slice_start, *sums)
+            .where(table.c.id > self._last_id, table.c.id <= newest, table.c.at_ms >= self._since_ms)
+            .group_by(table.c.device, table.c.release, slice_start)
+        )
+        for row in connection.execute(statement):
+            key = (DeviceId(row.device), ReleaseId(row.release), int(row.slice_start) // self._slice_ms)
+            counters = Counters(*(int(getattr(row, name)) for name in COUNTERS))
+            known = self._counts.get(key)
+            self._counts[key] = known.plus(counters) if known else counters
+        self._last_id = newest
+        return True
+
+    def counts(self) -> Iterator[SliceCounts]:
+        """Yield what was counted."""
+        for (device, release, index), counters in self._counts.items():
+            yield SliceCounts(device, release, index, counters)
+
+
+def sketched_windows(connection: sa.Connection, monitor: Digest, since_ms: int) -> Iterator[SketchedWindow]:
+    """Yield the windows of one monitor since a time, by device, oldest first."""
+    table = schema.windows
+    statement = (
+        sa.select(table.c.device, table.c.at_ms, table.c.release, table.c.sketch)
+        .where(table.c.monitor == monitor, table.c.at_ms >= since_ms)
+        .order_by(table.c.device, table.c.at_ms, table.c.seq)
+    )
+    for row in connection.execute(statement):
+        yield SketchedWindow(row.device, row.at_ms, row.release, msgspec.json.decode(row.sketch, type=Sketch))
+
+
+def recent_events(connection: sa.Connection, since_ms: int, count_max: int) -> tuple[StoredEvent, ...]:
+    """Load the newest events, newest first."""
+    table = schema.events
+    statement = sa.select(table).where(table.c.received_at_ms >= since_ms).order_by(table.c.id.desc()).limit(count_max)
+    return tuple(
+        StoredEvent(row.device, row.received_at_ms, Event(row.seq, row.kind, row.at_ms, row.detail, row.release))
+        for row in connection.execute(statement)
+    )
+
+
+def losses(connection: sa.Connection) -> dict[DeviceId, Loss]:
+    """What every device counted as produced and dropped, over its streams; a stream's newest boot says it all."""
+    table = schema.stream_high
+    newest: dict[tuple[str, str], Loss] = {}
+    for row in connection.execute(sa.select(table).order_by(table.c.updated_at_ms)):
+        newest[row.device, row.stream] = Loss(produced=row.produced, dropped=row.dropped)
+    total: dict[DeviceId, Loss] = {}
+    for (name, _stream), loss in newest.items():
+        device = DeviceId(name)
+        sum_ = total.get(device, Loss())
+        total[device] = Loss(produced=sum_.produced + loss.produced, dropped=sum_.dropped + loss.dropped)
+    return total
+
+
+def save_monitors(connection: sa.Connection, release: ReleaseId, monitors: Iterable[tuple[Digest, Monitor]]) -> None:
+    """Store the monitors of a published release."""
+    for digest, monitor in monitors:
+        upsert(connection, schema.monitors, {"digest": digest, "release": release, "body": encode_monitor(monitor).decode()})
+
+
+def load_monitors(connection: sa.Connection) -> dict[Digest, Monitor]:
+    """Load every monitor by its digest."""
+    return {Digest(row.digest): decode_monitor(row.body.encode()) for row in connection.execute(sa.select(schema.monitors))}
+
+
+def prune(connection: sa.Connection, before_ms: int) -> int:
+    """Delete windows and events received before a time; return how many rows."""
+    deleted = 0
+    for table in (schema.windows, schema.events):
+        deleted += connection.execute(table.delete().where(table.c.received_at_ms < before_ms)).rowcount
+    return deleted
+
+
+def _raise_high(connection: sa.Connection, heard: RowsHeard, received_at_ms: int) -> None:
+    row: dict[str, Any] = {
+        "device": heard.device,
+        "boot": heard.batch.boot,
+        "stream": heard.stream.value,
+        # A batch that is sent again must not lower it.
+        "seq": max(heard.last_seq, highest(connection, heard)),
+        "produced": heard.batch.loss.produced,
+        "dropped": heard.batch.loss.dropped,
+        "updated_at_ms": received_at_ms,
+    }
+    upsert(connection, schema.stream_high, row)
+
+
+def _window_row(heard: RowsHeard, window: Window, received_at_ms: int) -> dict[str, Any]:
+    row: dict[str, Any] = {name: getattr(window.counters, name) for name in COUNTERS}
+    row |= {
+        "device": heard.device,
+        "boot": heard.batch.boot,
+        "seq": window.seq,
+        "release": window.release,
+        "digest": window.digest,
+        "started_at_ms": window.started_at_ms,
+        "duration_ms": window.duration_ms,
+        "received_at_ms": received_at_ms,
+        "at_ms": judged_at_ms(window, received_at_ms),
+        "memory_bytes": window.memory_bytes,
+        "latency": msgspec.json.encode(window.latency).decode(),
+        "monitor": window.sketch.monitor if window.sketch else None,
+        "sketch": msgspec.json.encode(window.sketch).decode() if window.sketch else None,
+    }
+    return row
+
+
+def _event_row(heard: RowsHeard, event: Event, received_at_ms: int) -> dict[str, Any]:
+    return {
+        "device": heard.device,
+        "boot": heard.batch.boot,
+        "seq": event.seq,
+        "kind": event.kind,
+        "at_ms": event.at_ms,
+        "received_at_ms": received_at_ms,
+        "detail": event.detail,
+        "release": event.release,
+    }
