@@ -25,7 +25,7 @@ def agent() -> None:
 @agent.command("run")
 @CONFIG
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def run_command(config_path: Path, log_format: str) -> None:  # noqa: D301 - click reads the backslash
+def run_command(config_path: Path, log_format: str) -> None:
     """Run the agent until it is told to stop (SIGTERM or Ctrl-C).
 
     \b
@@ -44,7 +44,7 @@ def run_command(config_path: Path, log_format: str) -> None:  # noqa: D301 - cli
 @agent.command()
 @CONFIG
 @JSON
-def status(config_path: Path, as_json: bool) -> None:  # noqa: D301 - click reads the backslash
+def status(config_path: Path, as_json: bool) -> None:
     """Say what is installed and where the update machine stands, from the device's disk.
 
     \b
@@ -64,9 +64,18 @@ def status(config_path: Path, as_json: bool) -> None:  # noqa: D301 - click read
 
 @agent.command()
 @click.argument("kits", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--images", type=click.Path(dir_okay=False, path_type=Path), required=True, help="field.npz with field_x, field_y.")
-@click.option("--scenario", type=click.Path(dir_okay=False, path_type=Path), help="JSON file, read again when it changes.")
-def simulate(kits: Path, images: Path, scenario: Path | None) -> None:  # noqa: D301 - click reads the backslash
+@click.option(
+    "--images",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="field.npz with field_x, field_y.",
+)
+@click.option(
+    "--scenario",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="JSON file, read again when it changes.",
+)
+def simulate(kits: Path, images: Path, scenario: Path | None) -> None:
     """Run every device kit under KITS as a simulated device, all in this process.
 
     The update machine, journal, link, telemetry, signatures and models are the real ones; see the documentation for
@@ -88,7 +97,7 @@ def simulate(kits: Path, images: Path, scenario: Path | None) -> None:  # noqa: 
 @click.option("--url", default="http://127.0.0.1:8090", show_default=True, help="The agent's HTTP endpoint.")
 @click.option("--model", help="Model to ask; needed only if the agent serves several.")
 @JSON
-def infer(data: Path, url: str, model: str | None, as_json: bool) -> None:  # noqa: D301 - click reads the backslash
+def infer(data: Path, url: str, model: str | None, as_json: bool) -> None:
     """Ask a running agent about every sample in DATA (.npz or .json).
 
     \b
@@ -102,13 +111,19 @@ def infer(data: Path, url: str, model: str | None, as_json: bool) -> None:  # no
 
 @click.command()
 @click.argument("bundle", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--to", "storage", type=click.Path(file_okay=False, path_type=Path), required=True, help="The device's storage directory.")
+@click.option(
+    "--to",
+    "storage",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="The device's storage directory.",
+)
 @click.option(
     "--fleet", "fleet_directory", type=click.Path(file_okay=False, path_type=Path), default="fleet-home", envvar="EDGEML_FLEET",
     show_default=True, help="The fleet directory whose signed metadata cover the bundle.",
 )  # fmt: skip
 @JSON
-def flash(bundle: Path, storage: Path, fleet_directory: Path, as_json: bool) -> None:  # noqa: D301 - click reads the backslash
+def flash(bundle: Path, storage: Path, fleet_directory: Path, as_json: bool) -> None:
     """Put a signed release on a device's storage without any network.
 
     The device checks signatures, digest, profile and release counter with the same code that it uses online, when it

@@ -86,7 +86,9 @@ def load(path: Path) -> AgentConfig:
         with path.open("rb") as file:
             data = file.read(CONFIG_BYTES_MAX + 1)
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", hint="edgeml fleet device add writes this file") from error
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}", hint="edgeml fleet device add writes this file"
+        ) from error
     if len(data) > CONFIG_BYTES_MAX:
         raise ConfigError(f"{path} is longer than {CONFIG_BYTES_MAX} bytes")
     try:
@@ -116,7 +118,9 @@ def read_secret(path: Path) -> str:
         with path.open("rb") as file:
             secret = file.read(SECRET_BYTES_MAX).decode().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}", hint="edgeml fleet device add writes this file") from error
+        raise ConfigError(
+            f"cannot read {path}: {error}", hint="edgeml fleet device add writes this file"
+        ) from error
     if mode & 0o077:
         raise ConfigError(f"{path} may be read by others", hint=f"chmod 600 {path}")
     return secret
@@ -138,5 +142,7 @@ def install_anchor(config_path: Path, storage: Path) -> None:
     try:
         data = beside.read_bytes()
     except OSError as error:
-        raise ConfigError(f"no trust anchor at {beside}: {error.strerror}", hint="edgeml fleet device add writes it") from error
+        raise ConfigError(
+            f"no trust anchor at {beside}: {error.strerror}", hint="edgeml fleet device add writes it"
+        ) from error
     atomic.write_bytes(anchor, data)

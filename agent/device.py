@@ -14,7 +14,6 @@ from typing import Final, Protocol
 import msgspec
 
 from edgeml import twin
-
 from edgeml.ids import Digest, parse_release
 from edgeml.trustfacts import SignedFacts
 from edgeml.twin import Desired, DeviceState, Outcome, Reported, Slots
@@ -104,7 +103,9 @@ class Device:
             entry = msgspec.structs.replace(entry, restarts=entry.restarts + 1)
             if entry.restarts > allowed:
                 event = Event.EXHAUSTED
-                entry = msgspec.structs.replace(entry, reason=f"the agent restarted {entry.restarts} times during the trial")
+                entry = msgspec.structs.replace(
+                    entry, reason=f"the agent restarted {entry.restarts} times during the trial"
+                )
         self._apply(event, entry, now)
 
     def on_desired(self, payload: bytes, now: Moment) -> None:
@@ -159,10 +160,15 @@ class Device:
             if entry.attempt >= most and accepts(entry.state, Event.EXHAUSTED):
                 event = Event.EXHAUSTED
         if result.poisoned and entry.desired is not None:
-            entry = msgspec.structs.replace(entry, refused=(*entry.refused, entry.desired.digest)[-REFUSED_MAX:])
+            entry = msgspec.structs.replace(
+                entry, refused=(*entry.refused, entry.desired.digest)[-REFUSED_MAX:]
+            )
         if event is Event.COMMITTED and entry.facts is not None and not entry.held:
             model = parse_release(entry.facts.release)[0]
-            ratchet = {**entry.counters, model: max(entry.facts.release_counter, entry.counters.get(model, 0))}
+            ratchet = {
+                **entry.counters,
+                model: max(entry.facts.release_counter, entry.counters.get(model, 0)),
+            }
             entry = msgspec.structs.replace(entry, counters=ratchet)
         self._apply(event, entry, now)
 
@@ -204,12 +210,19 @@ class Device:
         slots = self._slots.slots
         if desired.expires_at_ms is not None and desired.expires_at_ms < now.wall_ms:
             event, entry = Event.REFUSED, msgspec.structs.replace(entry, reason="the deployment has expired")
-        elif slots.current is not None and slots.current.digest == desired.digest and entry.state is DeviceState.IDLE:
+        elif (
+            slots.current is not None
+            and slots.current.digest == desired.digest
+            and entry.state is DeviceState.IDLE
+        ):
             event = Event.SATISFIED
         elif slots.previous is not None and slots.previous.digest == desired.digest:
             event, entry = Event.HELD, msgspec.structs.replace(entry, held=True)
         elif desired.digest in entry.refused:
-            event, entry = Event.REFUSED, msgspec.structs.replace(entry, reason="this content was refused before")
+            event, entry = (
+                Event.REFUSED,
+                msgspec.structs.replace(entry, reason="this content was refused before"),
+            )
         else:
             event = Event.ASSIGNED
         self._apply(event, entry, now)
@@ -252,7 +265,7 @@ class Device:
             return entry.desired.policy.soak_s if entry.desired else 0.0
         if not entry.attempt:
             return 0.0
-        ceiling = min(BACKOFF_FIRST_S * 2 ** min(entry.attempt - 1, 16), BACKOFF_MAX_S)
+        ceiling: float = min(BACKOFF_FIRST_S * 2 ** min(entry.attempt - 1, 16), BACKOFF_MAX_S)
         # Full jitter, from a hash: devices spread out, and a test sees the same times twice.
         seed = hashlib.sha256(f"{self._name} {entry.generation} {entry.attempt}".encode()).digest()
         return ceiling * (0.5 + seed[0] / 512)
@@ -285,5 +298,3 @@ def _attempts_max(entry: Entry) -> int:
 
 def _short(reason: str) -> str:
     return " ".join(reason.split())[:REASON_MAX]
-
-

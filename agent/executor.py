@@ -120,7 +120,9 @@ class Executor:
         if delivery.target.digest != desired.digest or facts.release != desired.release:
             raise IncompatibleError(f"{desired.target} is signed as something else than the fleet asks for")
         if self._profile not in facts.profiles:
-            raise IncompatibleError(f"{desired.target} is for {', '.join(facts.profiles)}, this device is {self._profile}")
+            raise IncompatibleError(
+                f"{desired.target} is for {', '.join(facts.profiles)}, this device is {self._profile}"
+            )
         committed = entry.counters.get(parse_release(facts.release)[0], 0)
         if facts.release_counter < committed:
             raise DowngradeError(
@@ -158,9 +160,13 @@ def _result_of(action: Action, error: EdgemlError) -> Result:
             return Result(Event.REFUSED, error.message, poisoned=_is_content(error))
         case _:
             # VERIFY: what lies on the disk is wrong, so fetch it again. OBSERVE: back to the old slot.
-            return Result(Event.FAILED, error.message, poisoned=action is Action.OBSERVE and _is_content(error))
+            return Result(
+                Event.FAILED, error.message, poisoned=action is Action.OBSERVE and _is_content(error)
+            )
 
 
 def _is_content(error: EdgemlError) -> bool:
     """Tell whether the content itself is bad, not merely unfit for this device today."""
-    return isinstance(error, ArtifactError) and not isinstance(error, BudgetError | TrustError | IncompatibleError)
+    return isinstance(error, ArtifactError) and not isinstance(
+        error, BudgetError | TrustError | IncompatibleError
+    )

@@ -65,7 +65,9 @@ def deliver(job: Job, say: msgspec.json.Encoder | None = None) -> Answer:
 
     remote = job.repository.startswith(("http://", "https://"))
     source: Source = (
-        HttpSource(job.repository, job.username, job.password) if remote else DirectorySource(Path(job.repository))
+        HttpSource(job.repository, job.username, job.password)
+        if remote
+        else DirectorySource(Path(job.repository))
     )
     trust = TrustStore(Path(job.trust_directory), source, now_ms=job.now_ms)
     trust.refresh()

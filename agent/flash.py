@@ -64,7 +64,9 @@ def flash(bundle: Path, storage: Path, repository: Path, now_ms: int) -> Flashed
         if root_installed:
             atomic.write_bytes(trust / ROOT, anchor)
         elif (trust / ROOT).read_bytes() != anchor:
-            raise IncompatibleError(f"{storage} trusts another fleet", hint="use that fleet's repository, or an empty directory")
+            raise IncompatibleError(
+                f"{storage} trusts another fleet", hint="use that fleet's repository, or an empty directory"
+            )
         store = TrustStore(trust, DirectorySource(repository), now_ms=now_ms)
         target = store.target_with_digest(digest_of_file(bundle))
         inbox = storage / INBOX / target.digest[:16]
@@ -112,7 +114,9 @@ def waiting(storage: Path) -> Iterator[Offline]:
         try:
             yield Offline(twin.decode(path.read_bytes(), Desired), path.parent)
         except (OSError, ManifestError) as error:
-            raise ManifestError(f"{path} cannot be read: {error}", hint="remove it and flash again") from error
+            raise ManifestError(
+                f"{path} cannot be read: {error}", hint="remove it and flash again"
+            ) from error
 
 
 def clear(offline: Offline) -> None:
@@ -125,7 +129,10 @@ def _anchor(repository: Path) -> bytes:
     try:
         return (repository / "metadata" / "1.root.json").read_bytes()
     except OSError as error:
-        raise ConfigError(f"no signed metadata in {repository}: {error.strerror}", hint="publish the bundle first: edgeml fleet publish") from error
+        raise ConfigError(
+            f"no signed metadata in {repository}: {error.strerror}",
+            hint="publish the bundle first: edgeml fleet publish",
+        ) from error
 
 
 def as_json(flashed: Flashed) -> bytes:

@@ -70,7 +70,10 @@ def peek(path: Path) -> Entry | None:
             connection.close()
         return Entry() if row is None else msgspec.json.decode(row[0], type=Entry)
     except (sqlite3.Error, msgspec.MsgspecError) as error:
-        raise StateError(f"the journal {path} cannot be read: {error}", hint="the agent sets a broken journal aside when it starts") from error
+        raise StateError(
+            f"the journal {path} cannot be read: {error}",
+            hint="the agent sets a broken journal aside when it starts",
+        ) from error
 
 
 class Journal:
@@ -100,7 +103,9 @@ class Journal:
         if row is None:
             return Entry()
         if row[0] > JOURNAL_VERSION:
-            raise StateError(f"the journal has version {row[0]}; this edgeml reads {JOURNAL_VERSION}", hint="update edgeml")
+            raise StateError(
+                f"the journal has version {row[0]}; this edgeml reads {JOURNAL_VERSION}", hint="update edgeml"
+            )
         try:
             return msgspec.json.decode(row[1], type=Entry)
         except msgspec.MsgspecError:
@@ -122,7 +127,9 @@ class Journal:
                     (JOURNAL_VERSION, msgspec.json.encode(entry)),
                 )
         except sqlite3.Error as error:
-            raise StorageError(f"cannot write the journal {self._path}: {error}", hint="free space on that file system") from error
+            raise StorageError(
+                f"cannot write the journal {self._path}: {error}", hint="free space on that file system"
+            ) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -134,8 +141,12 @@ class Journal:
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
         with self._connection:
-            self._connection.execute("CREATE TABLE IF NOT EXISTS journal (id INTEGER PRIMARY KEY, version INTEGER, entry BLOB)")
-            self._connection.execute("CREATE TABLE IF NOT EXISTS boots (id INTEGER PRIMARY KEY AUTOINCREMENT)")
+            self._connection.execute(
+                "CREATE TABLE IF NOT EXISTS journal (id INTEGER PRIMARY KEY, version INTEGER, entry BLOB)"
+            )
+            self._connection.execute(
+                "CREATE TABLE IF NOT EXISTS boots (id INTEGER PRIMARY KEY AUTOINCREMENT)"
+            )
 
     def _next_boot(self) -> str:
         """Name this life of the agent: ordered, and never used twice even if the journal is lost."""
@@ -143,7 +154,9 @@ class Journal:
             with self._connection:
                 cursor = self._connection.execute("INSERT INTO boots DEFAULT VALUES")
         except sqlite3.Error as error:
-            raise StorageError(f"cannot write the journal {self._path}: {error}", hint="free space on that file system") from error
+            raise StorageError(
+                f"cannot write the journal {self._path}: {error}", hint="free space on that file system"
+            ) from error
         return f"{cursor.lastrowid:08d}-{secrets.token_hex(3)}"
 
     def _quarantine(self) -> None:

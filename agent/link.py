@@ -38,7 +38,9 @@ class Identity:
 class Link:
     """One device's conversation with the fleet. Not thread-safe."""
 
-    def __init__(self, identity: Identity, device: Device, uplink: Uplink, inventory: Callable[[Moment], Birth]) -> None:
+    def __init__(
+        self, identity: Identity, device: Device, uplink: Uplink, inventory: Callable[[Moment], Birth]
+    ) -> None:
         self._identity = identity
         self._device = device
         self._uplink = uplink
@@ -68,7 +70,9 @@ class Link:
             case LinkUp():
                 self._up = True
                 self.outbox.clear()
-                self._say(Leaf.STATE, Presence(online=True, session=self._identity.session, at_ms=now.wall_ms))
+                self._say(
+                    Leaf.STATE, Presence(online=True, session=self._identity.session, at_ms=now.wall_ms)
+                )
                 self._say(Leaf.BIRTH, self._inventory(now))
                 self._say(Leaf.REPORTED, self._device.reported(now))
                 self._uplink.on_link_up(now.monotonic_s)
@@ -91,7 +95,9 @@ class Link:
 
     def farewell(self, now: Moment) -> Message:
         """Say that the device goes away on purpose."""
-        return self._message(Leaf.STATE, twin.encode(Presence(online=False, session=self._identity.session, at_ms=now.wall_ms)))
+        return self._message(
+            Leaf.STATE, twin.encode(Presence(online=False, session=self._identity.session, at_ms=now.wall_ms))
+        )
 
     def _hear_message(self, topic: str, payload: bytes, now: Moment) -> None:
         address = topics.parse(topic)

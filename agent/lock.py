@@ -32,7 +32,9 @@ def hold(storage: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise ConfigError(f"another agent runs on {storage}", hint="stop it first, or give this one its own storage") from error
+        raise ConfigError(
+            f"another agent runs on {storage}", hint="stop it first, or give this one its own storage"
+        ) from error
     return descriptor
 
 

@@ -130,7 +130,9 @@ def step(state: S, event: Event) -> tuple[S, Action]:
     try:
         return TRANSITIONS[(state, event)]
     except KeyError:
-        raise StateError(f"the update machine has no transition for {event.value} in state {state.value}") from None
+        raise StateError(
+            f"the update machine has no transition for {event.value} in state {state.value}"
+        ) from None
 
 
 def accepts(state: S, event: Event) -> bool:
@@ -141,5 +143,8 @@ def accepts(state: S, event: Event) -> bool:
 def diagram() -> str:
     """Mermaid text of the table, for the documentation."""
     lines = ["stateDiagram-v2", "    [*] --> idle"]
-    lines += [f"    {state.value} --> {after.value}: {event.value} / {action.value}" for (state, event), (after, action) in TRANSITIONS.items()]
+    lines += [
+        f"    {state.value} --> {after.value}: {event.value} / {action.value}"
+        for (state, event), (after, action) in TRANSITIONS.items()
+    ]
     return "\n".join(lines) + "\n"

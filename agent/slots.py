@@ -84,7 +84,9 @@ class SlotTable:
         Raises:
             StorageError: The disk refused.
         """
-        kept = also_keep | {slot.digest for slot in (self._slots.current, self._slots.previous, self._slots.factory) if slot}
+        kept = also_keep | {
+            slot.digest for slot in (self._slots.current, self._slots.previous, self._slots.factory) if slot
+        }
         removed = 0
         try:
             for path in self.store.iterdir() if self.store.exists() else ():

@@ -36,7 +36,8 @@ class Status(msgspec.Struct, frozen=True):
             f"current   {_slot(self.slots.current)}",
             f"previous  {_slot(self.slots.previous)}",
             f"factory   {_slot(self.slots.factory)}",
-            f"updates   {self.state.value}" + (f", last outcome {self.outcome.value}" if self.outcome else ""),
+            f"updates   {self.state.value}"
+            + (f", last outcome {self.outcome.value}" if self.outcome else ""),
             *([f"reason    {self.reason}"] if self.reason else []),
         ]
 

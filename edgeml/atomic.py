@@ -20,9 +20,13 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 def storage_error(error: OSError, path: Path) -> EdgemlError:
     """Say what the disk refused, with what to do."""
     if error.errno in _FULL:
-        return StorageError(f"no space left for {path}", hint="free space on that file system and run it again")
+        return StorageError(
+            f"no space left for {path}", hint="free space on that file system and run it again"
+        )
     if error.errno in {errno.EROFS, errno.EACCES, errno.EPERM}:
-        return StorageError(f"cannot write {path}: {error.strerror}", hint="check the owner and the mount of that directory")
+        return StorageError(
+            f"cannot write {path}: {error.strerror}", hint="check the owner and the mount of that directory"
+        )
     return StorageError(f"cannot write {path}: {error.strerror or error}", hint="check the disk")
 
 

@@ -47,7 +47,9 @@ class Bundle:
         try:
             self._file = path.open("rb")
         except OSError as error:
-            raise ConfigError(f"cannot open bundle {path}: {error.strerror}", hint="check the path") from error
+            raise ConfigError(
+                f"cannot open bundle {path}: {error.strerror}", hint="check the path"
+            ) from error
         try:
             self._zip = self._checked_zip()
             self.manifest: Manifest = manifest_format.decode(self._raw(MANIFEST))
@@ -59,7 +61,9 @@ class Bundle:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -82,7 +86,9 @@ class Bundle:
             raise ArtifactError(f"{self.path.name} has no {name}")
         data = self._raw(name)
         if len(data) != entry.length_bytes or digest_of(data) != entry.sha256:
-            raise DigestMismatchError(f"{name} in {self.path.name} is not what its manifest states", hint="get the bundle again")
+            raise DigestMismatchError(
+                f"{name} in {self.path.name} is not what its manifest states", hint="get the bundle again"
+            )
         return data
 
     def model(self) -> bytes:
@@ -101,20 +107,28 @@ class Bundle:
     def _checked_zip(self) -> zipfile.ZipFile:
         size = self._file.seek(0, io.SEEK_END)
         if size > BUNDLE_BYTES_MAX:
-            raise ArtifactError(f"{self.path.name} has {size} bytes, more than a bundle may have ({BUNDLE_BYTES_MAX})")
+            raise ArtifactError(
+                f"{self.path.name} has {size} bytes, more than a bundle may have ({BUNDLE_BYTES_MAX})"
+            )
         try:
             archive = zipfile.ZipFile(self._file)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            raise ArtifactError(f"{self.path.name} is not a bundle: {error}", hint="it may be truncated; get it again") from error
+            raise ArtifactError(
+                f"{self.path.name} is not a bundle: {error}", hint="it may be truncated; get it again"
+            ) from error
         infos = archive.infolist()
         names = [info.filename for info in infos]
         if len(set(names)) != len(names) or not set(names) <= set(MEMBERS) or MANIFEST not in names:
-            raise ArtifactError(f"{self.path.name} is not a bundle: it holds {', '.join(sorted(names)[:8]) or 'nothing'}")
+            raise ArtifactError(
+                f"{self.path.name} is not a bundle: it holds {', '.join(sorted(names)[:8]) or 'nothing'}"
+            )
         end = 0
         for info in sorted(infos, key=lambda one: one.header_offset):
             stored = info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size
             if not stored or info.flag_bits & 0x1 or info.header_offset < end or info.file_size > size:
-                raise ArtifactError(f"{self.path.name}: member {info.filename} is compressed, encrypted or overlaps another")
+                raise ArtifactError(
+                    f"{self.path.name}: member {info.filename} is compressed, encrypted or overlaps another"
+                )
             end = info.header_offset + info.file_size
         return archive
 
@@ -122,13 +136,20 @@ class Bundle:
         try:
             return self._zip.read(name)
         except (zipfile.BadZipFile, EOFError, OSError, KeyError, NotImplementedError) as error:
-            raise ArtifactError(f"{name} in {self.path.name} cannot be read: {error}", hint="get the bundle again") from error
+            raise ArtifactError(
+                f"{name} in {self.path.name} cannot be read: {error}", hint="get the bundle again"
+            ) from error
 
     def _check_entries(self) -> None:
-        present = {info.filename: info.file_size for info in self._zip.infolist() if info.filename != MANIFEST}
+        present = {
+            info.filename: info.file_size for info in self._zip.infolist() if info.filename != MANIFEST
+        }
         stated = {entry.name: entry.length_bytes for entry in self.manifest.files}
         if present != stated:
-            raise ArtifactError(f"{self.path.name}: its members are not the ones its manifest lists", hint="get the bundle again")
+            raise ArtifactError(
+                f"{self.path.name}: its members are not the ones its manifest lists",
+                hint="get the bundle again",
+            )
 
 
 def write_bundle(path: Path, manifest: Manifest, members: Mapping[str, bytes]) -> Manifest:
@@ -146,8 +167,14 @@ def write_bundle(path: Path, manifest: Manifest, members: Mapping[str, bytes]) -
     names = [name for name in MEMBERS if name in members]
     entries = tuple(FileEntry(name, digest_of(members[name]), len(members[name])) for name in names)
     complete = msgspec.structs.replace(manifest, files=entries)
-    with replacing(path, mode=0o644) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in [(MANIFEST, manifest_format.encode(complete)), *((name, members[name]) for name in names)]:
+    with (
+        replacing(path, mode=0o644) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+    ):
+        for name, data in [
+            (MANIFEST, manifest_format.encode(complete)),
+            *((name, members[name]) for name in names),
+        ]:
             info = zipfile.ZipInfo(name, _EPOCH)
             info.external_attr = 0o644 << 16
             archive.writestr(info, data)
@@ -167,5 +194,7 @@ def read_verified(path: Path, digest: Digest) -> Bundle:
     except OSError as error:
         raise ConfigError(f"cannot read bundle {path}: {error.strerror}", hint="check the path") from error
     if observed != digest:
-        raise DigestMismatchError(f"{path.name} has digest {observed[:12]}…, signed metadata states {digest[:12]}…")
+        raise DigestMismatchError(
+            f"{path.name} has digest {observed[:12]}…, signed metadata states {digest[:12]}…"
+        )
     return Bundle(path)

@@ -43,7 +43,9 @@ class Rooms(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of the built-in commands and of every room's."""
-        return sorted({*super().list_commands(ctx), *(entry.name for entry in metadata.entry_points(group=GROUP))})
+        return sorted(
+            {*super().list_commands(ctx), *(entry.name for entry in metadata.entry_points(group=GROUP))}
+        )
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Find a command, loading its room's command line only."""
@@ -79,7 +81,7 @@ def _not_installed(command: click.Command, name: str, missing: list[str]) -> cli
 @click.group(cls=Rooms, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="edgeml")
 @click.option("-v", "--verbose", count=True, help="Say more: -v what is done, -vv every detail.")
-def edgeml(verbose: int) -> None:  # noqa: D301 - click reads the backslash
+def edgeml(verbose: int) -> None:
     """Shrink models for edge devices, push them in signed waves, keep them honest in the field.
 
     \b
@@ -106,7 +108,7 @@ def _register() -> None:
 
 @edgeml.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:  # noqa: D301 - click reads the backslash
+def completion(shell: str) -> None:
     """Print shell completion code.
 
     \b

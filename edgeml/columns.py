@@ -74,10 +74,14 @@ class Extractor:
         self._columns = columns
         self._projections: dict[str, Floats] = {}
         for name, spec in self._specs.items():
-            count = sum(column.tensor == name and column.statistic is Statistic.PROJECTION for column in columns)
+            count = sum(
+                column.tensor == name and column.statistic is Statistic.PROJECTION for column in columns
+            )
             size = thinned_size(spec.sample_elements)
             if count:
-                self._projections[name] = np.stack([signs(index, size) for index in range(count)]).T / np.float32(np.sqrt(size))
+                self._projections[name] = np.stack(
+                    [signs(index, size) for index in range(count)]
+                ).T / np.float32(np.sqrt(size))
 
     def extract(self, rows: dict[str, npt.NDArray[np.generic]]) -> Floats:
         """Compute columns.

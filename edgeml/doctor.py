@@ -35,35 +35,49 @@ class Finding:
 
 def examine() -> tuple[Finding, ...]:
     """Look at this machine."""
-    findings = [Finding("python", good=True, said=f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores")]
+    findings = [
+        Finding(
+            "python",
+            good=True,
+            said=f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores",
+        )
+    ]
     for extra, packages in PACKAGES.items():
         missing = [name for name in packages if name not in OPTIONAL and util.find_spec(name) is None]
         findings.append(
             Finding(
-                f"[{extra}]", good=not missing, said="installed" if not missing else f"missing: {', '.join(missing)}",
+                f"[{extra}]",
+                good=not missing,
+                said="installed" if not missing else f"missing: {', '.join(missing)}",
                 hint=f"pip install 'edgeml-fleet[{extra}]'" if missing else "",
-            )  # fmt: skip
+            )
         )
     runtimes = [name for name in ("onnxruntime", "ai-edge-litert", "tflite-runtime") if _version(name)]
     findings.append(
         Finding(
-            "runtimes", good=bool(runtimes), said=", ".join(f"{name} {_version(name)}" for name in runtimes) or "none",
+            "runtimes",
+            good=bool(runtimes),
+            said=", ".join(f"{name} {_version(name)}" for name in runtimes) or "none",
             hint="" if runtimes else "pip install 'edgeml-fleet[agent]'",
-        )  # fmt: skip
+        )
     )
     mosquitto = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
     findings.append(
         Finding(
-            "mosquitto", good=mosquitto is not None, said=mosquitto or "not installed; the embedded broker is for trying out only",
+            "mosquitto",
+            good=mosquitto is not None,
+            said=mosquitto or "not installed; the embedded broker is for trying out only",
             hint="" if mosquitto else "apt-get install mosquitto",
-        )  # fmt: skip
+        )
     )
     owners = sorted(set(metadata.packages_distributions().get("agent", ())) - {"edgeml-fleet"})
     findings.append(
         Finding(
-            "import names", good=not owners, said=f"package 'agent' also comes from {', '.join(owners)}" if owners else "no clash",
+            "import names",
+            good=not owners,
+            said=f"package 'agent' also comes from {', '.join(owners)}" if owners else "no clash",
             hint=f"pip uninstall {' '.join(owners)}" if owners else "",
-        )  # fmt: skip
+        )
     )
     return tuple(findings)
 
@@ -77,7 +91,7 @@ def _version(package: str) -> str:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(as_json: bool) -> None:  # noqa: D301 - click reads the backslash
+def doctor(as_json: bool) -> None:
     """Say what works on this machine, and how to get the rest.
 
     \b

@@ -49,7 +49,9 @@ def chunk_list(path: Path, chunk_bytes: int) -> bytes:
     return b"".join(digests)
 
 
-def fetch(source: Source, target: SignedTarget, directory: Path, progress: Progress = lambda _done, _all: None) -> Fetched:
+def fetch(
+    source: Source, target: SignedTarget, directory: Path, progress: Progress = lambda _done, _all: None
+) -> Fetched:
     """Fetch a target into `directory`, resuming what an earlier call left there.
 
     Returns the path of the complete file, named by its digest. A file already complete is only hashed.
@@ -69,7 +71,9 @@ def fetch(source: Source, target: SignedTarget, directory: Path, progress: Progr
             return Fetched(complete, 0)
         size = target.facts.chunk_bytes
         if not CHUNK_BYTES_MIN <= size <= CHUNK_BYTES_MAX:
-            raise ArtifactError(f"signed chunks of {size} bytes are outside {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX}")
+            raise ArtifactError(
+                f"signed chunks of {size} bytes are outside {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX}"
+            )
         digests, received = _chunk_digests(source, target, directory)
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "r+b") as file:
@@ -80,7 +84,9 @@ def fetch(source: Source, target: SignedTarget, directory: Path, progress: Progr
                     received += _receive(stream, file, done, _Job(target, digests, progress))
         if digest_of_file(partial) != target.digest:
             partial.unlink()
-            raise DigestMismatchError(f"{target.path} has right chunks and a wrong whole", hint="the release was published wrongly")
+            raise DigestMismatchError(
+                f"{target.path} has right chunks and a wrong whole", hint="the release was published wrongly"
+            )
         partial.replace(complete)
         (directory / f"{target.digest}.chunks").unlink(missing_ok=True)
         atomic.sync_directory(directory)
@@ -164,15 +170,20 @@ def _receive(stream: Stream, file: BinaryIO, done: int, job: _Job) -> int:
             del pending[:length]
             if hashlib.sha256(chunk).digest() != job.digests[index]:
                 raise DigestMismatchError(
-                    f"chunk {index} of {job.target.path} is not the signed one", hint="the server or a proxy changes content"
+                    f"chunk {index} of {job.target.path} is not the signed one",
+                    hint="the server or a proxy changes content",
                 )
             file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
             index += 1
-            job.progress(min(index * job.target.facts.chunk_bytes, job.target.length_bytes), job.target.length_bytes)
+            job.progress(
+                min(index * job.target.facts.chunk_bytes, job.target.length_bytes), job.target.length_bytes
+            )
         if index == len(job.digests):
             if pending:
                 raise DigestMismatchError(f"the server sends more of {job.target.path} than signed")
             return received
-    raise TransferError(f"the connection ended after {file.tell()} of {job.target.length_bytes} bytes of {job.target.path}")
+    raise TransferError(
+        f"the connection ended after {file.tell()} of {job.target.length_bytes} bytes of {job.target.path}"
+    )

@@ -79,7 +79,8 @@ class DriftTest:
     def __init__(self, monitor: Monitor) -> None:
         self.monitor = monitor
         self._evidence = [
-            CountEvidence(column.spacings, column.design_effect, ordered=not column.is_categorical) for column in monitor.columns
+            CountEvidence(column.spacings, column.design_effect, ordered=not column.is_categorical)
+            for column in monitor.columns
         ]
 
     def assess(self, windows: Sequence[Sketch]) -> DeviceDrift:
@@ -93,12 +94,22 @@ class DriftTest:
             counts = np.array([window.counts[position] for window in recent], float)
             suffixes = np.cumsum(counts[::-1], axis=0)
             spans = [span for span in LOOK_BACKS if span <= len(recent)]
-            log_e = float(np.logaddexp.reduce(self._evidence[position].log_e(suffixes[[span - 1 for span in spans]])))
+            log_e = float(
+                np.logaddexp.reduce(self._evidence[position].log_e(suffixes[[span - 1 for span in spans]]))
+            )
             logs.append(log_e)
             best = suffixes[-1]
             rows = int(best.sum())
-            shift = 0.0 if column.is_categorical else sum(window.sums[position] for window in recent) / STANDARD_SCALE / rows
-            columns.append(ColumnDrift(column.name, log_e, corrected_psi(best, column.spacings, column.design_effect), shift))
+            shift = (
+                0.0
+                if column.is_categorical
+                else sum(window.sums[position] for window in recent) / STANDARD_SCALE / rows
+            )
+            columns.append(
+                ColumnDrift(
+                    column.name, log_e, corrected_psi(best, column.spacings, column.design_effect), shift
+                )
+            )
         columns.sort(key=lambda one: (-one.log_e, one.column))
         mean = float(np.logaddexp.reduce(logs) - np.log(len(logs)))
         return DeviceDrift(mean, sum(window.rows for window in recent), tuple(columns))
@@ -117,7 +128,7 @@ def corrected_psi(counts: Doubles, spacings: tuple[float, ...], design_effect: f
     p = (live + 0.5) / (n + 0.5 * len(live))
     q = (reference + 0.5) / (m + 0.5 * len(reference))
     raw = float(((p - q) * np.log(p / q)).sum())
-    return max(0.0, raw - (bins - 1) * design_effect * (1 / n + 1 / m))
+    return max(0.0, raw - float((bins - 1) * design_effect * (1 / n + 1 / m)))
 
 
 def e_benjamini_hochberg(log_e: npt.NDArray[np.float64], rate: float) -> npt.NDArray[np.bool_]:
@@ -144,7 +155,11 @@ def verdicts(drifts: Mapping[str, DeviceDrift], horizon_windows: int = HORIZON_W
     result = {}
     for name, is_flagged in zip(names, flagged, strict=True):
         drift = drifts[name]
-        certain = [column for column in drift.columns if column.log_e - np.log(horizon_windows) > np.log(1 / FALSE_DISCOVERY_RATE)]
+        certain = [
+            column
+            for column in drift.columns
+            if column.log_e - np.log(horizon_windows) > np.log(1 / FALSE_DISCOVERY_RATE)
+        ]
         effect = max((column.effect for column in certain), default=0.0)
         if drift.rows < ROWS_MIN:
             result[name] = Verdict.UNKNOWN

@@ -31,7 +31,7 @@ _HALF_LOG_2PI: Final = 0.9189385332046727
 
 
 def log_gamma(x: Doubles) -> Doubles:
-    """ln Gamma for x > 0, relative error below 1e-11, without scipy (which a device does not have).
+    """Ln Gamma for x > 0, relative error below 1e-11, without scipy (which a device does not have).
 
     Stirling's series after shifting small arguments by eight.
     """
@@ -84,7 +84,9 @@ class CountEvidence:
         """Log e-value of counts [..., bins + 1], the last bin being the missing one."""
         effective = np.asarray(counts, float) / self._effect
         null = log_dirichlet_multinomial(effective, self._alpha)
-        diffuse = np.stack([log_dirichlet_multinomial(effective, c * self._mass + 0.05) for c in CONCENTRATIONS], -1)
+        diffuse = np.stack(
+            [log_dirichlet_multinomial(effective, c * self._mass + 0.05) for c in CONCENTRATIONS], -1
+        )
         smooth = effective @ self._tilts.T
         alternative = np.logaddexp(log_mean_exp(diffuse, -1), log_mean_exp(smooth, -1)) - np.log(2)
         result: Doubles = alternative - null
@@ -98,7 +100,9 @@ def _tilted(mass: Doubles, *, ordered: bool) -> Doubles:
     if ordered:
         middle = np.cumsum(mass) - mass / 2
         normal = NormalDist()
-        score = np.clip([normal.inv_cdf(min(max(u, 1e-9), 1 - 1e-9)) for u in middle], -SCORE_LIMIT, SCORE_LIMIT)
+        score = np.clip(
+            [normal.inv_cdf(min(max(u, 1e-9), 1 - 1e-9)) for u in middle], -SCORE_LIMIT, SCORE_LIMIT
+        )
         score[-1] = 0.0
         width = np.append((score**2 - 1)[:-1] / 2, 0.0)
         for size in TILTS:
@@ -135,5 +139,7 @@ def log_e_two_arms(first: Doubles, second: Doubles, share: Doubles) -> float:
     logs = []
     for ratio in RATE_RATIOS:
         theta = rho * ratio / (rho * ratio + 1 - rho)
-        logs.append(float((bad_second * np.log(theta / rho) + bad_first * np.log((1 - theta) / (1 - rho))).sum()))
+        logs.append(
+            float((bad_second * np.log(theta / rho) + bad_first * np.log((1 - theta) / (1 - rho))).sum())
+        )
     return float(log_mean_exp(np.array(logs), 0))

@@ -51,7 +51,9 @@ class GoldenResult:
 
     def describe(self) -> str:
         """One line for a report."""
-        return f"agreement {self.agreement:.3f}, largest difference {self.difference_fraction:.4f} of the range"
+        return (
+            f"agreement {self.agreement:.3f}, largest difference {self.difference_fraction:.4f} of the range"
+        )
 
 
 def encode(golden: Golden) -> bytes:
@@ -59,7 +61,7 @@ def encode(golden: Golden) -> bytes:
     file = io.BytesIO()
     arrays = {f"input_{i}": array for i, array in enumerate(golden.inputs)}
     arrays |= {f"output_{i}": array for i, array in enumerate(golden.outputs)}
-    np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
+    np.savez(file, allow_pickle=False, **arrays)
     return file.getvalue()
 
 
@@ -82,8 +84,14 @@ def decode(data: bytes, manifest: Manifest) -> Golden:
         raise ManifestError(f"the golden vectors cannot be read: {error}") from error
     golden = Golden(inputs, outputs)
     for array, spec in zip((*inputs, *outputs), (*manifest.inputs, *manifest.outputs), strict=True):
-        if array.ndim != len(spec.shape) or str(array.dtype) != spec.dtype.value or len(array) != golden.samples:
-            raise ManifestError(f"the golden vectors of {spec.name} have another shape or type than the model")
+        if (
+            array.ndim != len(spec.shape)
+            or str(array.dtype) != spec.dtype.value
+            or len(array) != golden.samples
+        ):
+            raise ManifestError(
+                f"the golden vectors of {spec.name} have another shape or type than the model"
+            )
     return golden
 
 
@@ -102,7 +110,9 @@ def compare(recorded: Sequence[Array], observed: Sequence[Array], manifest: Mani
         agreement = float((_classes(recorded[0]) == _classes(observed[0])).mean())
     else:
         agreement = 1.0
-    return GoldenResult(agreement, difference, agreement >= AGREEMENT_MIN and difference <= TOLERANCE_FRACTION)
+    return GoldenResult(
+        agreement, difference, agreement >= AGREEMENT_MIN and difference <= TOLERANCE_FRACTION
+    )
 
 
 def _classes(scores: Array) -> npt.NDArray[np.intp]:

@@ -60,7 +60,9 @@ def parse_release(text: str) -> tuple[str, str]:
     """
     model, at, version = text.partition("@")
     if not at or not is_name(model) or not is_name(version):
-        raise ConfigError(f"{text!r} is not a release", hint="write it as model@version, for example digits@1.0.0")
+        raise ConfigError(
+            f"{text!r} is not a release", hint="write it as model@version, for example digits@1.0.0"
+        )
     return model, version
 
 

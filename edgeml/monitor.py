@@ -109,7 +109,9 @@ def decode(data: bytes) -> Monitor:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestError(f"the monitor is not valid: {error}") from error
     if monitor.format_version != FORMAT_VERSION:
-        raise IncompatibleError(f"the monitor has format {monitor.format_version}; this edgeml reads {FORMAT_VERSION}")
+        raise IncompatibleError(
+            f"the monitor has format {monitor.format_version}; this edgeml reads {FORMAT_VERSION}"
+        )
     if len(monitor.columns) > COLUMNS_MAX:
         raise ManifestError(f"the monitor has {len(monitor.columns)} columns, more than {COLUMNS_MAX}")
     for column in monitor.columns:
@@ -118,8 +120,12 @@ def decode(data: bytes) -> Monitor:
 
 
 def _check(column: Column) -> None:
-    finite = all(math.isfinite(value) for value in (*column.edges, *column.spacings, column.centre, column.spread))
-    bins_fit = 2 <= len(column.spacings) <= BINS_MAX and (column.is_categorical or len(column.spacings) == len(column.edges) + 1)
+    finite = all(
+        math.isfinite(value) for value in (*column.edges, *column.spacings, column.centre, column.spread)
+    )
+    bins_fit = 2 <= len(column.spacings) <= BINS_MAX and (
+        column.is_categorical or len(column.spacings) == len(column.edges) + 1
+    )
     ascending = all(low < high for low, high in itertools.pairwise(column.edges))
     positive = all(value > 0 for value in column.spacings) and column.spread > 0 and column.design_effect >= 1
     if not (finite and bins_fit and ascending and positive):

@@ -45,7 +45,14 @@ class Login:
 class PahoTransport:
     """A paho client with an inbox. Threads: paho's loop fills the inbox, one consumer empties it."""
 
-    def __init__(self, login: Login, *, subscriptions: tuple[str, ...], will: Message | None = None, keepalive_s: int = 30) -> None:
+    def __init__(
+        self,
+        login: Login,
+        *,
+        subscriptions: tuple[str, ...],
+        will: Message | None = None,
+        keepalive_s: int = 30,
+    ) -> None:
         self._login = login
         self._subscriptions = subscriptions
         self._keepalive_s = keepalive_s
@@ -54,7 +61,9 @@ class PahoTransport:
         self._closed = False
         self._unconfirmed = 0
         self._count = threading.Lock()
-        client = paho.Client(CallbackAPIVersion.VERSION2, client_id=login.client_id, protocol=paho.MQTTv311, clean_session=True)
+        client = paho.Client(
+            CallbackAPIVersion.VERSION2, client_id=login.client_id, protocol=paho.MQTTv311, clean_session=True
+        )
         client.username_pw_set(login.username, login.password)
         client.max_inflight_messages_set(IN_FLIGHT_MAX)
         client.reconnect_delay_set(RECONNECT_MIN_S, RECONNECT_MAX_S)
@@ -90,11 +99,9 @@ class PahoTransport:
         with self._count:
             self._unconfirmed += 1
         info = self._client.publish(message.topic, message.payload, message.qos, message.retain)
-        if info.rc != paho.MQTT_ERR_SUCCESS:
-            # The link died between the check and the call. paho has queued QoS 1 and will send it later; the
-            # protocol allows duplicates, so saying "not taken" is safe.
-            return False
-        return True
+        # If the link died between the check and the call, paho has queued QoS 1 and will send it later; the
+        # protocol allows duplicates, so saying "not taken" is safe.
+        return bool(info.rc == paho.MQTT_ERR_SUCCESS)
 
     def receive(self, timeout_s: float) -> Arrival | None:
         """Return the next arrival, or None after the timeout."""
@@ -110,7 +117,9 @@ class PahoTransport:
             self._client.disconnect()
             self._client.loop_stop()
 
-    def _on_connect(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+    def _on_connect(
+        self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any
+    ) -> None:
         if reason.is_failure:
             logger.warning("broker %s:%s refused the login: %s", self._login.host, self._login.port, reason)
             self._put(LinkDown(f"login refused: {reason}"))
@@ -122,8 +131,12 @@ class PahoTransport:
         else:
             self._up()
 
-    def _on_subscribe(self, _client: paho.Client, _data: Any, _mid: int, reasons: list[Any], _properties: Any) -> None:
-        refused = [topic for topic, reason in zip(self._subscriptions, reasons, strict=False) if reason.is_failure]
+    def _on_subscribe(
+        self, _client: paho.Client, _data: Any, _mid: int, reasons: list[Any], _properties: Any
+    ) -> None:
+        refused = [
+            topic for topic, reason in zip(self._subscriptions, reasons, strict=False) if reason.is_failure
+        ]
         if refused:
             logger.error("the broker refused the subscription to %s", ", ".join(refused))
         self._up()
@@ -132,14 +145,18 @@ class PahoTransport:
         self._connected.set()
         self._put(LinkUp())
 
-    def _on_disconnect(self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+    def _on_disconnect(
+        self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any
+    ) -> None:
         self._connected.clear()
         self._put(LinkDown(str(reason)))
 
     def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
         self._put(Message(message.topic, bytes(message.payload), message.qos, message.retain))
 
-    def _on_publish(self, _client: paho.Client, _data: Any, _mid: int, _reason: Any, _properties: Any) -> None:
+    def _on_publish(
+        self, _client: paho.Client, _data: Any, _mid: int, _reason: Any, _properties: Any
+    ) -> None:
         with self._count:
             self._unconfirmed = max(0, self._unconfirmed - 1)
 

@@ -73,7 +73,9 @@ class Observer:
                 self._flush()
             return
         for row in range(samples):
-            self.observe([array[row : row + 1] for array in inputs], [array[row : row + 1] for array in outputs])
+            self.observe(
+                [array[row : row + 1] for array in inputs], [array[row : row + 1] for array in outputs]
+            )
 
     def take(self) -> Observation:
         """Return all that was counted since the last call, and start again from zero."""
@@ -84,7 +86,8 @@ class Observer:
                 monitor=self._digest,
                 rows=self._rows,
                 counts=tuple(
-                    tuple(counts[low:high].tolist()) for low, high in zip(self._offsets[:-1], self._offsets[1:], strict=True)
+                    tuple(counts[low:high].tolist())
+                    for low, high in zip(self._offsets[:-1], self._offsets[1:], strict=True)
                 ),
                 sums=tuple(self._sums.tolist()),
                 squares=tuple(self._squares.tolist()),
@@ -118,7 +121,9 @@ class Observer:
         index[~finite] = (np.array(self._bins)[:, None] - 1).repeat(filled, axis=1)[~finite]
         index += self._offsets[:-1, None]
         self._counts += np.bincount(index.ravel(), minlength=len(self._counts))
-        standard = np.clip((values.astype(np.float64) - self._centre) / self._spread, -STANDARD_LIMIT, STANDARD_LIMIT)
+        standard = np.clip(
+            (values.astype(np.float64) - self._centre) / self._spread, -STANDARD_LIMIT, STANDARD_LIMIT
+        )
         standard = np.where(finite & self._numeric, standard, 0.0)
         self._sums += np.rint(standard * STANDARD_SCALE).astype(np.int64).sum(axis=1)
         self._squares += np.rint(standard * standard * STANDARD_SCALE).astype(np.int64).sum(axis=1)

@@ -56,7 +56,9 @@ class Quantity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: str
 
 
-class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+class HardwareProfile(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True
+):
     """What a class of hardware offers.
 
     `model_memory` is what a model and its runtime may take of `memory`; `model_storage` what one variant may take of
@@ -102,7 +104,9 @@ def decode(data: bytes, source: str) -> HardwareProfile:
     try:
         profile = msgspec.toml.decode(data, type=HardwareProfile)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ConfigError(f"profile {source}: {error}", hint="compare it with `edgeml profiles show generic-x86-64 --toml`") from error
+        raise ConfigError(
+            f"profile {source}: {error}", hint="compare it with `edgeml profiles show generic-x86-64 --toml`"
+        ) from error
     if not is_name(profile.name):
         raise ConfigError(f"profile {source}: {profile.name!r} is not a valid name", hint="use a-z 0-9 . _ -")
     for field, unit in UNITS.items():
@@ -115,7 +119,9 @@ def decode(data: bytes, source: str) -> HardwareProfile:
 def names() -> tuple[str, ...]:
     """Names of the profiles that ship with edgeml."""
     folder = importlib.resources.files("hardware_profiles")
-    return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")))
+    return tuple(
+        sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    )
 
 
 def read(name_or_path: str) -> bytes:
@@ -129,9 +135,14 @@ def read(name_or_path: str) -> bytes:
             with Path(name_or_path).open("rb") as file:
                 return file.read(PROFILE_BYTES_MAX + 1)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            raise ConfigError(f"cannot read profile {name_or_path!r}: {error}", hint="check the path") from error
+            raise ConfigError(
+                f"cannot read profile {name_or_path!r}: {error}", hint="check the path"
+            ) from error
     if name_or_path not in names():
-        raise ConfigError(f"unknown profile {name_or_path!r}", hint=f"one of {', '.join(names())}, or a path to a .toml file")
+        raise ConfigError(
+            f"unknown profile {name_or_path!r}",
+            hint=f"one of {', '.join(names())}, or a path to a .toml file",
+        )
     return (importlib.resources.files("hardware_profiles") / f"{name_or_path}.toml").read_bytes()
 
 

@@ -30,7 +30,7 @@ def profiles() -> None:
     Example:
         edgeml profiles list
         edgeml profiles show raspberry-pi-4
-    """  # noqa: D301  # click reads the control character, so the docstring must not be raw
+    """  # click reads the control character, so the docstring must not be raw
 
 
 @profiles.command("list")
@@ -46,7 +46,7 @@ def list_(form: str | None) -> None:
 
     Raises:
         ConfigError: A shipped profile is damaged.
-    """  # noqa: D301
+    """
     shipped = [profiles_.load(name) for name in profiles_.names()]
     if form == "json":
         click.echo(_json(shipped))
@@ -84,7 +84,7 @@ def show(name_or_path: str, form: str | None) -> None:
 
     Raises:
         ConfigError: There is no such profile, or it is not valid.
-    """  # noqa: D301
+    """
     data = profiles_.read(name_or_path)
     profile = profiles_.decode(data, name_or_path)
     match form:

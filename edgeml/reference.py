@@ -33,7 +33,9 @@ _PLACEHOLDER: Final = (1.0, 1.0)
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 
-def build_monitor(manifest: Manifest, inputs: Arrays, outputs: Arrays, latency_slow_ms: float | None = None) -> Monitor:
+def build_monitor(
+    manifest: Manifest, inputs: Arrays, outputs: Arrays, latency_slow_ms: float | None = None
+) -> Monitor:
     """Make the monitor of a variant.
 
     Args:
@@ -46,18 +48,28 @@ def build_monitor(manifest: Manifest, inputs: Arrays, outputs: Arrays, latency_s
         ConfigError: Fewer than ROWS_MIN rows, or values that are not finite.
     """
     planned = plan(manifest)
-    specs = tuple(spec for spec in (*manifest.inputs, *manifest.outputs) if any(c.tensor == spec.name for c in planned))
+    specs = tuple(
+        spec for spec in (*manifest.inputs, *manifest.outputs) if any(c.tensor == spec.name for c in planned)
+    )
     arrays = {**inputs, **outputs}
     rows = len(arrays[specs[0].name])
     if rows < ROWS_MIN:
-        raise ConfigError(f"{rows} reference samples are too few", hint=f"give at least {ROWS_MIN}; some hundreds are better")
+        raise ConfigError(
+            f"{rows} reference samples are too few",
+            hint=f"give at least {ROWS_MIN}; some hundreds are better",
+        )
     thinned = {spec.name: thin(np.asarray(arrays[spec.name]), rows) for spec in specs}
     values = Extractor(planned, specs, manifest.scores).extract(thinned)
     if not np.isfinite(values).all():
         name = planned[int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])].name
-        raise ConfigError(f"the reference data give values that are not finite in {name}", hint="remove NaN and infinity from the data")
+        raise ConfigError(
+            f"the reference data give values that are not finite in {name}",
+            hint="remove NaN and infinity from the data",
+        )
     columns = tuple(_fit(column, values[i], manifest) for i, column in enumerate(planned))
-    confidence = next((values[i] for i, column in enumerate(planned) if column.statistic is Statistic.CONFIDENCE), None)
+    confidence = next(
+        (values[i] for i, column in enumerate(planned) if column.statistic is Statistic.CONFIDENCE), None
+    )
     low = None if confidence is None else float(np.quantile(confidence, LOW_CONFIDENCE_FRACTION))
     return Monitor(columns=columns, reference_rows=rows, confidence_low=low, latency_slow_ms=latency_slow_ms)
 

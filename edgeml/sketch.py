@@ -39,13 +39,20 @@ def merge(first: Sketch, second: Sketch) -> Sketch:
     Raises:
         IncompatibleError: They are of different monitors or shapes.
     """
-    alike = first.monitor == second.monitor and [len(row) for row in first.counts] == [len(row) for row in second.counts]
+    alike = first.monitor == second.monitor and [len(row) for row in first.counts] == [
+        len(row) for row in second.counts
+    ]
     if not alike:
-        raise IncompatibleError("sketches of different monitors cannot be merged", hint="compare windows of the same release only")
+        raise IncompatibleError(
+            "sketches of different monitors cannot be merged", hint="compare windows of the same release only"
+        )
     return Sketch(
         monitor=first.monitor,
         rows=first.rows + second.rows,
-        counts=tuple(tuple(a + b for a, b in zip(x, y, strict=True)) for x, y in zip(first.counts, second.counts, strict=True)),
+        counts=tuple(
+            tuple(a + b for a, b in zip(x, y, strict=True))
+            for x, y in zip(first.counts, second.counts, strict=True)
+        ),
         sums=tuple(a + b for a, b in zip(first.sums, second.sums, strict=True)),
         squares=tuple(a + b for a, b in zip(first.squares, second.squares, strict=True)),
     )

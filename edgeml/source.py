@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import http.client
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -46,7 +46,7 @@ class Source(Protocol):
         """
         ...
 
-    def blob(self, digest: Digest, offset: int) -> contextmanager[Stream]:  # type: ignore[valid-type]  # the decorator's result
+    def blob(self, digest: Digest, offset: int) -> AbstractContextManager[Stream]:
         """Open a blob from `offset` on.
 
         Raises:
@@ -118,12 +118,18 @@ class HttpSource:
     @contextmanager
     def _open(self, url: str, headers: dict[str, str]) -> Iterator[urllib3.BaseHTTPResponse]:
         try:
-            response = self._pool.request("GET", url, headers=self._headers | headers, preload_content=False, redirect=False)
+            response = self._pool.request(
+                "GET", url, headers=self._headers | headers, preload_content=False, redirect=False
+            )
         except urllib3.exceptions.HTTPError as error:
-            raise LinkDownError(f"cannot reach {url}: {_reason(error)}", hint="check the address and the network") from error
+            raise LinkDownError(
+                f"cannot reach {url}: {_reason(error)}", hint="check the address and the network"
+            ) from error
         try:
             if response.status in _PERMANENT:
-                raise PermanentTransferError(f"{url}: the server answers {response.status}", hint="check the address and the login")
+                raise PermanentTransferError(
+                    f"{url}: the server answers {response.status}", hint="check the address and the login"
+                )
             if response.status not in {http.client.OK, http.client.PARTIAL_CONTENT}:
                 raise TransferError(f"{url}: the server answers {response.status}")
             yield response

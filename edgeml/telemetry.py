@@ -134,7 +134,15 @@ def latency_bin(latency_us: float) -> int:
         return 0
     mantissa, exponent = math.frexp(latency_us)
     # 2^(i/4): four bins to an octave; mantissa is in [0.5, 1)
-    quarter = 0 if mantissa < 0.5946035575013605 else 1 if mantissa < 0.7071067811865476 else 2 if mantissa < 0.8408964152537145 else 3
+    quarter = (
+        0
+        if mantissa < 0.5946035575013605
+        else 1
+        if mantissa < 0.7071067811865476
+        else 2
+        if mantissa < 0.8408964152537145
+        else 3
+    )
     return min((exponent - 1) * 4 + quarter, LATENCY_BINS - 1)
 
 
@@ -149,4 +157,3 @@ def latency_quantile_ms(histogram: tuple[int, ...], fraction: float) -> float | 
         if seen >= fraction * total:
             return float(2.0 ** ((index + 1) / 4) / 1000.0)
     return None
-

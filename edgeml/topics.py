@@ -98,7 +98,9 @@ def up_filters(tenant: TenantId) -> tuple[str, ...]:
 
 def down_filters(tenant: TenantId, device: DeviceId) -> tuple[str, ...]:
     """What a device subscribes to."""
-    return tuple(device_topic(tenant, device, leaf) for leaf, rule in RULES.items() if rule.direction is Direction.DOWN)
+    return tuple(
+        device_topic(tenant, device, leaf) for leaf, rule in RULES.items() if rule.direction is Direction.DOWN
+    )
 
 
 def parse(topic: str) -> Address | None:
@@ -125,7 +127,11 @@ def may_publish(tenant: TenantId, user: str, topic: str) -> bool:
         if topic.startswith(f"{ROOT}/{tenant}/ctl/") and topic.endswith("/state"):
             return True
         address = parse(topic)
-        return address is not None and address.tenant == tenant and RULES[address.leaf].direction is Direction.DOWN
+        return (
+            address is not None
+            and address.tenant == tenant
+            and RULES[address.leaf].direction is Direction.DOWN
+        )
     address = parse(topic)
     return (
         address is not None

@@ -9,23 +9,33 @@ Fetching the blob is `edgeml.download`'s business; what a device does with it, t
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from types import TracebackType
+from typing import Final
 
 import msgspec
 from tuf.api import exceptions as tuf_errors
-from tuf.ngclient import Updater, UpdaterConfig
+from tuf.ngclient.config import UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
+from tuf.ngclient.updater import Updater
 
 from . import atomic
-from .errors import ConfigError, EdgemlError, IncompatibleError, PermanentTransferError, TransferError, TrustError
+from .errors import (
+    ConfigError,
+    EdgemlError,
+    IncompatibleError,
+    PermanentTransferError,
+    TransferError,
+    TrustError,
+)
 from .ids import Digest, is_digest
 from .source import Source
-from .trustfacts import SignedFacts as SignedFacts
-from .trustfacts import SignedTarget as SignedTarget
+from .trustfacts import SignedFacts, SignedTarget
+
+__all__ = ["CHUNK_BYTES", "ROOT", "SignedFacts", "SignedTarget", "TrustStore", "TrustedTime"]
 
 CHUNK_BYTES: Final = 256 << 10
 ROOT: Final = "root.json"
@@ -56,18 +66,24 @@ class TrustStore:
         try:
             root = (directory / ROOT).read_bytes()
         except OSError as error:
-            raise ConfigError(f"{directory} holds no {ROOT}", hint="give the device its root: edgeml fleet device add") from error
+            raise ConfigError(
+                f"{directory} holds no {ROOT}", hint="give the device its root: edgeml fleet device add"
+            ) from error
         cache = directory / "metadata"
         cache.mkdir(parents=True, exist_ok=True)
         try:
             self._updater = Updater(
-                str(cache), "edgeml:", fetcher=_Fetcher(source), config=UpdaterConfig(prefix_targets_with_hash=False), bootstrap=root
+                str(cache),
+                "edgeml:",
+                fetcher=_Fetcher(source),
+                config=UpdaterConfig(prefix_targets_with_hash=False),
+                bootstrap=root,
             )
         except tuf_errors.RepositoryError as error:
             raise TrustError(f"the root metadata is not valid: {error}") from error
         # Not public API: tuf reads the machine's clock at construction and offers no other way to set it.
-        self._updater._trusted_set.reference_time = datetime.datetime.fromtimestamp(  # noqa: SLF001
-            self.time.at_ms / 1000, datetime.UTC
+        self._updater._trusted_set.reference_time = dt.datetime.fromtimestamp(  # noqa: SLF001
+            self.time.at_ms / 1000, dt.UTC
         )
 
     def refresh(self) -> None:
@@ -121,7 +137,7 @@ class TrustStore:
             floor_ms = int((self._directory / _FLOOR).read_text())
         except (OSError, ValueError):
             floor_ms = 0
-        newest_ms = int(datetime.datetime(_NEWEST_PLAUSIBLE_YEAR, 1, 1, tzinfo=datetime.UTC).timestamp() * 1000)
+        newest_ms = int(dt.datetime(_NEWEST_PLAUSIBLE_YEAR, 1, 1, tzinfo=dt.UTC).timestamp() * 1000)
         if now_ms < floor_ms or now_ms > newest_ms:
             return TrustedTime(floor_ms, clock_trusted=False)
         return TrustedTime(now_ms, clock_trusted=True)
@@ -153,7 +169,9 @@ class _mapped_errors:  # noqa: N801 - used as a statement
     def __enter__(self) -> None:
         """Nothing to prepare."""
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Raise our error for tuf's.
 
         Raises:
@@ -166,11 +184,16 @@ class _mapped_errors:  # noqa: N801 - used as a statement
                     hint="sign a new timestamp (edgeml fleet serve does it), or set this machine's clock",
                 ) from error
             case tuf_errors.DownloadHTTPError():
-                raise PermanentTransferError(f"signed metadata is missing: {error}", hint="check the repository's address") from error
+                raise PermanentTransferError(
+                    f"signed metadata is missing: {error}", hint="check the repository's address"
+                ) from error
             case tuf_errors.DownloadError():
                 raise TransferError(f"signed metadata cannot be fetched: {error}") from error
             case tuf_errors.RepositoryError():
-                raise TrustError(f"signed metadata is refused: {error}", hint="check that the device's root.json is this fleet's") from error
+                raise TrustError(
+                    f"signed metadata is refused: {error}",
+                    hint="check that the device's root.json is this fleet's",
+                ) from error
             case EdgemlError():
                 return
             case OSError():

@@ -104,7 +104,10 @@ class Slots(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def holding(self, digest: Digest) -> Slot | None:
         """Find the slot with this digest."""
-        return next((slot for slot in (self.current, self.previous, self.factory) if slot and slot.digest == digest), None)
+        return next(
+            (slot for slot in (self.current, self.previous, self.factory) if slot and slot.digest == digest),
+            None,
+        )
 
 
 class Reported(Message, frozen=True, kw_only=True):

@@ -135,11 +135,6 @@ def load_desired(connection: sa.Connection) -> dict[DeviceId, DesiredRow]:
     return _desired(connection.execute(sa.select(desired_table)))
 
 
-def load_unpublished(connection: sa.Connection) -> dict[DeviceId, DesiredRow]:
-    """Load what the broker was not told yet."""
-    return _desired(connection.execute(sa.select(desired_table).where(desired_table.c.published.is_(False))))
-
-
 def load_lagging(connection: sa.Connection) -> dict[DeviceId, DesiredRow]:
     """Load what online devices have not answered to."""
     statement = (

@@ -63,8 +63,8 @@ class _Units:
     device: Indices
     slice: Indices
     candidate: Flags
-    counts: npt.NDArray[np.int64]
-    """[units, counters]"""
+    counts: Doubles
+    """[units, counters]; not integers, which a hostile count could overflow."""
 
     def select(self, chosen: Flags) -> _Units:
         return _Units(self.device[chosen], self.slice[chosen], self.candidate[chosen], self.counts[chosen])
@@ -79,14 +79,15 @@ def _units(trials: Sequence[Trial]) -> _Units:
     times, slices = np.unique(np.fromiter(map(operator.attrgetter("slice"), trials), np.int64, size), return_inverse=True)
     arm = np.fromiter(map(operator.attrgetter("candidate"), trials), np.intp, size)
     flat = itertools.chain.from_iterable(map(msgspec.structs.astuple, map(operator.attrgetter("counters"), trials)))
-    counts = np.fromiter(flat, np.int64, size * len(_COUNTERS)).reshape(size, len(_COUNTERS))
-    key = (arm * max(len(times), 1) + slices) * max(len(index), 1) + device
-    keys, first, inverse = np.unique(key, return_index=True, return_inverse=True)
-    if len(keys) < size:
-        counts = np.stack([np.bincount(inverse, column, len(keys)) for column in counts.T.astype(float)], 1).astype(np.int64)
-    else:
-        counts = counts[first]
-    return _Units(device[first], slices[first].astype(np.intp), arm[first].astype(bool), counts)
+    counts = np.fromiter(flat, np.float64, size * len(_COUNTERS)).reshape(size, len(_COUNTERS))
+    units = _Units(device, slices.astype(np.intp), arm.astype(bool), counts)
+    keys, first, inverse = np.unique(
+        (arm * len(times) + slices) * len(index) + device, return_index=True, return_inverse=True
+    )
+    if len(keys) == size:
+        return units
+    summed = np.stack([np.bincount(inverse, column, len(keys)) for column in counts.T], 1)
+    return _Units(device[first], units.slice[first], units.candidate[first], summed)
 
 
 def _metric_evidence(metric: Metric, every: _Units) -> MetricEvidence:
@@ -101,8 +102,8 @@ def _metric_evidence(metric: Metric, every: _Units) -> MetricEvidence:
         case Metric.SLOW:
             trials, bad = column["inferences"], column["slow"]
     # Counts come from devices: bad ones are at most all, and none is negative.
-    trials = np.maximum(trials, 0)
-    bad = np.clip(bad, 0, trials)
+    trials = np.maximum(trials, 0.0)
+    bad = np.clip(bad, 0.0, trials)
     candidate = every.candidate
     candidate_trials, incumbent_trials = int(trials[candidate].sum()), int(trials[~candidate].sum())
     log_e = 0.0

@@ -62,10 +62,18 @@ def save(connection: sa.Connection, rollout: Rollout) -> None:
 
 
 def load(connection: sa.Connection, rollout_id: str) -> Rollout | None:
-    """Load one rollout; inside a writing transaction no other one changes it meanwhile."""
+    """Load one rollout."""
     table = schema.rollouts
-    body = connection.scalar(sa.select(table.c.body).where(table.c.id == rollout_id).with_for_update())
+    body = connection.scalar(sa.select(table.c.body).where(table.c.id == rollout_id))
     return msgspec.json.decode(body, type=Rollout) if body else None
+
+
+def lock(connection: sa.Connection, rollout_id: str) -> Rollout | None:
+    """Load one rollout, and let nobody else change it before this transaction ends."""
+    table = schema.rollouts
+    # SQLite needs no more than the writing transaction that this is called in.
+    connection.execute(sa.select(table.c.id).where(table.c.id == rollout_id).with_for_update())
+    return load(connection, rollout_id)
 
 
 def load_all(connection: sa.Connection) -> tuple[Rollout, ...]:
@@ -79,7 +87,7 @@ def load_unfinished(connection: sa.Connection) -> tuple[Rollout, ...]:
     """Load the rollouts that still go somewhere, oldest first."""
     table = schema.rollouts
     statement = sa.select(table.c.body).where(table.c.state.in_(_UNFINISHED)).order_by(table.c.created_at_ms)
-    return tuple(msgspec.json.decode(body, type=Rollout) for body in connection.scalars(statement.with_for_update()))
+    return tuple(msgspec.json.decode(body, type=Rollout) for body in connection.scalars(statement))
 
 
 def save_event(connection: sa.Connection, decision: Decision, now_ms: int) -> None:

@@ -45,6 +45,7 @@ BATCH_MAX: Final = 1000
 LOG_EVERY_S: Final = 60.0
 HEARTBEAT_S: Final = 10.0
 PRUNE_S: Final = 3600.0
+GOODBYE_S: Final = 1.0
 _LOG_KEYS_MAX: Final = 10_000
 _DAY_MS: Final = 24 * 3600 * 1000
 
@@ -57,17 +58,37 @@ class Releases(Protocol):
         ...
 
 
+def new_session() -> str:
+    """Name one life of a controller."""
+    return secrets.token_hex(8)
+
+
+def presence_message(config: FleetConfig, session: str, at_ms: int, *, online: bool) -> Message:
+    """What a controller says of itself; with `online` false also its last will."""
+    topic = topics.controller_topic(TenantId(config.tenant), config.controller)
+    return Message(topic, twin.encode(twin.Presence(online=online, session=session, at_ms=at_ms)), qos=1, retain=True)
+
+
 class Controller:
     """One controller of one tenant."""
 
-    def __init__(self, store: Store, releases: Releases, transport: Transport, clock: Clock, config: FleetConfig) -> None:
+    def __init__(
+        self,
+        store: Store,
+        releases: Releases,
+        transport: Transport,
+        clock: Clock,
+        config: FleetConfig,
+        *,
+        session: str = "",
+    ) -> None:
         self._store = store
         self._releases = releases
         self._transport = transport
         self._clock = clock
         self._config = config
         self._tenant = TenantId(config.tenant)
-        self._session = secrets.token_hex(8)
+        self._session = session or new_session()
         self._started_at_ms = clock.now_ms()
         self._link_since_ms = self._started_at_ms
         self._connected = False
@@ -82,15 +103,13 @@ class Controller:
         self.rows_stored = 0
         """Telemetry rows stored for the first time since the start."""
 
-    @property
-    def presence_message(self) -> Message:
-        """What the controller says of itself while it is there."""
-        return self._presence(online=True)
-
-    @property
-    def will(self) -> Message:
-        """What the broker says of it when it vanishes."""
-        return self._presence(online=False)
+    def say_goodbye(self) -> None:
+        """Say that the controller goes away on purpose, and wait a moment for the broker to have heard it."""
+        if not self._transport.publish(presence_message(self._config, self._session, self._clock.now_ms(), online=False)):
+            return
+        until_s = self._clock.monotonic_s() + GOODBYE_S
+        while self._transport.unconfirmed and self._clock.monotonic_s() < until_s:
+            self._transport.receive(0.05)
 
     def step(self, timeout_s: float) -> None:
         """Take in what has arrived, waiting at most `timeout_s` for the first of it; then do what is due.
@@ -187,9 +206,9 @@ class Controller:
                     self._judge(connection, device.device, reported, now_ms)
                 return after
             case RowsHeard():
-                self.rows_stored += telemetry_store.store_rows(connection, heard, now_ms)
-                key = (device.device, heard.batch.boot, heard.stream)
-                self._acks[key] = telemetry_store.highest(connection, heard)
+                stored = telemetry_store.store_rows(connection, heard, now_ms)
+                self.rows_stored += stored.added
+                self._acks[device.device, heard.batch.boot, heard.stream] = stored.seq
                 return twins.on_rows(device, now_ms)
 
     def _judge(self, connection: sa.Connection, device: DeviceId, reported: twin.Reported, now_ms: int) -> None:
@@ -213,8 +232,10 @@ class Controller:
             self._acks.clear()
 
     def _say_desired(self) -> None:
-        if self._greet and self._transport.publish(self.presence_message):
-            self._greet = False
+        if self._greet:
+            self._greet = not self._transport.publish(
+                presence_message(self._config, self._session, self._clock.now_ms(), online=True)
+            )
         said = []
         for device, row in list(self._outbox.items()):
             if not self._publish(Leaf.DESIRED, device, row.payload):
@@ -259,7 +280,7 @@ class Controller:
         now_ms = self._clock.now_ms()
         asked: list[DesiredRow] = []
         with self._store.write() as connection:
-            if rollout_store.load(connection, rollout.id) != rollout:
+            if rollout_store.lock(connection, rollout.id) != rollout:
                 # The operator asked for something meanwhile; the next tick decides anew.
                 return
             rollout_store.save(connection, decision.rollout)
@@ -331,11 +352,6 @@ class Controller:
         rule = RULES[leaf]
         topic = topics.device_topic(self._tenant, device, leaf)
         return self._transport.publish(Message(topic, payload, rule.qos, rule.retain))
-
-    def _presence(self, *, online: bool) -> Message:
-        presence = twin.Presence(online=online, session=self._session, at_ms=self._started_at_ms)
-        topic = topics.controller_topic(self._tenant, self._config.controller)
-        return Message(topic, twin.encode(presence), qos=1, retain=True)
 
     def _is_due(self, what: str, every_s: float) -> bool:
         now_s = self._clock.monotonic_s()

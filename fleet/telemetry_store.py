@@ -26,6 +26,15 @@ from .store import insert_new, upsert
 COUNTERS: Final = Counters.__struct_fields__
 
 
+class Stored(msgspec.Struct, frozen=True):
+    """What storing a batch came to."""
+
+    added: int
+    """Rows that were not stored before."""
+    seq: int
+    """Highest sequence number stored of the batch's boot and stream."""
+
+
 class SliceCounts(msgspec.Struct, frozen=True):
     """What one device counted with one release in one slice of time."""
 
@@ -59,8 +68,8 @@ class StoredEvent(msgspec.Struct, frozen=True):
     event: Event
 
 
-def store_rows(connection: sa.Connection, heard: RowsHeard, received_at_ms: int) -> int:
-    """Store a batch; return how many of its rows were new."""
+def store_rows(connection: sa.Connection, heard: RowsHeard, received_at_ms: int) -> Stored:
+    """Store a batch whose rows may be there already."""
     batch = heard.batch
     if heard.stream is Stream.WINDOWS:
         rows = [_window_row(heard, window, received_at_ms) for window in batch.windows]
@@ -68,19 +77,7 @@ def store_rows(connection: sa.Connection, heard: RowsHeard, received_at_ms: int)
     else:
         rows = [_event_row(heard, event, received_at_ms) for event in batch.events]
         added = insert_new(connection, schema.events, rows)
-    _raise_high(connection, heard, received_at_ms)
-    return added
-
-
-def highest(connection: sa.Connection, heard: RowsHeard) -> int:
-    """Highest sequence number stored of the batch's boot and stream."""
-    table = schema.stream_high
-    found = connection.scalar(
-        sa.select(table.c.seq).where(
-            table.c.device == heard.device, table.c.boot == heard.batch.boot, table.c.stream == heard.stream.value
-        )
-    )
-    return -1 if found is None else int(found)
+    return Stored(added, _raise_high(connection, heard, received_at_ms))
 
 
 class SliceBook:
@@ -174,18 +171,16 @@ def prune(connection: sa.Connection, before_ms: int) -> int:
     return deleted
 
 
-def _raise_high(connection: sa.Connection, heard: RowsHeard, received_at_ms: int) -> None:
-    row: dict[str, Any] = {
-        "device": heard.device,
-        "boot": heard.batch.boot,
-        "stream": heard.stream.value,
-        # A batch that is sent again must not lower it.
-        "seq": max(heard.last_seq, highest(connection, heard)),
-        "produced": heard.batch.loss.produced,
-        "dropped": heard.batch.loss.dropped,
-        "updated_at_ms": received_at_ms,
-    }
-    upsert(connection, schema.stream_high, row)
+def _raise_high(connection: sa.Connection, heard: RowsHeard, received_at_ms: int) -> int:
+    table = schema.stream_high
+    key = {"device": heard.device, "boot": heard.batch.boot, "stream": heard.stream.value}
+    known = connection.scalar(sa.select(table.c.seq).filter_by(**key))
+    # A batch that is sent again must not lower it.
+    seq = max(heard.last_seq, -1 if known is None else int(known))
+    loss = heard.batch.loss
+    counted = {"seq": seq, "produced": loss.produced, "dropped": loss.dropped, "updated_at_ms": received_at_ms}
+    upsert(connection, table, key | counted)
+    return seq
 
 
 def _window_row(heard: RowsHeard, window: Window, received_at_ms: int) -> dict[str, Any]:

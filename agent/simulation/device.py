@@ -60,7 +60,9 @@ class SimulatedDevice:
         limits = BufferLimits(rows_max=config.telemetry.rows_max, bytes_max=config.telemetry.bytes_max)
         self._buffer = Buffer(storage / "telemetry.db", self._journal.boot, limits)
         identity = Identity(TenantId(config.tenant), DeviceId(config.device), self._journal.boot)
-        self._link = Link(identity, self._device, Uplink(self._buffer, identity.tenant, identity.device), self._birth)
+        self._link = Link(
+            identity, self._device, Uplink(self._buffer, identity.tenant, identity.device), self._birth
+        )
         self._windows = Windows(config.telemetry.window_s)
         self._observers: dict[Digest, Observer] = {}
         self._labels: deque[tuple[float, str, int]] = deque()
@@ -135,13 +137,23 @@ class SimulatedDevice:
         if observer is not None:
             observer.observe([images], outputs)
         scores = to_real(outputs[0].reshape(count, -1), loaded.manifest.outputs[0])
-        slow = loaded.monitor is not None and loaded.monitor.latency_slow_ms is not None and latency_us / 1000 > loaded.monitor.latency_slow_ms
+        slow = (
+            loaded.monitor is not None
+            and loaded.monitor.latency_slow_ms is not None
+            and latency_us / 1000 > loaded.monitor.latency_slow_ms
+        )
         for pick, predicted in zip(picks, scores.argmax(axis=1).tolist(), strict=True):
             self._asked += 1
             request = f"{self._journal.boot}-{self._asked}"
             self._windows.answered(key, latency_us, predicted, request, slow)
             if self._random.random() < self._shared.scenario.labelled_fraction:
-                self._labels.append((now_s + self._shared.scenario.label_delay_s, request, int(self._shared.field.labels[pick])))
+                self._labels.append(
+                    (
+                        now_s + self._shared.scenario.label_delay_s,
+                        request,
+                        int(self._shared.field.labels[pick]),
+                    )
+                )
 
     def _observer(self, digest: Digest, loaded: Loaded) -> Observer | None:
         if loaded.monitor is None:

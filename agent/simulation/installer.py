@@ -83,7 +83,12 @@ class SharedInstaller:
                 try:
                     self._shared.load(slots.current.digest)
                 except EdgemlError as error:
-                    logger.warning("%s: slot %s cannot be served: %s", self._config.device, slots.current.release, error.message)
+                    logger.warning(
+                        "%s: slot %s cannot be served: %s",
+                        self._config.device,
+                        slots.current.release,
+                        error.message,
+                    )
                 else:
                     self._table.write(slots)
                     self.serving = slots.current

@@ -78,7 +78,10 @@ class Shared:
                 watch = monitor.decode(opened.read(bundle.MONITOR)) if opened.has(bundle.MONITOR) else None
                 if opened.has(bundle.GOLDEN):
                     recorded = golden.decode(opened.read(bundle.GOLDEN), opened.manifest)
-                    answers = [session.run([array[i : i + 1] for array in recorded.inputs]) for i in range(recorded.samples)]
+                    answers = [
+                        session.run([array[i : i + 1] for array in recorded.inputs])
+                        for i in range(recorded.samples)
+                    ]
                     observed = [np.concatenate(parts) for parts in zip(*answers, strict=True)]
                     result = golden.compare(recorded.outputs, observed, opened.manifest)
                     if not result.passed:
@@ -95,7 +98,9 @@ class Shared:
             try:
                 self.scenario = msgspec.json.decode(self.scenario_path.read_bytes(), type=Scenario)
             except msgspec.MsgspecError as error:
-                raise ConfigError(f"{self.scenario_path}: {error}", hint="see the fields of Scenario in the documentation") from error
+                raise ConfigError(
+                    f"{self.scenario_path}: {error}", hint="see the fields of Scenario in the documentation"
+                ) from error
             self._scenario_mtime_ns = changed
 
 
@@ -109,7 +114,9 @@ def read_field(path: Path) -> Field:
         with np.load(path, allow_pickle=False) as file:
             images, labels = file["field_x"], file["field_y"]
     except (OSError, KeyError, ValueError) as error:
-        raise ConfigError(f"cannot read images from {path}: {error}", hint="edgeml sample digits writes field.npz") from error
+        raise ConfigError(
+            f"cannot read images from {path}: {error}", hint="edgeml sample digits writes field.npz"
+        ) from error
     if len(images) != len(labels) or not len(images):
         raise ConfigError(f"{path}: field_x and field_y differ in length, or are empty")
     return Field(images, labels.astype(np.int64))

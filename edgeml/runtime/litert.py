@@ -84,7 +84,9 @@ def _spec(detail: dict[str, Any]) -> TensorSpec:
     try:
         dtype = DType(np.dtype(detail["dtype"]).name)
     except ValueError as error:
-        raise BackendError(f"{detail['name']} has type {detail['dtype']}, which edgeml does not serve") from error
+        raise BackendError(
+            f"{detail['name']} has type {detail['dtype']}, which edgeml does not serve"
+        ) from error
     scales = detail["quantization_parameters"]["scales"]
     quantized = len(scales) == 1 and dtype is not DType.FLOAT32
     return TensorSpec(

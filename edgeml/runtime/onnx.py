@@ -42,7 +42,9 @@ class OnnxSession:
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library raises bare exceptions of its own kinds
-            raise BackendError(f"onnxruntime {ort.__version__} cannot load the model: {_first_line(error)}") from error
+            raise BackendError(
+                f"onnxruntime {ort.__version__} cannot load the model: {_first_line(error)}"
+            ) from error
         self._inputs = tuple(_spec(one) for one in self._session.get_inputs())
         self._outputs = tuple(_spec(one) for one in self._session.get_outputs())
         self._names = [spec.name for spec in self._inputs]
@@ -84,5 +86,3 @@ def _spec(node: Any) -> TensorSpec:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-
-

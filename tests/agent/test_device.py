@@ -49,7 +49,9 @@ def desired(version, generation, **more):
 
 
 def facts(version):
-    return SignedFacts(ReleaseId(f"m@{version}"), "v", version, ("p",), RuntimeFamily.ONNX, 4096, Digest("0" * 64))
+    return SignedFacts(
+        ReleaseId(f"m@{version}"), "v", version, ("p",), RuntimeFamily.ONNX, 4096, Digest("0" * 64)
+    )
 
 
 def started(slots=None):

@@ -32,13 +32,19 @@ def test_idle_is_reachable_from_every_state(state):
 
 def test_nothing_is_activated_that_was_not_verified_right_before():
     """The only ways into ACTIVATING are from STAGED, which is entered only from VERIFYING, and a restart on trial."""
-    into = {(state, event) for (state, event), (after, _) in TRANSITIONS.items() if after is DeviceState.ACTIVATING}
+    into = {
+        (state, event)
+        for (state, event), (after, _) in TRANSITIONS.items()
+        if after is DeviceState.ACTIVATING
+    }
     assert into == {
         (DeviceState.STAGED, Event.READY),
         (DeviceState.ACTIVATING, Event.RESTARTED),
         (DeviceState.TRIAL, Event.RESTARTED),
     }
-    assert {s for (s, _), (after, _) in TRANSITIONS.items() if after is DeviceState.STAGED} == {DeviceState.VERIFYING}
+    assert {s for (s, _), (after, _) in TRANSITIONS.items() if after is DeviceState.STAGED} == {
+        DeviceState.VERIFYING
+    }
 
 
 def test_only_a_healthy_trial_is_committed():
@@ -47,7 +53,14 @@ def test_only_a_healthy_trial_is_committed():
 
 
 @pytest.mark.parametrize(
-    "state", [DeviceState.FETCHING, DeviceState.VERIFYING, DeviceState.ACTIVATING, DeviceState.TRIAL, DeviceState.ROLLING_BACK]
+    "state",
+    [
+        DeviceState.FETCHING,
+        DeviceState.VERIFYING,
+        DeviceState.ACTIVATING,
+        DeviceState.TRIAL,
+        DeviceState.ROLLING_BACK,
+    ],
 )
 def test_states_that_try_again_know_when_to_give_up(state):
     assert (state, Event.EXHAUSTED) in TRANSITIONS

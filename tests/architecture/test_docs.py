@@ -48,7 +48,7 @@ def test_every_command_is_in_the_reference(name):
 def test_every_option_has_help(name):
     for parameter in COMMANDS[name].params:
         if isinstance(parameter, click.Option):
-            assert parameter.help or parameter.name in {"help"}, f"{name} {parameter.opts}"
+            assert parameter.help or parameter.name == "help", f"{name} {parameter.opts}"
 
 
 def all_errors(kind=EdgemlError):
@@ -67,15 +67,28 @@ def test_every_error_is_documented_with_its_exit_code(error):
 def test_every_topic_is_documented_with_its_rule(leaf):
     rule = topics.RULES[leaf]
     tail = f"{leaf.value}/{{stream}}" if leaf is topics.Leaf.TELEMETRY else leaf.value
-    row = next(line for line in DOCS["protocol.md"].splitlines() if line.startswith(f"| `em/v1/{{tenant}}/d/{{device}}/{tail}`"))
+    row = next(
+        line
+        for line in DOCS["protocol.md"].splitlines()
+        if line.startswith(f"| `em/v1/{{tenant}}/d/{{device}}/{tail}`")
+    )
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     direction = "up" if rule.direction is topics.Direction.UP else "down"
-    assert cells[1:5] == [direction, str(rule.qos), "yes" if rule.retain else "no", f"{rule.bytes_max // 1024} KiB"]
+    assert cells[1:5] == [
+        direction,
+        str(rule.qos),
+        "yes" if rule.retain else "no",
+        f"{rule.bytes_max // 1024} KiB",
+    ]
 
 
 def config_fields(struct, prefix=""):
     for field in msgspec.structs.fields(struct):
-        inner = [kind for kind in getattr(field.type, "__args__", (field.type,)) if isinstance(kind, type) and issubclass(kind, msgspec.Struct)]
+        inner = [
+            kind
+            for kind in getattr(field.type, "__args__", (field.type,))
+            if isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+        ]
         if inner:
             yield from config_fields(inner[0], f"{prefix}{field.name}.")
         else:
@@ -91,7 +104,11 @@ def test_the_diagram_of_the_machine_is_the_table():
     assert f"```mermaid\n{diagram()}```" in DOCS["device-machine.md"]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "docs").rglob("*.md")) + [ROOT / "README.md", ROOT / "ARCHITECTURE.md"], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path",
+    [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "ARCHITECTURE.md"],
+    ids=lambda p: p.name,
+)
 def test_links_between_documents_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
         if "://" not in target:
@@ -102,7 +119,9 @@ def test_the_package_metadata_name_every_room_and_script():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["name"] == "edgeml-fleet"
     assert set(project["scripts"]) == {"edgeml", "edgeml-agent"}
-    assert {"agent", "agent-tflite-runtime", "serve", "converters", "tflite", "fleet", "dev"} == set(project["optional-dependencies"])
+    assert {"agent", "agent-tflite-runtime", "serve", "converters", "tflite", "fleet", "dev"} == set(
+        project["optional-dependencies"]
+    )
 
 
 def public_functions():
@@ -113,6 +132,8 @@ def public_functions():
                     yield f"{path.relative_to(ROOT)}:{node.name}", node
 
 
-@pytest.mark.parametrize(("name", "node"), public_functions(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "node"), public_functions(), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_every_public_name_has_a_docstring(name, node):
     assert ast.get_docstring(node), name

@@ -10,7 +10,19 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ROOMS = ("agent", "converters", "fleet")
 PACKAGES = ("edgeml", *ROOMS)
-IMPURE = {"socket", "paho", "sqlite3", "psutil", "subprocess", "time", "random", "threading", "multiprocessing", "urllib3", "aiomqtt"}
+IMPURE = {
+    "socket",
+    "paho",
+    "sqlite3",
+    "psutil",
+    "subprocess",
+    "time",
+    "random",
+    "threading",
+    "multiprocessing",
+    "urllib3",
+    "aiomqtt",
+}
 PURE_FILES = (
     "agent/machine.py", "agent/device.py", "agent/health.py", "agent/link.py", "agent/windows.py",
     "fleet/rollout.py", "fleet/advance.py", "fleet/gate.py", "fleet/cohorts.py", "fleet/drift_report.py",
@@ -51,7 +63,9 @@ def name(path):
 @pytest.mark.parametrize("path", files(), ids=name)
 def test_no_room_is_named_by_a_file_of_the_house(path):
     """Rooms never import one another, the hallway imports no room, and no file writes its own room's name."""
-    named = {module for module, relative in imports(path) if not relative and module.partition(".")[0] in ROOMS}
+    named = {
+        module for module, relative in imports(path) if not relative and module.partition(".")[0] in ROOMS
+    }
     assert named == set()
 
 
@@ -74,19 +88,50 @@ def test_a_heavy_library_is_imported_only_where_it_belongs(library):
 
 def modules_after(code):
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport sys; print(' '.join(sys.modules))"], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-c", f"{code}\nimport sys; print(' '.join(sys.modules))"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
     )
     return {module.partition(".")[0] for module in done.stdout.split()}
 
 
 def test_a_fresh_agent_process_has_neither_torch_nor_numpy_nor_another_room():
     loaded = modules_after("import agent.service, agent.cli, agent.supervisor, agent.installer")
-    assert loaded & {"torch", "numpy", "onnxruntime", "ai_edge_litert", "converters", "fleet", "sqlalchemy", "sqlite_utils", "tuf", "cryptography"} == set()
+    assert (
+        loaded
+        & {
+            "torch",
+            "numpy",
+            "onnxruntime",
+            "ai_edge_litert",
+            "converters",
+            "fleet",
+            "sqlalchemy",
+            "sqlite_utils",
+            "tuf",
+            "cryptography",
+        }
+        == set()
+    )
 
 
 def test_the_help_page_loads_no_heavy_library():
     loaded = modules_after(
         "from click.testing import CliRunner\nfrom edgeml.cli import edgeml\nassert CliRunner().invoke(edgeml, ['--help']).exit_code == 0"
     )
-    heavy = {"torch", "numpy", "onnxruntime", "onnx", "sqlalchemy", "tuf", "rich", "paho", "psutil", "fastapi", "sklearn"}
+    heavy = {
+        "torch",
+        "numpy",
+        "onnxruntime",
+        "onnx",
+        "sqlalchemy",
+        "tuf",
+        "rich",
+        "paho",
+        "psutil",
+        "fastapi",
+        "sklearn",
+    }
     assert loaded & heavy == set()

@@ -1,0 +1,5 @@
+"""Lets `python -m edgeml` do what the `edgeml` script does."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,414 @@
+"""Runs a model on its runtime in a child process, and says what it takes, answers and costs.
+
+Decides what the child may do (time, memory, output, environment), what is measured and how, and how the child's death
+becomes an error. Foreign models abort their runtime, so none is loaded in the caller's process. Nothing is unpickled:
+arrays travel as .npy files in a temporary directory, the rest as JSON. What the figures mean for a profile is
+decided by the caller.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import os
+import platform
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+import msgspec
+import numpy as np
+
+from .errors import BackendError, BudgetError
+from .manifest import RuntimeFamily
+from .runtime import Array, Session, open_session
+from .tensors import BATCH, TensorSpec
+
+REPORT_BYTES_MAX: Final = 1 << 20
+ANSWERS_BYTES_MAX: Final = 1 << 30
+STDERR_BYTES_MAX: Final = 4096
+MESSAGE_MAX: Final = 300
+POLL_S: Final = 0.02
+BATCH_SAMPLES: Final = 64
+WARM_UP_RUNS: Final = 5
+LATENCY_RUNS: Final = 500
+LATENCY_RUNS_MIN: Final = 3
+LATENCY_SPAN_S: Final = 1.0
+_KEPT_VARIABLES: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR")
+_MODEL: Final = "model.bin"
+_REQUEST: Final = "request.json"
+_REPORT: Final = "report.json"
+_LIBRARY_FOLDERS: Final = {"site-packages", "dist-packages"}
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeLimits:
+    """What the child may take. `memory_bytes` is watched where /proc exists, and checked against the peak."""
+
+    timeout_s: float = 120.0
+    threads: int = 1
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a model takes and gives, and the library and version that said so."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    runtime: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What a model answered and what it cost on the machine named in `host`.
+
+    `answers[i]` is [samples, ...] of output i. Latency is of one request with one sample. `peak_memory_bytes` is the
+    child's largest resident set while it served such requests: interpreter, numpy, runtime and model.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    answers: tuple[Array, ...]
+    latency_p50_ms: float
+    latency_p95_ms: float
+    peak_memory_bytes: int
+    runtime: str
+    host: str
+
+
+class _Job(enum.Enum):
+    DESCRIBE = "describe"
+    MEASURE = "measure"
+
+
+class _Request(msgspec.Struct, frozen=True):
+    job: _Job
+    family: RuntimeFamily
+    threads: int
+    timeout_s: float
+    input_count: int
+
+
+class _Report(msgspec.Struct, frozen=True):
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    runtime: str = ""
+    latency_p50_ms: float = 0.0
+    latency_p95_ms: float = 0.0
+    peak_memory_bytes: int = 0
+    refusal: str = ""
+    hint: str = ""
+
+
+def probe(
+    model: bytes, family: RuntimeFamily, inputs: Sequence[Array], *, limits: ProbeLimits | None = None
+) -> ProbeResult:
+    """Run a model on samples in a child process.
+
+    Args:
+        model: the model file's bytes.
+        family: which runtime loads it.
+        inputs: per input of the model, [samples, ...] in its dtype; at least one sample.
+        limits: what the child may take.
+
+    Raises:
+        BackendError: The runtime refuses the model or the samples, or the child died, hung or wrote garbage.
+        BudgetError: The child took more than `limits.memory_bytes`.
+    """
+    limits = limits or ProbeLimits()
+    if not inputs or not len(inputs[0]) or len({len(array) for array in inputs}) != 1:
+        raise ValueError("the inputs must have the same number of samples, at least one")
+    with tempfile.TemporaryDirectory(prefix="edgeml-probe-") as name:
+        folder = Path(name)
+        for index, array in enumerate(inputs):
+            np.save(folder / f"input_{index}.npy", np.ascontiguousarray(array), allow_pickle=False)
+        report = _in_child(folder, model, _request(_Job.MEASURE, family, limits, len(inputs)), limits)
+        answers = tuple(
+            _read_answer(folder / f"output_{index}.npy", len(inputs[0]))
+            for index in range(len(report.outputs))
+        )
+    return ProbeResult(
+        report.inputs, report.outputs, answers, report.latency_p50_ms, report.latency_p95_ms,
+        report.peak_memory_bytes, report.runtime, host(),
+    )  # fmt: skip
+
+
+def describe(model: bytes, family: RuntimeFamily, *, limits: ProbeLimits | None = None) -> Description:
+    """Say what a model takes and gives, without running it, in a child process.
+
+    Raises:
+        BackendError: The runtime refuses the model, or the child died, hung or wrote garbage.
+        BudgetError: The child took more than `limits.memory_bytes`.
+    """
+    limits = limits or ProbeLimits()
+    with tempfile.TemporaryDirectory(prefix="edgeml-probe-") as name:
+        report = _in_child(Path(name), model, _request(_Job.DESCRIBE, family, limits, 0), limits)
+    return Description(report.inputs, report.outputs, report.runtime)
+
+
+def host() -> str:
+    """Name the kind of this machine: architecture, processor, cores. Nothing that identifies it."""
+    processor = ""
+    with suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
+        processor = next(
+            (line.partition(":")[2].strip() for line in file if line.startswith("model name")), ""
+        )
+    return " ".join(part for part in (platform.machine(), processor, f"({os.cpu_count()} cores)") if part)
+
+
+def run_child(command: Sequence[str], folder: Path, limits: ProbeLimits) -> None:
+    """Run a command to its end inside `limits`, in a scrubbed environment, with nothing to read and nobody to disturb.
+
+    Raises:
+        BackendError: It hung, was killed by a signal, or left with another code than 0.
+        BudgetError: It took more than `limits.memory_bytes`.
+    """
+    kept = bytearray()
+    # A session of its own: a Ctrl-C is ours to handle, and the child's own children die with it.
+    with subprocess.Popen(
+        [*command], cwd=folder, env=_environment(limits), start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    ) as child:  # fmt: skip
+        assert child.stderr is not None
+        drain = threading.Thread(target=_drain, args=(child.stderr, kept), daemon=True)
+        drain.start()
+        try:
+            _watch(child, limits)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            drain.join()
+    if child.returncode < 0:
+        raise BackendError(
+            f"the runtime died of {_signal_name(-child.returncode)} while it ran the model",
+            hint="the model crashes this runtime: export it again, or use another version of the runtime",
+        )
+    if child.returncode:
+        last = kept.decode("utf-8", "replace").strip().splitlines()
+        said = _one_line(last[-1]) if last else "it said nothing"
+        raise BackendError(
+            f"the process that ran the model failed with code {child.returncode}: {said}",
+            hint="run `edgeml doctor`",
+        )
+
+
+def _watch(child: subprocess.Popen[bytes], limits: ProbeLimits) -> None:
+    deadline = time.monotonic() + limits.timeout_s
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(POLL_S)
+            return
+        if time.monotonic() > deadline:
+            raise BackendError(
+                f"the model did not finish within {limits.timeout_s:g} s",
+                hint="give fewer samples or more time; a model that hangs here hangs on a device too",
+            )
+        _check_memory(_status_bytes(str(child.pid), "VmRSS"), limits)
+
+
+def _check_memory(observed: int | None, limits: ProbeLimits) -> None:
+    if limits.memory_bytes is not None and observed is not None and observed > limits.memory_bytes:
+        raise BudgetError(
+            f"the model takes more memory than allowed: {observed} bytes, limit {limits.memory_bytes} bytes",
+            budget=limits.memory_bytes, observed=observed, unit="bytes",
+            hint="use a smaller model, or raise the limit",
+        )  # fmt: skip
+
+
+def _in_child(folder: Path, model: bytes, request: _Request, limits: ProbeLimits) -> _Report:
+    (folder / _MODEL).write_bytes(model)
+    (folder / _REQUEST).write_bytes(msgspec.json.encode(request))
+    run_child(
+        [sys.executable, "-P", "-m", __name__ if __name__ != "__main__" else "edgeml.probe", str(folder)],
+        folder,
+        limits,
+    )
+    report = _read_report(folder / _REPORT)
+    if report.refusal:
+        raise BackendError(_one_line(report.refusal), hint=_one_line(report.hint))
+    _check_memory(report.peak_memory_bytes, limits)
+    return report
+
+
+def _request(job: _Job, family: RuntimeFamily, limits: ProbeLimits, input_count: int) -> _Request:
+    return _Request(job, family, limits.threads, limits.timeout_s, input_count)
+
+
+def _read_report(path: Path) -> _Report:
+    try:
+        with path.open("rb") as file:
+            report = msgspec.json.decode(file.read(REPORT_BYTES_MAX), type=_Report)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _garbage() from error
+    figures = (report.latency_p50_ms, report.latency_p95_ms, report.peak_memory_bytes)
+    if not report.refusal and not (
+        report.inputs and report.outputs and all(math.isfinite(one) and one >= 0 for one in figures)
+    ):
+        raise _garbage()
+    return report
+
+
+def _read_answer(path: Path, samples: int) -> Array:
+    try:
+        if path.is_symlink() or path.stat().st_size > ANSWERS_BYTES_MAX:
+            raise _garbage()
+        # Mapped first: a header that promises more than the file holds is refused before anything is allocated.
+        answer: Array = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError, OverflowError, SyntaxError) as error:
+        raise _garbage() from error
+    if not answer.ndim or len(answer) != samples:
+        raise BackendError(
+            f"the model gave answers of shape {answer.shape} for {samples} samples",
+            hint="its first output dimension must be the batch",
+        )
+    return answer
+
+
+def _garbage() -> BackendError:
+    return BackendError(
+        "the process that ran the model left no readable result",
+        hint="the model may have corrupted its runtime; export it again",
+    )
+
+
+def _environment(limits: ProbeLimits) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    folders = [str(Path(one).absolute()) for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
+    root = Path(__file__).absolute().parents[1]
+    if root.name not in _LIBRARY_FOLDERS and str(root) not in folders:
+        folders.append(str(root))
+    return {**kept, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": str(limits.threads)}
+
+
+def _drain(pipe: IO[bytes], kept: bytearray) -> None:
+    """Keep the end of what the child says and never let it wait for a reader."""
+    while piece := os.read(pipe.fileno(), 65536):
+        kept += piece
+        del kept[:-STDERR_BYTES_MAX]
+
+
+def _one_line(text: str) -> str:
+    flat = " ".join(text.split())
+    return "".join(char for char in flat if char.isprintable())[:MESSAGE_MAX]
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _status_bytes(process: str, field: str) -> int | None:
+    """Read a size from /proc; None where there is none."""
+    with suppress(OSError), Path(f"/proc/{process}/status").open(encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _peak_memory_bytes() -> int:
+    # VmHWM begins anew at exec. ru_maxrss does not: it would show the size of the process that started us.
+    peak = _status_bytes("self", "VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if peak is None else peak
+
+
+def _serve(folder: Path) -> None:
+    """Be the child: load the model, run the job, write the report."""
+    request = msgspec.json.decode((folder / _REQUEST).read_bytes(), type=_Request)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (ANSWERS_BYTES_MAX, ANSWERS_BYTES_MAX))
+    signal.alarm(math.ceil(request.timeout_s) + 5)  # should the parent be killed, nobody else ends us
+    try:
+        session = open_session((folder / _MODEL).read_bytes(), request.family, request.threads)
+        if request.job is _Job.DESCRIBE:
+            report = _Report(
+                session.inputs, session.outputs, session.runtime, peak_memory_bytes=_peak_memory_bytes()
+            )
+        else:
+            # Mapped, so that samples that were not fed yet do not count as the model's memory.
+            samples = [
+                np.load(folder / f"input_{i}.npy", mmap_mode="r", allow_pickle=False)
+                for i in range(request.input_count)
+            ]
+            report = _measure(session, samples, folder)
+    except BackendError as error:
+        report = _Report(refusal=error.message, hint=error.hint)
+    (folder / _REPORT).write_bytes(msgspec.json.encode(report))
+
+
+def _measure(session: Session, samples: Sequence[Array], folder: Path) -> _Report:
+    _check_samples(session.inputs, samples)
+    latencies = _latencies_ms(session, samples)
+    peak = _peak_memory_bytes()  # before batches of many samples, which no device feeds
+    step = BATCH_SAMPLES if all(spec.shape[0] == BATCH for spec in session.inputs) else 1
+    count = len(samples[0])
+    pieces = [
+        session.run([np.array(array[i : i + step]) for array in samples]) for i in range(0, count, step)
+    ]
+    for index in range(len(session.outputs)):
+        parts = [np.asarray(piece[index]) for piece in pieces]
+        if any(not part.ndim for part in parts):
+            raise BackendError(
+                "an output of the model has no batch dimension",
+                hint="keep the batch dimension in every output",
+            )
+        np.save(folder / f"output_{index}.npy", np.concatenate(parts), allow_pickle=False)
+    p50, p95 = np.percentile(latencies, [50, 95])
+    return _Report(session.inputs, session.outputs, session.runtime, float(p50), float(p95), peak)
+
+
+def _check_samples(specs: Sequence[TensorSpec], samples: Sequence[Array]) -> None:
+    if len(specs) != len(samples):
+        raise BackendError(
+            f"the model takes {len(specs)} inputs, {len(samples)} were given", hint="give one array per input"
+        )
+    for spec, array in zip(specs, samples, strict=True):
+        if not spec.shape or spec.shape[0] not in {BATCH, 1}:
+            raise BackendError(
+                f"input {spec.name} has shape {list(spec.shape)}: its first dimension is no batch of one or free",
+                hint="export the model with a free batch dimension, or with a batch of 1",
+            )
+        fits = len(array.shape) == len(spec.shape) and all(
+            want in {BATCH, got} for want, got in zip(spec.shape[1:], array.shape[1:], strict=True)
+        )
+        if not fits or array.dtype.name != spec.dtype.value:
+            raise BackendError(
+                f"input {spec.name} takes {spec.dtype.value} samples of shape {list(spec.sample_shape)}, "
+                f"was given {array.dtype.name} of shape {list(array.shape[1:])}",
+                hint="give samples exactly as the model takes them",
+            )
+
+
+def _latencies_ms(session: Session, samples: Sequence[Array]) -> list[float]:
+    """Time requests with one sample: at most LATENCY_RUNS of them, for about LATENCY_SPAN_S."""
+    ring = [[np.array(array[i : i + 1]) for array in samples] for i in range(min(16, len(samples[0])))]
+    begun = time.perf_counter()
+    for run in range(WARM_UP_RUNS):
+        session.run(ring[run % len(ring)])
+        if time.perf_counter() - begun > LATENCY_SPAN_S:
+            break
+    taken: list[float] = []
+    end = time.perf_counter() + LATENCY_SPAN_S
+    while len(taken) < LATENCY_RUNS and (len(taken) < LATENCY_RUNS_MIN or time.perf_counter() < end):
+        request = ring[len(taken) % len(ring)]
+        before = time.perf_counter_ns()
+        session.run(request)
+        taken.append((time.perf_counter_ns() - before) / 1e6)
+    return taken
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]))

@@ -1,0 +1,202 @@
+"""Runs amqtt as a broker for trying out, in its own process, on loopback.
+
+Decides what amqtt 0.12.1 must be kept from doing. It would deliver every retained message that anybody subscribed to
+to whoever connects, publish a last will anywhere, keep dead connections for ever, take packets of any size, and drop a
+message while somebody subscribes. Each is prevented here, partly by overriding private names: hence the exact pin in
+pyproject.toml, and tests/broker/test_amqtt_overrides.py, which fails when an override is not needed or not working.
+Who may do what is decided in `edgeml.topics`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from amqtt.adapters import ReaderAdapter, StreamReaderAdapter, WriterAdapter
+from amqtt.broker import Broker
+from amqtt.contexts import Action, BaseContext
+from amqtt.errors import AMQTTError
+from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
+from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
+from amqtt.session import Session
+
+from edgeml import topics
+from edgeml.errors import EdgemlError
+from edgeml.ids import TenantId
+
+from .broker import tokens_path
+from .config import find_home, load
+from .lifeline import Lifeline
+from .mosquitto import PACKET_BYTES_MAX
+
+logger = logging.getLogger(__name__)
+
+KEEPALIVE_GRACE_S: Final = 15
+"""Added to a client's own keepalive. The specification allows half of it again; amqtt can only add a constant."""
+LIFELINE_EVERY_S: Final = 1.0
+
+
+class TokenLogin(BaseAuthPlugin):  # type: ignore[misc]  # amqtt is untyped
+    """Logs in who knows the token; read again whenever the file changes."""
+
+    @dataclass
+    class Config:
+        """Settings of the plugin."""
+
+        tokens: str
+        tenant: str
+
+    def __init__(self, context: BaseContext) -> None:
+        super().__init__(context)
+        self._path = Path(context.config.tokens)
+        self._tenant = TenantId(context.config.tenant)
+        self._read_at_ns = -1
+        self._tokens: Mapping[str, str] = {}
+
+    async def authenticate(self, *, session: Session) -> bool:
+        """Compare the token in constant time; refuse a last will on another's topic, and inherited sessions."""
+        self._refresh()
+        user = session.username or ""
+        given = hashlib.sha256((session.password or "").encode()).hexdigest()
+        known = hmac.compare_digest(self._tokens.get(user, "-"), given)
+        # amqtt publishes a will without asking the topic plugins, and gives a session that is kept to whoever names it.
+        will = not session.will_flag or topics.may_publish(self._tenant, user, session.will_topic or "")
+        return known and will and session.clean_session is True and session.parent == 0
+
+    def _refresh(self) -> None:
+        changed_at_ns = self._path.stat().st_mtime_ns
+        if changed_at_ns != self._read_at_ns:
+            pairs = (line.partition(":") for line in self._path.read_text().splitlines())
+            self._tokens = {user: sha256 for user, _, sha256 in pairs}
+            self._read_at_ns = changed_at_ns
+
+
+class TopicTable(BaseTopicPlugin):  # type: ignore[misc]  # amqtt is untyped
+    """Allows what the topic table allows."""
+
+    @dataclass
+    class Config:
+        """Settings of the plugin."""
+
+        tenant: str
+
+    async def topic_filtering(
+        self, *, session: Session | None = None, topic: str | None = None, action: Action | None = None
+    ) -> bool:
+        """Ask the topic table."""
+        return allowed(TenantId(self.context.config.tenant), session, topic, action)
+
+
+def allowed(tenant: TenantId, session: Session | None, topic: str | None, action: Action | None) -> bool:
+    """Tell whether a session may do this with a topic."""
+    if session is None or not session.username or not topic:
+        return False
+    match action:
+        case Action.PUBLISH:
+            return topics.may_publish(tenant, session.username, topic)
+        case Action.SUBSCRIBE:
+            return topics.may_subscribe(tenant, session.username, topic)
+        case Action.RECEIVE:
+            return topics.may_receive(tenant, session.username, topic)
+        case _:
+            return False
+
+
+class PacketTooLong(AMQTTError):  # type: ignore[misc]  # amqtt is untyped
+    """A packet longer than any of ours."""
+
+
+class BoundedReader(StreamReaderAdapter):  # type: ignore[misc]  # amqtt is untyped
+    """Refuses to read what no packet of ours needs."""
+
+    async def read(self, n: int = -1) -> bytes:
+        """Read n bytes."""
+        if n > PACKET_BYTES_MAX:
+            raise PacketTooLong(f"a packet of {n} bytes, more than {PACKET_BYTES_MAX}")
+        data: bytes = await super().read(n)
+        return data
+
+
+class TriedOutBroker(Broker):  # type: ignore[misc]  # amqtt is untyped
+    """amqtt without the surprises."""
+
+    def __init__(self, config: dict[str, Any], tenant: TenantId) -> None:
+        super().__init__(config)
+        self._tenant = tenant
+
+    async def _client_connected(self, listener_name: str, reader: ReaderAdapter, writer: WriterAdapter) -> None:
+        await super()._client_connected(listener_name, BoundedReader(reader._reader), writer)  # noqa: SLF001  # no accessor
+
+    async def _initialize_client_session(
+        self, reader: ReaderAdapter, writer: WriterAdapter, remote_address: str, remote_port: int
+    ) -> tuple[BrokerProtocolHandler, Session]:
+        handler, session = await super()._initialize_client_session(reader, writer, remote_address, remote_port)
+        # amqtt measures the keepalive and then does nothing.
+        handler.handle_read_timeout = lambda: asyncio.ensure_future(handler.handle_connection_closed())
+        return handler, session
+
+    async def _publish_retained_messages_for_subscription(self, subscription: tuple[str, int], session: Session) -> None:
+        # amqtt calls this at every connect with the filters of everybody.
+        holders = self._subscriptions.get(subscription[0], ())
+        if any(holder.client_id == session.client_id for holder, _ in holders):
+            await super()._publish_retained_messages_for_subscription(subscription, session)
+
+    async def _topic_filtering(self, session: Session, topic: str, action: Action) -> bool:
+        # amqtt asks its plugins in tasks while it walks over all subscriptions; if one is added meanwhile the walk
+        # fails and the message is lost. This answer needs no task. The plugin stays, should this override stop working.
+        return allowed(self._tenant, session, topic, action)
+
+
+def settings(host: str, port: int, tokens: Path, tenant: TenantId) -> dict[str, Any]:
+    """Settings of a broker on one address."""
+    return {
+        "listeners": {"default": {"type": "tcp", "bind": f"{host}:{port}", "max_connections": 0}},
+        "timeout_disconnect_delay": KEEPALIVE_GRACE_S,
+        "plugins": {
+            f"{__package__}.amqtt_broker.TokenLogin": {"tokens": str(tokens), "tenant": tenant},
+            f"{__package__}.amqtt_broker.TopicTable": {"tenant": tenant},
+        },
+    }
+
+
+async def run(config: dict[str, Any], tenant: TenantId) -> None:
+    """Run a broker until SIGTERM, or until the parent dies."""
+    lifeline = Lifeline()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    broker = TriedOutBroker(config, tenant)
+    await broker.start()
+    while not stop.is_set() and not lifeline.cut:
+        try:
+            await asyncio.wait_for(stop.wait(), LIFELINE_EVERY_S)
+        except TimeoutError:
+            continue
+    await broker.shutdown()
+
+
+@click.command()
+@click.option("--dir", "directory", required=True)
+def main(directory: str) -> None:
+    """Run the broker of a fleet's directory; `edgeml fleet serve` starts it."""
+    logging.basicConfig(level=logging.WARNING, format="broker: %(message)s")
+    home = find_home(directory)
+    try:
+        config = load(home)
+        tenant = TenantId(config.tenant)
+        asyncio.run(run(settings(config.broker.host, config.broker.port, tokens_path(home), tenant), tenant))
+    except EdgemlError as error:
+        logger.error("%s", error.message)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

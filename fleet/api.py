@@ -1,0 +1,187 @@
+"""Serves devices their signed metadata and bundles, and the operator a read-only view.
+
+Decides who may read what over HTTP: a device with its token reads the repository, the operator with theirs reads the
+fleet's status. Nothing can be changed here. What is served to devices is signed, so they trust none of it for having
+come from here; ranges and `If-Range` let them go on where a download was cut.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import secrets
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import click
+import msgspec
+from fastapi import Depends, FastAPI, HTTPException, Response
+from fastapi.responses import FileResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBasic, HTTPBasicCredentials, HTTPBearer
+
+from edgeml import __version__, atomic
+from edgeml.clock import SystemClock
+from edgeml.errors import EdgemlError
+from edgeml.ids import is_digest, is_name
+
+from . import devices, overview
+from .broker import TOKEN_BYTES, token_hash
+from .config import FleetHome, database_url, find_home, load
+from .lifeline import Lifeline
+from .store import Store
+
+logger = logging.getLogger(__name__)
+
+CONCURRENT_REQUESTS_MAX: Final = 200
+KEEP_ALIVE_S: Final = 5
+LIFELINE_EVERY_S: Final = 1.0
+_METADATA_NAME: Final = re.compile(r"(?:[0-9]{1,10}\.)?[a-z][a-z0-9_-]{0,60}\.json", re.ASCII)
+_device_login = HTTPBasic(realm="edgeml devices")
+_operator_login = HTTPBearer(auto_error=False)
+
+
+def operator_token(home: FleetHome) -> str:
+    """Return the operator's token, made at first use.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    if not home.operator_token.exists():
+        atomic.write_bytes(home.operator_token, secrets.token_urlsafe(TOKEN_BYTES).encode())
+    try:
+        return home.operator_token.read_text().strip()
+    except OSError as error:
+        raise atomic.storage_error(error, home.operator_token) from error
+
+
+def make_app(home: FleetHome, store: Store, operator: str) -> FastAPI:
+    """Build the application.
+
+    Args:
+        home: the fleet's directory, of which `repository` is served.
+        store: where device logins and the fleet's status are.
+        operator: the operator's token.
+    """
+    # The interactive pages load scripts from elsewhere; the description itself stays.
+    app = FastAPI(title="edgeml fleet", version=__version__, docs_url=None, redoc_url=None)
+
+    def device(login: Annotated[HTTPBasicCredentials, Depends(_device_login)]) -> str:
+        known = None
+        if is_name(login.username):
+            with store.read() as connection:
+                known = devices.token_sha256(connection, login.username)
+        # Compared also for an unknown name, so that it takes as long as a known one.
+        if not hmac.compare_digest(known or token_hash(""), token_hash(login.password)) or known is None:
+            raise HTTPException(401, "unknown device or wrong token", {"WWW-Authenticate": "Basic"})
+        return login.username
+
+    def is_operator(login: Annotated[HTTPAuthorizationCredentials | None, Depends(_operator_login)]) -> None:
+        given = login.credentials if login else ""
+        if not hmac.compare_digest(token_hash(operator), token_hash(given)):
+            raise HTTPException(401, "the operator's token is needed", {"WWW-Authenticate": "Bearer"})
+
+    @app.get("/metadata/{name}", dependencies=[Depends(device)], response_class=FileResponse)
+    def metadata(name: str) -> FileResponse:
+        """Signed metadata, never cached."""
+        if not _METADATA_NAME.fullmatch(name):
+            raise HTTPException(404, "no such metadata")
+        return _file(home.repository / "metadata" / name, "application/json", {"Cache-Control": "no-cache"})
+
+    @app.get("/blobs/sha256/{digest}", dependencies=[Depends(device)], response_class=FileResponse)
+    def blob(digest: str) -> FileResponse:
+        """Content by its digest: it never changes, so its digest is its entity tag."""
+        if not is_digest(digest):
+            raise HTTPException(404, "no such blob")
+        headers = {"ETag": f'"{digest}"', "Cache-Control": "private, max-age=31536000, immutable"}
+        return _file(home.repository / "blobs" / "sha256" / digest, "application/octet-stream", headers)
+
+    @app.get("/healthz")
+    def healthz() -> Response:
+        """Whether the server answers."""
+        return Response(b"ok\n", media_type="text/plain")
+
+    @app.get("/api/status", dependencies=[Depends(is_operator)])
+    def status() -> Response:
+        """Devices and the controller."""
+        return _json(overview.status(store, SystemClock().now_ms()))
+
+    @app.get("/api/rollouts", dependencies=[Depends(is_operator)])
+    def rollouts() -> Response:
+        """Every rollout, newest first."""
+        return _json(overview.rollouts(store))
+
+    @app.get("/api/drift", dependencies=[Depends(is_operator)])
+    def drift() -> Response:
+        """What drifts."""
+        return _json(overview.drift(store, SystemClock().now_ms()))
+
+    return app
+
+
+def _file(path: Path, media_type: str, headers: dict[str, str]) -> FileResponse:
+    if not path.is_file():
+        raise HTTPException(404, "there is no such file")
+    return FileResponse(path, headers=headers, media_type=media_type)
+
+
+def _json(content: Any) -> Response:
+    return Response(msgspec.json.encode(content), media_type="application/json")
+
+
+def serve(home: FleetHome, listener: socket.socket) -> None:
+    """Serve a fleet's directory on a bound socket, until SIGTERM or until the parent dies.
+
+    Raises:
+        ConfigError, StorageError, StateError: The fleet cannot be opened.
+    """
+    import uvicorn
+
+    config = load(home)
+    app = make_app(home, Store(database_url(home, config)), operator_token(home))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            limit_concurrency=CONCURRENT_REQUESTS_MAX,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=2,
+        )
+    )
+    lifeline = Lifeline()
+
+    def watch() -> None:
+        while not server.should_exit:
+            if lifeline.cut:
+                server.should_exit = True
+            threading.Event().wait(LIFELINE_EVERY_S)
+
+    threading.Thread(target=watch, daemon=True, name="lifeline").start()
+    server.run(sockets=[listener])
+
+
+@click.command()
+@click.option("--dir", "directory", required=True)
+def main(directory: str) -> None:
+    """Serve a fleet's directory; `edgeml fleet serve` starts it."""
+    logging.basicConfig(level=logging.WARNING, format="http: %(message)s")
+    home = find_home(directory)
+    try:
+        address = load(home).http
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        serve(home, socket.create_server((address.host, address.port), family=family, backlog=512))
+    except EdgemlError as error:
+        logger.error("%s", error.message)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        logger.error("cannot listen: %s", error.strerror)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Which broker the fleet uses, and who may log in to it.
+
+Decides between mosquitto (if it is installed) and the amqtt that comes with edgeml (for trying out, on loopback only),
+and writes the files from which either knows the logins. Their settings are the business of `mosquitto` and
+`amqtt_broker`; starting and watching them, `serve`'s.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from edgeml import atomic
+from edgeml.errors import ConfigError
+from edgeml.ids import DeviceId
+from edgeml.topics import CONTROLLER_USER
+
+from . import mosquitto
+from .config import BROKER_KINDS, FleetConfig, FleetHome, is_loopback
+
+KIND_VARIABLE: Final = "EDGEML_BROKER"
+TOKEN_BYTES: Final = 32
+
+
+class BrokerKind(enum.Enum):
+    """The brokers that edgeml starts."""
+
+    MOSQUITTO = "mosquitto"
+    AMQTT = "amqtt"
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How to start the broker."""
+
+    kind: BrokerKind
+    command: tuple[str, ...]
+    note: str
+    """One line for people: which broker, and what it is good for."""
+
+
+def choose(config: FleetConfig) -> BrokerKind:
+    """Pick the broker: EDGEML_BROKER, then the settings, then what is installed.
+
+    Raises:
+        ConfigError: The one asked for is unknown or not installed, or amqtt would listen to other machines.
+    """
+    asked = os.environ.get(KIND_VARIABLE) or config.broker.kind
+    if asked not in BROKER_KINDS:
+        raise ConfigError(f"{KIND_VARIABLE} is {asked!r}", hint=f"one of {', '.join(BROKER_KINDS)}")
+    installed = mosquitto.find() is not None
+    if asked == "mosquitto" and not installed:
+        raise ConfigError("mosquitto is not installed", hint="install it (apt install mosquitto), or use [broker] kind = \"amqtt\"")
+    if asked == "mosquitto" or (asked == "auto" and installed):
+        return BrokerKind.MOSQUITTO
+    if not is_loopback(config.broker.host):
+        raise ConfigError(
+            f"amqtt is for trying out and does not listen on {config.broker.host}",
+            hint="install mosquitto, or listen on 127.0.0.1",
+        )
+    return BrokerKind.AMQTT
+
+
+def prepare(home: FleetHome, config: FleetConfig) -> Launch:
+    """Write the broker's files and say how to start it. Logins are written by `write_logins`.
+
+    Raises:
+        ConfigError: As `choose`.
+        StorageError: The disk refused.
+    """
+    kind = choose(config)
+    if kind is BrokerKind.MOSQUITTO:
+        program = mosquitto.find()
+        assert program is not None
+        mosquitto.write_settings(home, config)
+        return Launch(kind, mosquitto.command(program, home), f"mosquitto ({program})")
+    command = (sys.executable, "-P", "-m", f"{__package__}.amqtt_broker", "--dir", str(home.directory))
+    note = "amqtt, for trying out only: it is slow and loses messages; install mosquitto for real fleets"
+    return Launch(kind, command, note)
+
+
+def token_hash(token: str) -> str:
+    """SHA-256 of a token in hex: enough, because tokens are random 256-bit numbers."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def tokens_path(home: FleetHome) -> Path:
+    """File that names who may log in to amqtt: `user:sha256` lines."""
+    return home.broker / "tokens"
+
+
+def login_files(home: FleetHome) -> tuple[Path, ...]:
+    """Files that change when somebody may log in, or may not any more."""
+    return (mosquitto.passwords_path(home), tokens_path(home))
+
+
+def controller_token(home: FleetHome) -> str:
+    """Return the controller's own token, made at first use.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    path = home.broker / "controller.token"
+    if not path.exists():
+        atomic.write_bytes(path, secrets.token_urlsafe(TOKEN_BYTES).encode())
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise atomic.storage_error(error, path) from error
+
+
+def write_logins(home: FleetHome, devices: Mapping[DeviceId, tuple[str, str]]) -> None:
+    """Write who may log in, for both brokers: the controller and these devices.
+
+    Args:
+        home: the fleet's directory.
+        devices: SHA-256 of the token and mosquitto's hash of it, by device.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    token = controller_token(home)
+    everyone = {CONTROLLER_USER: (token_hash(token), mosquitto.hash_token(token)), **devices}
+    tokens = "".join(f"{user}:{sha256}\n" for user, (sha256, _) in everyone.items())
+    passwords = "".join(f"{user}:{hashed}\n" for user, (_, hashed) in everyone.items())
+    atomic.write_bytes(tokens_path(home), tokens.encode())
+    atomic.write_bytes(mosquitto.passwords_path(home), passwords.encode())
+
+
+def users(home: FleetHome) -> frozenset[str]:
+    """Who may log in now."""
+    try:
+        lines = tokens_path(home).read_text().splitlines()
+    except FileNotFoundError:
+        return frozenset()
+    return frozenset(line.partition(":")[0] for line in lines)

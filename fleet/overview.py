@@ -1,0 +1,167 @@
+"""What an operator wants to see: devices, rollouts, drift, at one moment.
+
+Decides which facts are shown together and how a device's part in a rollout is called. Read from the database only, so
+it is the same with and without a running controller. How it is printed is the command line's business, and `api`'s.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+
+import msgspec
+import sqlalchemy as sa
+
+from edgeml.ids import DeviceId, ReleaseId
+from edgeml.telemetry import Loss
+from edgeml.twin import GOOD, DeviceState, Outcome
+
+from . import devices, rollout_store, schema, telemetry_store
+from .devices import Device, DesiredRow
+from .rollout import Rollout
+from .rollout_store import AssignmentRow, RolloutEvent
+from .store import Store
+
+
+class Part(enum.Enum):
+    """Where a device stands in a rollout."""
+
+    NOT_ASKED = "not asked"
+    ASKED = "asked"
+    DONE = "done"
+    REVERTED = "reverted"
+    FAILED = "failed"
+
+
+class ControllerView(msgspec.Struct, frozen=True):
+    """The controller, as it last wrote."""
+
+    id: str
+    started_at_ms: int
+    seen_at_ms: int
+    connected: bool
+    refused: dict[str, int]
+
+
+class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
+    """One device."""
+
+    device: DeviceId
+    profile: str
+    online: bool
+    last_seen_ms: int | None
+    release: ReleaseId | None
+    state: DeviceState | None
+    desired_release: ReleaseId | None
+    desired_generation: int
+    reported_generation: int
+    outcome: Outcome | None
+    reason: str
+    rows: Loss
+
+
+class FleetView(msgspec.Struct, frozen=True):
+    """The fleet."""
+
+    at_ms: int
+    controller: ControllerView | None
+    devices: tuple[DeviceView, ...]
+    releases: dict[ReleaseId, int]
+    """Devices by the release they run."""
+    unfinished_rollouts: tuple[str, ...]
+
+
+class RolloutDeviceView(msgspec.Struct, frozen=True, kw_only=True):
+    """One device's part in a rollout."""
+
+    device: DeviceId
+    online: bool
+    part: Part
+    release: ReleaseId | None
+    outcome: Outcome | None = None
+    reason: str = ""
+    retry: int = 0
+
+
+class RolloutView(msgspec.Struct, frozen=True):
+    """One rollout."""
+
+    rollout: Rollout
+    parts: dict[str, int]
+    devices: tuple[RolloutDeviceView, ...]
+    events: tuple[RolloutEvent, ...]
+
+
+def status(store: Store, now_ms: int) -> FleetView:
+    """Look at the fleet."""
+    with store.read() as connection:
+        fleet = devices.load_all(connection)
+        wanted = devices.load_desired(connection)
+        losses = telemetry_store.losses(connection)
+        unfinished = rollout_store.load_unfinished(connection)
+        row = connection.execute(sa.select(schema.controllers).order_by(schema.controllers.c.seen_at_ms.desc())).first()
+    controller = None
+    if row is not None:
+        refused = msgspec.json.decode(row.refused, type=dict[str, int])
+        controller = ControllerView(row.id, row.started_at_ms, row.seen_at_ms, bool(row.connected), refused)
+    views = tuple(_device_view(device, wanted.get(device.device), losses.get(device.device, Loss())) for device in fleet)
+    releases = Counter(device.release for device in fleet if device.release is not None)
+    return FleetView(now_ms, controller, views, dict(releases), tuple(one.id for one in unfinished))
+
+
+def rollouts(store: Store) -> tuple[Rollout, ...]:
+    """List every rollout, newest first."""
+    with store.read() as connection:
+        return rollout_store.load_all(connection)
+
+
+def rollout(store: Store, rollout_id: str) -> RolloutView | None:
+    """Look at one rollout."""
+    with store.read() as connection:
+        found = rollout_store.load(connection, rollout_id)
+        if found is None:
+            return None
+        assignments = rollout_store.load_assignments(connection, rollout_id)
+        events = rollout_store.load_events(connection, rollout_id)
+        fleet = devices.load_all(connection)
+    views = tuple(_part_view(device, assignments.get(device.device)) for device in fleet)
+    counted = Counter(view.part for view in views)
+    return RolloutView(found, {part.value: counted[part] for part in Part}, views, events)
+
+
+def _device_view(device: Device, wanted: DesiredRow | None, loss: Loss) -> DeviceView:
+    reported = device.reported
+    return DeviceView(
+        device=device.device,
+        profile=device.profile,
+        online=device.online,
+        last_seen_ms=device.last_seen_ms,
+        release=device.release,
+        state=reported.state if reported else None,
+        desired_release=wanted.release if wanted else None,
+        desired_generation=wanted.generation if wanted else 0,
+        reported_generation=device.reported_generation,
+        outcome=reported.outcome if reported else None,
+        reason=reported.reason if reported else "",
+        rows=loss,
+    )
+
+
+def _part_view(device: Device, assignment: AssignmentRow | None) -> RolloutDeviceView:
+    if assignment is None:
+        return RolloutDeviceView(device=device.device, online=device.online, part=Part.NOT_ASKED, release=device.release)
+    if assignment.outcome is None:
+        part = Part.ASKED
+    elif assignment.outcome not in GOOD:
+        part = Part.FAILED
+    else:
+        part = Part.REVERTED if assignment.revert else Part.DONE
+    return RolloutDeviceView(
+        device=device.device,
+        online=device.online,
+        part=part,
+        release=device.release,
+        outcome=assignment.outcome,
+        reason=assignment.reason,
+        retry=assignment.retry,
+    )

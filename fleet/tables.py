@@ -1,0 +1,166 @@
+"""Shows the fleet to people: tables and bars.
+
+Decides wording, columns and colours only. What is shown comes from `overview`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Final
+
+from rich.console import Console, Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from .overview import DeviceView, FleetView, Part, RolloutView
+from .rollout import FINISHED, MetricEvidence, Rollout, RolloutState
+
+EVENTS_SHOWN: Final = 12
+BAR_WIDTH: Final = 40
+_STYLES: Final = {
+    RolloutState.COMPLETED: "green",
+    RolloutState.RUNNING: "cyan",
+    RolloutState.PAUSED: "yellow",
+    RolloutState.ROLLING_BACK: "red",
+    RolloutState.ROLLED_BACK: "red",
+    RolloutState.ABORTED: "red",
+}
+_PART_STYLES: Final = {
+    Part.DONE: "green",
+    Part.ASKED: "cyan",
+    Part.FAILED: "red",
+    Part.REVERTED: "yellow",
+    Part.NOT_ASKED: "bright_black",
+}
+
+
+def show(renderable: RenderableType) -> None:
+    """Print to standard output, at full width if that is no terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(renderable)
+
+
+def ago(at_ms: int | None, now_ms: int) -> str:
+    """Write how long ago something was.
+
+    >>> ago(None, 0), ago(1_000, 4_000), ago(0, 7_200_000)
+    ('never', '3 s ago', '2 h ago')
+    """
+    if at_ms is None:
+        return "never"
+    seconds = max(0, now_ms - at_ms) // 1000
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} s ago"
+
+
+def devices_table(devices: Iterable[DeviceView], now_ms: int) -> Table:
+    """One line a device."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("DEVICE", "PROFILE", "LINK", "SEEN", "RUNS", "WANTED", "STATE", "ROWS LOST"):
+        table.add_column(column, overflow="fold")
+    for device in devices:
+        wanted = device.desired_release or "-"
+        if device.desired_release is not None and device.reported_generation < device.desired_generation:
+            wanted += " (not answered yet)"
+        state = device.outcome.value if device.outcome else device.state.value if device.state else "-"
+        table.add_row(
+            device.device,
+            device.profile,
+            Text("online", "green") if device.online else Text("offline", "bright_black"),
+            ago(device.last_seen_ms, now_ms),
+            device.release or "-",
+            wanted,
+            f"{state}: {device.reason}" if device.reason else state,
+            str(device.rows.dropped),
+        )
+    return table
+
+
+def fleet(view: FleetView, *, controller_runs: bool) -> RenderableType:
+    """Describe the whole fleet."""
+    online = sum(device.online for device in view.devices)
+    lines = [f"{len(view.devices)} devices, {online} online"]
+    for release, count in sorted(view.releases.items()):
+        lines.append(f"  {release} on {count}")
+    if not controller_runs:
+        lines.append("the controller is not running: start it with `edgeml fleet serve`")
+    elif view.controller is not None and not view.controller.connected:
+        lines.append("the controller runs, but has no connection to the broker")
+    for why, count in sorted((view.controller.refused if view.controller else {}).items()):
+        lines.append(f"  {count} messages refused: {why}")
+    lines += [f"rollout {one} is under way: edgeml fleet rollout status {one}" for one in view.unfinished_rollouts]
+    return Group(Text("\n".join(lines)), Text(""), devices_table(view.devices, view.at_ms))
+
+
+def rollouts_table(rollouts: Iterable[Rollout]) -> Table:
+    """One line a rollout."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("ROLLOUT", "RELEASE", "STATE", "WAVE", "STARTED", "WHY"):
+        table.add_column(column, overflow="fold")
+    for one in rollouts:
+        state = Text(one.state.value, _STYLES[one.state])
+        table.add_row(one.id, one.plan.release, state, _wave(one), _time(one.created_at_ms), one.reason)
+    return table
+
+
+def rollout(view: RolloutView) -> RenderableType:
+    """Describe one rollout: bars of devices, history, evidence."""
+    one = view.rollout
+    head = Text.assemble(f"{one.id}  {one.plan.release}  ", (one.state.value, _STYLES[one.state]))
+    if one.state not in FINISHED:
+        head.append(f"  wave {_wave(one)}, {one.phase.value}")
+    if one.requested is not None:
+        head.append(f"  ({one.requested.value} asked for, not carried out yet)", "yellow")
+    if one.reason:
+        head.append(f"  {one.reason}")
+    parts: list[RenderableType] = [head, Text(""), _bars(view), Text("")]
+    history = Table(box=None, pad_edge=False, show_header=False)
+    history.add_column(style="bright_black", no_wrap=True)
+    history.add_column(overflow="fold")
+    for event in view.events[-EVENTS_SHOWN:]:
+        history.add_row(_time(event.at_ms), event.line)
+    parts.append(history)
+    evidence = next((event.evidence for event in reversed(view.events) if event.evidence), ())
+    if evidence:
+        parts += [Text(""), _evidence_table(evidence)]
+    return Group(*parts)
+
+
+def _bars(view: RolloutView) -> Table:
+    total = max(1, len(view.devices))
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for part in Part:
+        count = view.parts[part.value]
+        bar = ProgressBar(total, count, width=BAR_WIDTH, complete_style=_PART_STYLES[part], finished_style=_PART_STYLES[part])
+        table.add_row(part.value, bar, str(count))
+    return table
+
+
+def _evidence_table(evidence: Iterable[MetricEvidence]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("METRIC", "LOG E", "NEW", "OF", "BEFORE", "OF"):
+        table.add_column(column, justify="left" if column == "METRIC" else "right")
+    for one in evidence:
+        table.add_row(
+            one.metric.value,
+            f"{one.log_e:.2f}",
+            f"{one.candidate_rate:.2%}",
+            str(one.candidate_trials),
+            f"{one.incumbent_rate:.2%}",
+            str(one.incumbent_trials),
+        )
+    return table
+
+
+def _wave(one: Rollout) -> str:
+    return f"{min(one.wave + 1, len(one.plan.waves))} of {len(one.plan.waves)}"
+
+
+def _time(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
