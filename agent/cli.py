@@ -148,6 +148,6 @@ def flash(bundle: Path, storage: Path, fleet_directory: Path, as_json: bool) -> 
 
 def main() -> None:
     """Entry point of the `edgeml-agent` program."""
-    from edgeml.cli import run
+    from edgeml.program import run
 
     run(agent, "edgeml-agent")

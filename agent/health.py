@@ -64,12 +64,17 @@ def judge(golden: GoldenRun, limits: TrialLimits, crashes: int) -> TrialVerdict:
     if budget_bytes is not None and golden.peak_memory_bytes > budget_bytes:
         peak = golden.peak_memory_bytes / _MEBIBYTE
         return TrialVerdict(
-            healthy=False, reason=f"peak memory {peak:.1f} MiB is above the budget of {budget_bytes / _MEBIBYTE:.1f} MiB"
+            healthy=False,
+            reason=f"peak memory {peak:.1f} MiB is above the budget of {budget_bytes / _MEBIBYTE:.1f} MiB",
         )
     budget_ms = limits.latency_budget_ms
     # A latency that is not a number cannot be below a budget.
     if budget_ms is not None and (math.isnan(golden.latency_p50_ms) or golden.latency_p50_ms > budget_ms):
         return TrialVerdict(
-            healthy=False, reason=f"median latency {golden.latency_p50_ms:.2f} ms is above the budget of {budget_ms:.2f} ms"
+            healthy=False,
+            reason=f"median latency {golden.latency_p50_ms:.2f} ms is above the budget of {budget_ms:.2f} ms",
         )
-    return TrialVerdict(healthy=True, reason=f"agreement {golden.agreement:.3f}, median latency {golden.latency_p50_ms:.2f} ms")
+    return TrialVerdict(
+        healthy=True,
+        reason=f"agreement {golden.agreement:.3f}, median latency {golden.latency_p50_ms:.2f} ms",
+    )

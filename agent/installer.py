@@ -18,8 +18,8 @@ from typing import Final
 
 import msgspec
 
-from edgeml import errors
-from edgeml.bundle import GOLDEN, read_verified
+from edgeml import errors, monitor
+from edgeml.bundle import GOLDEN, MONITOR, Bundle, read_verified
 from edgeml.clock import Clock
 from edgeml.errors import BackendError, BudgetError, ConfigError, EdgemlError, StateError, TransferError
 from edgeml.ids import Digest
@@ -48,6 +48,10 @@ class Tools:
     serving: Serving
     table: SlotTable
     clock: Clock
+    on_retired: Callable[[Worker], None]
+    """Called with a worker that no longer serves, before it is stopped."""
+    on_loaded: Callable[[Worker, float | None], None]
+    """Called with a worker before it serves, and the latency in ms from which on its answers are slow."""
     on_progress: Callable[[int, int], None] = lambda _done, _all: None
 
 
@@ -181,6 +185,7 @@ class DeviceInstaller:
     def _load(self, slot: Slot) -> Worker:
         worker = self._tools.supervisor.load(self._table.path(slot.digest), slot.digest, self._limits)
         logger.info("loaded %s in %.0f ms", slot.release, worker.load_ms)
+        self._tools.on_loaded(worker, _slow_ms(worker.path))
         return worker
 
     def _prove(self, worker: Worker) -> None:
@@ -208,6 +213,7 @@ class DeviceInstaller:
     def _swap(self, worker: Worker | None) -> None:
         old = self._tools.serving.swap(worker)
         if old is not None:
+            self._tools.on_retired(old)
             old.stop()
 
     def _run_child(self, job: Job) -> Answer:
@@ -242,6 +248,12 @@ class DeviceInstaller:
             # Killed, or out of memory: what it verified is kept, so trying again is right.
             raise TransferError(f"the fetching child ended with {child.returncode}")
         return last
+
+
+def _slow_ms(path: Path) -> float | None:
+    """Read what counts as slow from a bundle that its worker has just verified."""
+    with Bundle(path) as bundle:
+        return monitor.decode(bundle.read(MONITOR)).latency_slow_ms if bundle.has(MONITOR) else None
 
 
 def _error(answer: Answer) -> EdgemlError:

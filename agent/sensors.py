@@ -72,7 +72,9 @@ class Sensors:
 
     def _hardware_monitors(self) -> list[float]:
         chips = sorted((self._sys / "class" / "hwmon").glob("hwmon*"))
-        return _temperatures([(_read(chip / "name"), one) for chip in chips for one in sorted(chip.glob("temp*_input"))])
+        return _temperatures(
+            [(_read(chip / "name"), one) for chip in chips for one in sorted(chip.glob("temp*_input"))]
+        )
 
 
 def disk_free_bytes(path: Path) -> int | None:

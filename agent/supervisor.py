@@ -1,45 +1,35 @@
-"""Starts workers, talks to them, and notices when they hang or die.
+"""Loads variants into workers and speaks with them.
 
-Decides how a worker is forked (a forkserver that has imported the runtime and holds no model), how long it may take,
-and which error tells the caller what became of it. This process has no numpy and no runtime: a tensor is bytes here.
-What a worker does with a request is `worker`'s business; which worker serves, `serving`'s.
+Decides what is asked of a worker, how long it may take, how many may wait for it, and that a request which does not fit
+the model never reaches it. This process has no numpy and no runtime: a tensor is bytes here. Forking and the end of
+processes is `child`'s business; which worker serves, `serving`'s.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import logging
-import multiprocessing
-import os
-import select
-import signal
-import socket
-import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from multiprocessing import forkserver
-from multiprocessing.process import BaseProcess
+import weakref
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Final, TypeVar
+from typing import Final, TypeAlias
 
 import msgspec
 
-from edgeml.errors import BackendError, BudgetError, ConfigError, ManifestError
+from edgeml.errors import BackendError, BudgetError, ConfigError
 from edgeml.ids import Digest
 from edgeml.manifest import Manifest
-from edgeml.tensors import BATCH, TensorSpec
+from edgeml.tensors import DType, TensorSpec
 
+from .child import Child, start_forkserver
 from .health import GoldenRun
 from .ipc import (
     PAYLOAD_BYTES_MAX,
     RANK_MAX,
     Answer,
-    Channel,
-    Failure,
-    Frame,
     Kind,
     LoadRequest,
     LoadResult,
@@ -47,6 +37,7 @@ from .ipc import (
     TensorBytes,
     decode_answer,
     decode_message,
+    encode_heads,
     encode_message,
     encode_tensors,
 )
@@ -57,13 +48,14 @@ logger = logging.getLogger(__name__)
 WAITING_MAX: Final = 16
 """Requests that may wait for one worker; more are turned away."""
 STOP_TIMEOUT_S: Final = 2.0
-REAP_TIMEOUT_S: Final = 2.0
-FRAME_BYTES_RESERVED: Final = 64 << 10
-"""Part of a frame that is left for the heads of its tensors."""
-_RUNTIME_MODULES: Final = ("onnxruntime", "ai_edge_litert.interpreter", "tflite_runtime.interpreter")
-_processes = threading.Lock()
-"""Guards multiprocessing's own lists and exit codes, which several threads may not look at at once."""
-_Message = TypeVar("_Message")
+TENSOR_BYTES_MAX: Final = PAYLOAD_BYTES_MAX - (64 << 10)
+"""All tensors of a request together; the rest of a frame is for their heads."""
+_Looks: TypeAlias = tuple[tuple[int, ...], int, DType]
+_RUNTIMES: Final = ("onnxruntime", "ai_edge_litert", "tflite_runtime")
+_MODULES: Final = {
+    "ai_edge_litert": "ai_edge_litert.interpreter",
+    "tflite_runtime": "tflite_runtime.interpreter",
+}
 
 
 class WorkerLimits(msgspec.Struct, frozen=True):
@@ -75,22 +67,33 @@ class WorkerLimits(msgspec.Struct, frozen=True):
 
 
 class Worker:
-    """A running worker, seen from the supervisor. Safe to use from several threads: one request is in flight at a time."""
+    """A loaded variant, answering. Safe to use from several threads: one request is in flight at a time."""
 
-    def __init__(self, process: BaseProcess, channel: Channel, request: LoadRequest, limits: WorkerLimits) -> None:
-        """Wait until the worker has loaded its bundle. `Supervisor.load` is what callers use."""
-        self.path = Path(request.path)
-        self.digest = request.digest
+    def __init__(self, path: Path, digest: Digest, limits: WorkerLimits) -> None:
+        """Fork a process and wait until it has loaded the bundle.
+
+        Raises:
+            ArtifactError: What the worker refused the bundle for.
+            ConfigError: The bundle cannot be read.
+            BackendError: The worker hung or died while it loaded.
+        """
+        self.path = path
+        self.digest = digest
         self.limits = limits
-        self._process = process
-        self._channel = channel
         self._sensors = Sensors()
+        self._known: tuple[list[_Looks], bytes] | None = None
         self._turn = threading.Lock()
         self._places = threading.BoundedSemaphore(WAITING_MAX)
-        self._request_id = 0
-        self._death = ""
         started_s = time.monotonic()
-        loaded = self._ask_message(Kind.LOAD, encode_message(request), LoadResult, limits.load_timeout_s)
+        self._child = Child()
+        request = LoadRequest(str(path), digest, limits.threads)
+        decode = partial(decode_message, kind=LoadResult)
+        try:
+            loaded = self._child.ask(Kind.LOAD, encode_message(request), decode, limits.load_timeout_s)
+        except BaseException:
+            self._child.kill("could not load its bundle")
+            self._child.close()
+            raise
         self.load_ms = (time.monotonic() - started_s) * 1000
         self.manifest: Manifest = loaded.manifest
         self.runtime: str = loaded.runtime
@@ -98,12 +101,12 @@ class Worker:
     @property
     def pid(self) -> int:
         """Process id."""
-        return self._process.pid or 0
+        return self._child.pid
 
     @property
     def alive(self) -> bool:
         """Whether it can still answer."""
-        return not self._death and not self.wait(0)
+        return not self._child.end and not self._child.wait(0)
 
     def infer(self, tensors: Sequence[TensorBytes]) -> Answer:
         """Answer one request.
@@ -116,20 +119,10 @@ class Worker:
             BudgetError: WAITING_MAX requests wait already.
             BackendError: The model refused them, or the worker hung or died.
         """
-        check_request(tensors, self.manifest.inputs)
-        parts = encode_tensors(tensors)
-        if not self._turn.acquire(blocking=False):
-            if not self._places.acquire(blocking=False):
-                message = f"{WAITING_MAX} requests wait for {self.manifest.release} already"
-                raise BudgetError(message, budget=WAITING_MAX, observed=WAITING_MAX + 1, unit="requests", hint="ask less often")
-            try:
-                # Whoever is ahead is bounded by its own timeout, so each turn comes.
-                self._turn.acquire()
-            finally:
-                self._places.release()
+        parts = encode_tensors(tensors, self._checked(tensors))
+        self._take_turn()
         try:
-            frame = self._exchange(Kind.INFER, parts, Kind.ANSWER, self.limits.request_timeout_s)
-            return self._decoded(decode_answer, frame)
+            return self._child.ask(Kind.INFER, parts, decode_answer, self.limits.request_timeout_s)
         finally:
             self._turn.release()
 
@@ -141,75 +134,160 @@ class Worker:
             BackendError: The model refused them, or the worker hung or died.
         """
         with self._turn:
-            return self._ask_message(Kind.GOLDEN, [], GoldenRun, self.limits.load_timeout_s)
+            return self._child.ask(
+                Kind.GOLDEN, [], partial(decode_message, kind=GoldenRun), self.limits.load_timeout_s
+            )
 
     def take(self) -> Taken:
         """Take what was counted since the last call.
 
         Raises:
-            BackendError: The worker hung or died; its counts are lost.
+            BackendError: The worker hung or died; what it had counted is lost.
         """
         with self._turn:
-            return self._ask_message(Kind.TAKE, [], Taken, self.limits.request_timeout_s)
+            return self._child.ask(
+                Kind.TAKE, [], partial(decode_message, kind=Taken), self.limits.request_timeout_s
+            )
 
     def memory_bytes(self) -> int:
-        """Resident memory now; 0 when it is dead."""
+        """Resident memory now; 0 when the worker is dead."""
         return (self._sensors.rss_bytes(self.pid) or 0) if self.alive else 0
 
     def wait(self, timeout_s: float | None) -> bool:
         """Wait until the process is gone; tell whether it is."""
-        poll = select.poll()
-        try:
-            poll.register(self._process.sentinel, select.POLLIN)
-        except ValueError:
-            return True  # closed: it was waited for
-        return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
+        return self._child.wait(timeout_s)
+
+    def end(self) -> str:
+        """Say how the process ended, for example `died of SIGSEGV`; call when `wait` said that it is gone."""
+        self._child.kill("")
+        return self._child.end
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Let the request in flight finish, then end the process; kill it if it takes longer than `timeout_s`."""
+        """Let the request in flight finish, then end the process; kill it if that takes longer than `timeout_s`."""
         deadline_s = time.monotonic() + timeout_s
-        if self._turn.acquire(timeout=timeout_s):
-            try:
-                if not self._death:
-                    self._channel.send(Kind.STOP, 0, [], timeout_s)
-                    self.wait(max(deadline_s - time.monotonic(), 0))
-            except OSError:
-                logger.debug("worker %d was gone before it was stopped", self.pid)
-            finally:
-                self._bury("was stopped", kill=True)
-                self._turn.release()
-        else:
-            # Killing makes the holder of the turn see the end of its request; it cleans up.
-            self._kill()
-
-    def _ask_message(self, kind: Kind, parts: Sequence[bytes | bytearray | memoryview], answer: type[_Message], timeout_s: float) -> _Message:
-        frame = self._exchange(kind, parts, _ANSWERS[kind], timeout_s)
-        return self._decoded(lambda payload: decode_message(payload, answer), frame)
-
-    def _exchange(self, kind: Kind, parts: Sequence[bytes | bytearray | memoryview], wanted: Kind, timeout_s: float) -> Frame:
-        """Send a request and wait for its answer. The caller holds the turn."""
-        if self._death:
-            raise BackendError(f"the worker {self._death}", hint=_hint(self._death))
-        self._request_id = request_id = (self._request_id + 1) & 0xFFFFFFFF
+        if not self._turn.acquire(timeout=timeout_s):
+            # The request in flight ends with the process, and gives the turn back.
+            self._child.kill("was stopped while it answered")
+            self._turn.acquire()
         try:
-            self._channel.send(kind, request_id, parts, timeout_s)
-            frame = self._channel.receive(timeout_s)
-        except TimeoutError as error:
-            self._bury(f"did not answer within {timeout_s:g} s and was killed", kill=True)
-            raise BackendError(f"the worker {self._death}", hint=_hint(self._death)) from error
-        except (EOFError, OSError) as error:
-            self._bury("", kill=False)
-            raise BackendError(f"the worker {self._death}", hint=_hint(self._death)) from error
-        except ManifestError as error:
-            raise self._garbled(error) from error
-        if frame.request_id != request_id or frame.kind not in {wanted, Kind.FAILURE}:
-            raise self._garbled(ManifestError("an answer to another question"))
-        if frame.kind is Kind.FAILURE:
-            raise self._decoded(lambda payload: decode_message(payload, Failure), frame).error()
-        return frame
+            if self.alive:
+                left_s = max(deadline_s - time.monotonic(), 0.1)
+                self._child.ask(Kind.STOP, [], _nothing, left_s)
+                self._child.wait(left_s)
+        except BackendError as error:
+            logger.warning("%s while it was stopped", error.message)
+        finally:
+            self._child.kill("was stopped")
+            self._child.close()
+            self._turn.release()
 
-    def _decoded(self, decode, frame):
+    def _checked(self, tensors: Sequence[TensorBytes]) -> bytes:
+        """Check tensors and return their heads; both are known if the last request looked the same."""
+        looks: list[_Looks] = [(tensor.shape, len(tensor.data), tensor.dtype) for tensor in tensors]
+        known = self._known
+        if known is not None and looks == known[0]:
+            return known[1]
+        check_request(tensors, self.manifest.inputs)
+        heads = encode_heads(tensors)
+        self._known = (looks, heads)
+        return heads
+
+    def _take_turn(self) -> None:
+        if self._turn.acquire(blocking=False):
+            return
+        if not self._places.acquire(blocking=False):
+            raise BudgetError(
+                f"{WAITING_MAX} requests wait for {self.manifest.release} already",
+                budget=WAITING_MAX,
+                observed=WAITING_MAX + 1,
+                unit="requests",
+                hint="ask less often",
+            )
         try:
-            return decode(frame.payload)
-        except ManifestError as error:
-            raise self._garbled(error) from error
+            # Whoever is ahead is bounded by its own timeout, so the turn comes.
+            self._turn.acquire()
+        finally:
+            self._places.release()
+
+
+class Supervisor:
+    """Where workers come from. One a process: they share a forkserver."""
+
+    def __init__(self, preload: Sequence[str] | None = None) -> None:
+        """Remember what the forkserver is to import; by default numpy and the first runtime that is installed."""
+        self._preload = tuple(preload) if preload is not None else installed_preload()
+        self._workers: weakref.WeakSet[Worker] = weakref.WeakSet()
+
+    def start(self) -> None:
+        """Start the forkserver, which needs about a second for its imports; returns at once."""
+        start_forkserver(self._preload)
+
+    def load(self, path: Path, digest: Digest, limits: WorkerLimits | None = None) -> Worker:
+        """Load a bundle into a new worker, which checks its digest first.
+
+        Raises:
+            ArtifactError: What the worker refused the bundle for.
+            ConfigError: The bundle cannot be read.
+            BackendError: The worker hung or died while it loaded.
+        """
+        self.start()
+        worker = Worker(path.resolve(), digest, limits or WorkerLimits())
+        self._workers.add(worker)
+        return worker
+
+    def close(self) -> None:
+        """Stop every worker that still runs."""
+        for worker in list(self._workers):
+            worker.stop()
+        self._workers.clear()
+
+
+def installed_preload() -> tuple[str, ...]:
+    """Modules that make workers start quickly: numpy and the first runtime that is installed.
+
+    Others are imported when a worker needs them.
+    """
+    runtimes = [_MODULES.get(name, name) for name in _RUNTIMES if importlib.util.find_spec(name) is not None]
+    return ("numpy", *runtimes[:1])
+
+
+def check_request(tensors: Sequence[TensorBytes], inputs: Sequence[TensorSpec]) -> None:
+    """Check that tensors are what a model takes: number, types, shapes, lengths.
+
+    Raises:
+        ConfigError: They are not.
+    """
+    if len(tensors) != len(inputs):
+        raise ConfigError(
+            f"{len(tensors)} inputs given, the model takes {len(inputs)}",
+            hint=f"give {', '.join(spec.name for spec in inputs)}",
+        )
+    total = 0
+    for tensor, spec in zip(tensors, inputs, strict=True):
+        if tensor.dtype is not spec.dtype:
+            raise ConfigError(f"{spec.name} is {tensor.dtype.value}, the model takes {spec.dtype.value}")
+        shape = tensor.shape
+        if shape != spec.shape and not _fits(shape, spec.shape):
+            raise ConfigError(
+                f"{spec.name} has shape {list(shape)}, the model takes {list(spec.shape)}",
+                hint="-1 is a dimension that you choose",
+            )
+        size = spec.dtype.item_bytes
+        for dimension in shape:
+            size *= dimension
+        if len(tensor.data) != size:
+            raise ConfigError(f"{spec.name} has {len(tensor.data)} bytes of data, its shape needs {size}")
+        total += size
+    if total > TENSOR_BYTES_MAX:
+        raise ConfigError(f"the inputs have {total} bytes, more than {TENSOR_BYTES_MAX}")
+
+
+def _fits(shape: tuple[int, ...], stated: tuple[int, ...]) -> bool:
+    same_rank = len(shape) == len(stated) <= RANK_MAX
+    return same_rank and all(
+        size == want or (want < 0 < size) for size, want in zip(shape, stated, strict=True)
+    )
+
+
+def _nothing(_payload: memoryview) -> None:
+    """Decode the answer to a request that has none."""

@@ -31,21 +31,21 @@ from edgeml.observer import Observer
 from edgeml.runtime import Session, open_session
 from edgeml.tensors import DType, TensorSpec
 
+from .channel import JOINED_BYTES_MAX, Channel, Frame
 from .health import GoldenRun
 from .ipc import (
     Answer,
-    Channel,
     Failure,
-    Frame,
     Kind,
+    Layout,
     LoadRequest,
     LoadResult,
     Taken,
     TensorBytes,
     decode_message,
-    decode_tensors,
     encode_answer,
     encode_message,
+    read_layout,
 )
 from .sensors import Sensors
 
@@ -80,6 +80,7 @@ class Service:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._memory = PeakMemory()
+        self._inputs = InputArrays()
         self._model: _Model | None = None
 
     def run(self) -> None:
@@ -98,7 +99,9 @@ class Service:
                 self._handle(frame)
             except OSError:
                 raise
-            except Exception as error:  # the process boundary: whatever a model or runtime raises goes to the caller
+            except (
+                Exception
+            ) as error:  # the process boundary: whatever a model or runtime raises goes to the caller
                 failure = Failure.of(error)
                 logger.warning("%s failed: %s", frame.kind.name.lower(), failure.message)
                 self._channel.send(Kind.FAILURE, frame.request_id, encode_message(failure))
@@ -107,7 +110,9 @@ class Service:
         if frame.kind is Kind.LOAD:
             request = decode_message(frame.payload, LoadRequest)
             self._model = _Model(request)
-            loaded = LoadResult(self._model.manifest, self._model.session.runtime, self._memory.highest_bytes())
+            loaded = LoadResult(
+                self._model.manifest, self._model.session.runtime, self._memory.highest_bytes()
+            )
             self._channel.send(Kind.LOADED, frame.request_id, encode_message(loaded))
             return
         model = self._model
@@ -126,7 +131,7 @@ class Service:
 
     def _infer(self, model: _Model, frame: Frame) -> None:
         started_ns = time.perf_counter_ns()
-        inputs = arrays(decode_tensors(frame.payload))
+        inputs = self._inputs.view(frame.payload)
         outputs = model.session.run(inputs)
         predicted = model.predicted(inputs, outputs)
         latency_us = (time.perf_counter_ns() - started_ns) / 1000
@@ -136,7 +141,9 @@ class Service:
         if model.observer is not None:
             try:
                 model.observer.observe(inputs, outputs)
-            except Exception:  # the answer is out, so there is no one to tell; serving matters more than counting
+            except (
+                Exception
+            ):  # the answer is out, so there is no one to tell; serving matters more than counting
                 logger.exception("counting stops: the monitor does not fit what the model takes or gives")
                 model.observer = None
 
@@ -167,7 +174,9 @@ class _Model:
         specs = [spec for spec in (*self.manifest.inputs, *self.manifest.outputs) if spec.name in used]
         missing = used - {spec.name for spec in specs}
         if missing:
-            raise IncompatibleError(f"the monitor counts {min(missing)}, which the model neither takes nor gives")
+            raise IncompatibleError(
+                f"the monitor counts {min(missing)}, which the model neither takes nor gives"
+            )
         free = [spec.name for spec in specs if not spec.shape or any(size < 0 for size in spec.sample_shape)]
         if free:
             logger.warning("%s has no fixed shape; nothing is counted", free[0])
@@ -190,7 +199,9 @@ class _Model:
             recorded = _read_golden(bundle)
         leading = self.manifest.inputs[0].shape[0] if self.manifest.inputs[0].shape else 1
         step = max(leading, 1)
-        requests = [[array[i : i + step] for array in recorded.inputs] for i in range(0, recorded.samples, step)]
+        requests = [
+            [array[i : i + step] for array in recorded.inputs] for i in range(0, recorded.samples, step)
+        ]
         answers = [self.session.run(request) for request in requests]
         durations_ns = []
         for request in requests:
@@ -238,13 +249,35 @@ class PeakMemory:
         return self._sensors.peak_rss_bytes(os.getpid()) or 0
 
 
-def arrays(tensors: Sequence[TensorBytes]) -> list[Array]:
-    """View tensors as arrays, without copying."""
-    return [np.frombuffer(tensor.data, _NUMPY[tensor.dtype]).reshape(tensor.shape) for tensor in tensors]
+class InputArrays:
+    """Views the tensors of requests as arrays, without copying.
+
+    Requests of one model nearly always look alike and lie in the same buffer, so the last views are kept.
+    """
+
+    def __init__(self) -> None:
+        self._buffer: object = None
+        self._layout: Layout | None = None
+        self._arrays: list[Array] = []
+
+    def view(self, payload: memoryview) -> list[Array]:
+        """Return arrays that are valid as long as the payload is.
+
+        Raises:
+            ManifestError: The payload is not tensors.
+        """
+        layout = read_layout(payload)
+        if layout is not self._layout or payload.obj is not self._buffer:
+            self._arrays = [
+                np.frombuffer(payload[start:end], _NUMPY[dtype]).reshape(shape)
+                for dtype, shape, (start, end) in zip(layout.dtypes, layout.shapes, layout.spans, strict=True)
+            ]
+            self._layout, self._buffer = layout, payload.obj
+        return self._arrays
 
 
 def tensor_bytes(array: Array) -> TensorBytes:
-    """View an array as a tensor, copying only what is not in C order.
+    """Turn an array into a tensor; large ones in C order are not copied.
 
     Raises:
         IncompatibleError: Its type is none that edgeml serves.
@@ -252,8 +285,9 @@ def tensor_bytes(array: Array) -> TensorBytes:
     dtype = _DTYPES.get(array.dtype)
     if dtype is None:
         raise IncompatibleError(f"the model gave {array.dtype}, which edgeml does not serve")
-    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return TensorBytes(dtype, array.shape, flat.data)
+    if array.nbytes <= JOINED_BYTES_MAX:
+        return TensorBytes(dtype, array.shape, array.tobytes())
+    return TensorBytes(dtype, array.shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def _read_golden(bundle: Bundle) -> golden_vectors.Golden:
@@ -262,34 +296,39 @@ def _read_golden(bundle: Bundle) -> golden_vectors.Golden:
 
 def _check_alike(found: Sequence[TensorSpec], stated: Sequence[TensorSpec], what: str) -> None:
     """Refuse a manifest that describes another model: requests are checked by it."""
-    alike = len(found) == len(stated) and all(_fit(one, other) for one, other in zip(found, stated, strict=True))
+    alike = len(found) == len(stated) and all(
+        _fit(one, other) for one, other in zip(found, stated, strict=True)
+    )
     if not alike:
-        raise IncompatibleError(f"the model's {what} are not the ones its manifest states", hint="build the bundle again")
+        raise IncompatibleError(
+            f"the model's {what} are not the ones its manifest states", hint="build the bundle again"
+        )
 
 
 def _fit(found: TensorSpec, stated: TensorSpec) -> bool:
     same_rank = len(found.shape) == len(stated.shape)
-    return found.dtype is stated.dtype and same_rank and all(
-        a == b or a < 0 or b < 0 for a, b in zip(found.shape, stated.shape, strict=True)
+    return (
+        found.dtype is stated.dtype
+        and same_rank
+        and all(a == b or a < 0 or b < 0 for a, b in zip(found.shape, stated.shape, strict=True))
     )
 
 
 def _settle(kept_fd: int) -> None:
     """Make a forked process a worker: its own name, no foreign descriptors, first to go when memory is short."""
     parent = os.getppid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c goes to the whole group; the supervisor decides what it means
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # ctrl-c goes to the whole group; the supervisor decides what it means
     # The forkserver dies with the supervisor; so does a worker that hangs in native code and cannot see its socket close.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
     _write("/proc/self/comm", PROCESS_NAME.encode())
     _write("/proc/self/oom_score_adj", str(OOM_SCORE).encode())
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        if fd > 2 and fd != kept_fd:
-            try:
-                os.close(fd)
-            except OSError:
-                continue  # the descriptor by which the directory was listed
+    highest_fd = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+    os.closerange(3, kept_fd)
+    os.closerange(kept_fd + 1, highest_fd + 1)
 
 
 def _write(path: str, data: bytes) -> None:

@@ -8,15 +8,14 @@ command loads none of its heavy libraries.
 from __future__ import annotations
 
 import logging
-import os
-import sys
 from importlib import metadata, util
-from typing import Any, Final
+from typing import Final
 
 import click
 
 from . import __version__
 from .errors import EdgemlError
+from .program import run
 
 GROUP: Final = "edgeml.commands"
 NEEDS: Final = {
@@ -35,7 +34,6 @@ EXTRAS: Final = {
     "agent": "agent", "infer": "agent", "flash": "agent", "convert": "converters", "package": "converters",
     "sample": "converters", "keys": "fleet", "fleet": "fleet", "demo": "agent,serve,converters,fleet",
 }  # fmt: skip
-INTERRUPTED_EXIT_CODE: Final = 130
 
 
 class Rooms(click.Group):
@@ -123,33 +121,6 @@ def completion(shell: str) -> None:
 
 
 _register()
-
-
-def show(error: EdgemlError) -> None:
-    """Print an error for a person."""
-    click.echo(f"error: {error.message}", err=True)
-    if error.hint:
-        click.echo(f"hint: {error.hint}", err=True)
-
-
-def run(command: click.Command, name: str) -> None:
-    """Run a click command as a program: errors become lines and exit codes, never tracebacks."""
-    try:
-        code: Any = command.main(prog_name=name, standalone_mode=False)
-    except EdgemlError as error:
-        show(error)
-        sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        sys.exit(INTERRUPTED_EXIT_CODE)
-    except BrokenPipeError:
-        # The reader of our output went away; nothing is left to say, also not by the interpreter's last flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    sys.exit(code if isinstance(code, int) else 0)
 
 
 def main() -> None:

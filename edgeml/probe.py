@@ -1,9 +1,9 @@
 """Runs a model on its runtime in a child process, and says what it takes, answers and costs.
 
-Decides what the child may do (time, memory, output, environment), what is measured and how, and how the child's death
-becomes an error. Foreign models abort their runtime, so none is loaded in the caller's process. Nothing is unpickled:
-arrays travel as .npy files in a temporary directory, the rest as JSON. What the figures mean for a profile is
-decided by the caller.
+Decides what is measured and how, and what is believed of a child that may have been taken over by the model it ran.
+Foreign models abort their runtime, so none is loaded in the caller's process. Nothing is unpickled: arrays travel as
+.npy files in a temporary directory, the rest as JSON. How the child is confined is `edgeml.child`'s business; what the
+figures mean for a profile, the caller's.
 """
 
 from __future__ import annotations
@@ -14,49 +14,38 @@ import os
 import platform
 import resource
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import Final, TypeAlias
 
 import msgspec
 import numpy as np
 
-from .errors import BackendError, BudgetError
+from .child import ChildLimits, check_memory, one_line, run_child, status_bytes
+from .errors import BackendError
 from .manifest import RuntimeFamily
 from .runtime import Array, Session, open_session
 from .tensors import BATCH, TensorSpec
 
 REPORT_BYTES_MAX: Final = 1 << 20
 ANSWERS_BYTES_MAX: Final = 1 << 30
-STDERR_BYTES_MAX: Final = 4096
-MESSAGE_MAX: Final = 300
-POLL_S: Final = 0.02
 BATCH_SAMPLES: Final = 64
 WARM_UP_RUNS: Final = 5
 LATENCY_RUNS: Final = 500
 LATENCY_RUNS_MIN: Final = 3
 LATENCY_SPAN_S: Final = 1.0
-_KEPT_VARIABLES: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR")
+_MODULE: Final = f"{__package__}.probe"
 _MODEL: Final = "model.bin"
 _REQUEST: Final = "request.json"
 _REPORT: Final = "report.json"
-_LIBRARY_FOLDERS: Final = {"site-packages", "dist-packages"}
 
-
-@dataclass(frozen=True, slots=True)
-class ProbeLimits:
-    """What the child may take. `memory_bytes` is watched where /proc exists, and checked against the peak."""
-
-    timeout_s: float = 120.0
-    threads: int = 1
-    memory_bytes: int | None = None
+ProbeLimits: TypeAlias = ChildLimits
+"""What the child may take: time, threads, memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,78 +155,18 @@ def host() -> str:
     return " ".join(part for part in (platform.machine(), processor, f"({os.cpu_count()} cores)") if part)
 
 
-def run_child(command: Sequence[str], folder: Path, limits: ProbeLimits) -> None:
-    """Run a command to its end inside `limits`, in a scrubbed environment, with nothing to read and nobody to disturb.
-
-    Raises:
-        BackendError: It hung, was killed by a signal, or left with another code than 0.
-        BudgetError: It took more than `limits.memory_bytes`.
-    """
-    kept = bytearray()
-    # A session of its own: a Ctrl-C is ours to handle, and the child's own children die with it.
-    with subprocess.Popen(
-        [*command], cwd=folder, env=_environment(limits), start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    ) as child:  # fmt: skip
-        assert child.stderr is not None
-        drain = threading.Thread(target=_drain, args=(child.stderr, kept), daemon=True)
-        drain.start()
-        try:
-            _watch(child, limits)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-            drain.join()
-    if child.returncode < 0:
-        raise BackendError(
-            f"the runtime died of {_signal_name(-child.returncode)} while it ran the model",
-            hint="the model crashes this runtime: export it again, or use another version of the runtime",
-        )
-    if child.returncode:
-        last = kept.decode("utf-8", "replace").strip().splitlines()
-        said = _one_line(last[-1]) if last else "it said nothing"
-        raise BackendError(
-            f"the process that ran the model failed with code {child.returncode}: {said}",
-            hint="run `edgeml doctor`",
-        )
-
-
-def _watch(child: subprocess.Popen[bytes], limits: ProbeLimits) -> None:
-    deadline = time.monotonic() + limits.timeout_s
-    while True:
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(POLL_S)
-            return
-        if time.monotonic() > deadline:
-            raise BackendError(
-                f"the model did not finish within {limits.timeout_s:g} s",
-                hint="give fewer samples or more time; a model that hangs here hangs on a device too",
-            )
-        _check_memory(_status_bytes(str(child.pid), "VmRSS"), limits)
-
-
-def _check_memory(observed: int | None, limits: ProbeLimits) -> None:
-    if limits.memory_bytes is not None and observed is not None and observed > limits.memory_bytes:
-        raise BudgetError(
-            f"the model takes more memory than allowed: {observed} bytes, limit {limits.memory_bytes} bytes",
-            budget=limits.memory_bytes, observed=observed, unit="bytes",
-            hint="use a smaller model, or raise the limit",
-        )  # fmt: skip
-
-
 def _in_child(folder: Path, model: bytes, request: _Request, limits: ProbeLimits) -> _Report:
     (folder / _MODEL).write_bytes(model)
     (folder / _REQUEST).write_bytes(msgspec.json.encode(request))
     run_child(
-        [sys.executable, "-P", "-m", __name__ if __name__ != "__main__" else "edgeml.probe", str(folder)],
+        [sys.executable, "-P", "-m", _MODULE, str(folder)],
         folder,
         limits,
     )
     report = _read_report(folder / _REPORT)
     if report.refusal:
-        raise BackendError(_one_line(report.refusal), hint=_one_line(report.hint))
-    _check_memory(report.peak_memory_bytes, limits)
+        raise BackendError(one_line(report.refusal), hint=one_line(report.hint))
+    check_memory(report.peak_memory_bytes, limits)
     return report
 
 
@@ -282,46 +211,9 @@ def _garbage() -> BackendError:
     )
 
 
-def _environment(limits: ProbeLimits) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
-    folders = [str(Path(one).absolute()) for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
-    root = Path(__file__).absolute().parents[1]
-    if root.name not in _LIBRARY_FOLDERS and str(root) not in folders:
-        folders.append(str(root))
-    return {**kept, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": str(limits.threads)}
-
-
-def _drain(pipe: IO[bytes], kept: bytearray) -> None:
-    """Keep the end of what the child says and never let it wait for a reader."""
-    while piece := os.read(pipe.fileno(), 65536):
-        kept += piece
-        del kept[:-STDERR_BYTES_MAX]
-
-
-def _one_line(text: str) -> str:
-    flat = " ".join(text.split())
-    return "".join(char for char in flat if char.isprintable())[:MESSAGE_MAX]
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def _status_bytes(process: str, field: str) -> int | None:
-    """Read a size from /proc; None where there is none."""
-    with suppress(OSError), Path(f"/proc/{process}/status").open(encoding="ascii", errors="replace") as file:
-        for line in file:
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    return None
-
-
 def _peak_memory_bytes() -> int:
     # VmHWM begins anew at exec. ru_maxrss does not: it would show the size of the process that started us.
-    peak = _status_bytes("self", "VmHWM")
+    peak = status_bytes("self", "VmHWM")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if peak is None else peak
 
 

@@ -38,8 +38,6 @@ from .config import find_home, load
 from .lifeline import Lifeline
 from .mosquitto import PACKET_BYTES_MAX
 
-logger = logging.getLogger(__name__)
-
 KEEPALIVE_GRACE_S: Final = 15
 """Added to a client's own keepalive. The specification allows half of it again; amqtt can only add a constant."""
 LIFELINE_EVERY_S: Final = 1.0
@@ -111,7 +109,7 @@ def allowed(tenant: TenantId, session: Session | None, topic: str | None, action
             return False
 
 
-class PacketTooLong(AMQTTError):  # type: ignore[misc]  # amqtt is untyped
+class PacketTooLongError(AMQTTError):  # type: ignore[misc]  # amqtt is untyped
     """A packet longer than any of ours."""
 
 
@@ -121,7 +119,7 @@ class BoundedReader(StreamReaderAdapter):  # type: ignore[misc]  # amqtt is unty
     async def read(self, n: int = -1) -> bytes:
         """Read n bytes."""
         if n > PACKET_BYTES_MAX:
-            raise PacketTooLong(f"a packet of {n} bytes, more than {PACKET_BYTES_MAX}")
+            raise PacketTooLongError(f"a packet of {n} bytes, more than {PACKET_BYTES_MAX}")
         data: bytes = await super().read(n)
         return data
 
@@ -133,18 +131,24 @@ class TriedOutBroker(Broker):  # type: ignore[misc]  # amqtt is untyped
         super().__init__(config)
         self._tenant = tenant
 
-    async def _client_connected(self, listener_name: str, reader: ReaderAdapter, writer: WriterAdapter) -> None:
+    async def _client_connected(
+        self, listener_name: str, reader: ReaderAdapter, writer: WriterAdapter
+    ) -> None:
         await super()._client_connected(listener_name, BoundedReader(reader._reader), writer)  # noqa: SLF001  # no accessor
 
     async def _initialize_client_session(
         self, reader: ReaderAdapter, writer: WriterAdapter, remote_address: str, remote_port: int
     ) -> tuple[BrokerProtocolHandler, Session]:
-        handler, session = await super()._initialize_client_session(reader, writer, remote_address, remote_port)
+        handler, session = await super()._initialize_client_session(
+            reader, writer, remote_address, remote_port
+        )
         # amqtt measures the keepalive and then does nothing.
         handler.handle_read_timeout = lambda: asyncio.ensure_future(handler.handle_connection_closed())
         return handler, session
 
-    async def _publish_retained_messages_for_subscription(self, subscription: tuple[str, int], session: Session) -> None:
+    async def _publish_retained_messages_for_subscription(
+        self, subscription: tuple[str, int], session: Session
+    ) -> None:
         # amqtt calls this at every connect with the filters of everybody.
         holders = self._subscriptions.get(subscription[0], ())
         if any(holder.client_id == session.client_id for holder, _ in holders):
@@ -194,7 +198,8 @@ def main(directory: str) -> None:
         tenant = TenantId(config.tenant)
         asyncio.run(run(settings(config.broker.host, config.broker.port, tokens_path(home), tenant), tenant))
     except EdgemlError as error:
-        logger.error("%s", error.message)
+        # One line for people; the trace would say nothing that they can use.
+        click.echo(f"error: {error.message}", err=True)
         sys.exit(error.exit_code)
 
 

@@ -34,8 +34,6 @@ from .config import FleetHome, database_url, find_home, load
 from .lifeline import Lifeline
 from .store import Store
 
-logger = logging.getLogger(__name__)
-
 CONCURRENT_REQUESTS_MAX: Final = 200
 KEEP_ALIVE_S: Final = 5
 LIFELINE_EVERY_S: Final = 1.0
@@ -176,10 +174,11 @@ def main(directory: str) -> None:
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         serve(home, socket.create_server((address.host, address.port), family=family, backlog=512))
     except EdgemlError as error:
-        logger.error("%s", error.message)
+        # One line for people; the trace would say nothing that they can use.
+        click.echo(f"error: {error.message}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        logger.error("cannot listen: %s", error.strerror)
+        click.echo(f"error: cannot listen: {error.strerror}", err=True)
         sys.exit(1)
 
 

@@ -57,7 +57,10 @@ def choose(config: FleetConfig) -> BrokerKind:
         raise ConfigError(f"{KIND_VARIABLE} is {asked!r}", hint=f"one of {', '.join(BROKER_KINDS)}")
     installed = mosquitto.find() is not None
     if asked == "mosquitto" and not installed:
-        raise ConfigError("mosquitto is not installed", hint="install it (apt install mosquitto), or use [broker] kind = \"amqtt\"")
+        raise ConfigError(
+            "mosquitto is not installed",
+            hint='install it (apt install mosquitto), or use [broker] kind = "amqtt"',
+        )
     if asked == "mosquitto" or (asked == "auto" and installed):
         return BrokerKind.MOSQUITTO
     if not is_loopback(config.broker.host):
@@ -127,7 +130,8 @@ def write_logins(home: FleetHome, devices: Mapping[DeviceId, tuple[str, str]]) -
         StorageError: The disk refused.
     """
     token = controller_token(home)
-    everyone = {CONTROLLER_USER: (token_hash(token), mosquitto.hash_token(token)), **devices}
+    everyone = {str(device): hashes for device, hashes in devices.items()}
+    everyone[CONTROLLER_USER] = (token_hash(token), mosquitto.hash_token(token))
     tokens = "".join(f"{user}:{sha256}\n" for user, (sha256, _) in everyone.items())
     passwords = "".join(f"{user}:{hashed}\n" for user, (_, hashed) in everyone.items())
     atomic.write_bytes(tokens_path(home), tokens.encode())

@@ -182,7 +182,8 @@ def load(home: FleetHome) -> FleetConfig:
         data = home.settings.read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"no fleet in {home.directory}", hint="make one with `edgeml keys init`, or name another with --dir or EDGEML_FLEET"
+            f"no fleet in {home.directory}",
+            hint="make one with `edgeml keys init`, or name another with --dir or EDGEML_FLEET",
         ) from error
     return parse(data, str(home.settings))
 
@@ -198,25 +199,38 @@ def parse(data: bytes, source: str) -> FleetConfig:
     try:
         config = msgspec.toml.decode(data, type=FleetConfig)
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
-        raise ConfigError(f"{source}: {error}", hint="a new fleet.toml (edgeml keys init --dir elsewhere) shows every setting") from error
+        raise ConfigError(
+            f"{source}: {error}",
+            hint="a new fleet.toml (edgeml keys init --dir elsewhere) shows every setting",
+        ) from error
     for name, value in (("tenant", config.tenant), ("controller", config.controller)):
         if not is_name(value):
-            raise ConfigError(f"{source}: {name} {value!r} is not a valid name", hint="use a-z 0-9 . _ -, at most 63")
+            raise ConfigError(
+                f"{source}: {name} {value!r} is not a valid name", hint="use a-z 0-9 . _ -, at most 63"
+            )
     for section, port in (("broker", config.broker.port), ("http", config.http.port)):
         if not 1 <= port <= 65535:
             raise ConfigError(f"{source}: [{section}] port is {port}", hint="use 1 to 65535")
     if config.broker.port == config.http.port:
-        raise ConfigError(f"{source}: broker and http have the same port {config.http.port}", hint="give each its own")
+        raise ConfigError(
+            f"{source}: broker and http have the same port {config.http.port}", hint="give each its own"
+        )
     if config.broker.kind not in BROKER_KINDS:
-        raise ConfigError(f"{source}: [broker] kind is {config.broker.kind!r}", hint=f"one of {', '.join(BROKER_KINDS)}")
+        raise ConfigError(
+            f"{source}: [broker] kind is {config.broker.kind!r}", hint=f"one of {', '.join(BROKER_KINDS)}"
+        )
     for host in (config.broker.host, config.http.host):
         if not _is_address(host):
-            raise ConfigError(f"{source}: host {host!r} is no IP address", hint="write 127.0.0.1, or this machine's address")
+            raise ConfigError(
+                f"{source}: host {host!r} is no IP address", hint="write 127.0.0.1, or this machine's address"
+            )
     loop = config.controller_loop
     for name in LoopSettings.__struct_fields__:
         value_s: float = getattr(loop, name)
         if not 0 < value_s < 1e9:
-            raise ConfigError(f"{source}: [controller_loop] {name} is {value_s}", hint="use a positive number")
+            raise ConfigError(
+                f"{source}: [controller_loop] {name} is {value_s}", hint="use a positive number"
+            )
     return config
 
 

@@ -22,6 +22,7 @@ from edgeml.mqtt import Login, PahoTransport
 
 from .broker import controller_token
 from .config import FleetConfig, FleetHome, database_url, find_home, load
+from .keys import SNAPSHOT, TIMESTAMP, key_path, load_signer
 from .lifeline import Lifeline
 from .locks import CONTROLLER, Lock
 from .repository import Repository
@@ -105,3 +106,37 @@ def _transport(home: FleetHome, config: FleetConfig, session: str) -> PahoTransp
         will=presence_message(config, session, 0, online=False),
         keepalive_s=KEEPALIVE_S,
     )
+
+
+def _resign(repository: Repository, home: FleetHome, config: FleetConfig) -> float:
+    """Give signed metadata a new date where that is due; return in how many seconds to look again."""
+    try:
+        renewed = repository.resign(
+            SystemClock().now_ms(),
+            load_signer(key_path(home.keys, SNAPSHOT)),
+            load_signer(key_path(home.keys, TIMESTAMP)),
+        )
+    except EdgemlError as error:
+        # Devices go on as they are; only new installations stop, and not before the old date has passed.
+        logger.error("signed metadata is not renewed: %s (%s)", error.message, error.hint)  # noqa: TRY400  # one line
+        return RESIGN_RETRY_S
+    if renewed:
+        logger.info("renewed the signatures of %s", ", ".join(renewed))
+    return config.controller_loop.resign_s
+
+
+@click.command()
+@click.option("--dir", "directory", required=True)
+def main(directory: str) -> None:
+    """Run the controller of a fleet's directory; `edgeml fleet serve` starts it."""
+    logging.basicConfig(level=logging.INFO, format="controller: %(message)s")
+    try:
+        run(find_home(directory))
+    except EdgemlError as error:
+        # One line for people; the trace would say nothing that they can use.
+        click.echo(f"error: {error.message}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -32,7 +32,9 @@ def desired_for(
     if target is None or digest is None:
         return None
     deployment = deployment_id(rollout_id, device.device, generation)
-    return Desired(generation=generation, deployment=deployment, release=assignment.release, target=target, digest=digest)
+    return Desired(
+        generation=generation, deployment=deployment, release=assignment.release, target=target, digest=digest
+    )
 
 
 def deployment_id(rollout_id: str, device: DeviceId, generation: int) -> DeploymentId:

@@ -71,7 +71,9 @@ class Enrolment(msgspec.Struct, frozen=True, kw_only=True):
 
 def enrol(connection: sa.Connection, enrolment: Enrolment) -> None:
     """Store a device that is not stored yet."""
-    connection.execute(table.insert().values(**msgspec.structs.asdict(enrolment), online=False, reported_generation=0))
+    connection.execute(
+        table.insert().values(**msgspec.structs.asdict(enrolment), online=False, reported_generation=0)
+    )
 
 
 def remove(connection: sa.Connection, device: DeviceId) -> bool:
@@ -98,7 +100,9 @@ def load_all(connection: sa.Connection) -> tuple[Device, ...]:
 
 def logins(connection: sa.Connection) -> dict[DeviceId, tuple[str, str]]:
     """Hashes of every device's token: SHA-256 in hex, and in the broker's own format."""
-    rows = connection.execute(sa.select(table.c.device, table.c.token_sha256, table.c.broker_hash).order_by(table.c.device))
+    rows = connection.execute(
+        sa.select(table.c.device, table.c.token_sha256, table.c.broker_hash).order_by(table.c.device)
+    )
     return {DeviceId(row.device): (row.token_sha256, row.broker_hash) for row in rows}
 
 
@@ -125,7 +129,9 @@ def save(connection: sa.Connection, device: Device) -> None:
 
 def save_desired(connection: sa.Connection, device: DeviceId, desired: Desired) -> DesiredRow:
     """Store what is wanted of a device; it waits there until it is published."""
-    row = DesiredRow(device, desired.generation, desired.deployment, desired.release, encode(desired), published=False)
+    row = DesiredRow(
+        device, desired.generation, desired.deployment, desired.release, encode(desired), published=False
+    )
     upsert(connection, desired_table, msgspec.structs.asdict(row))
     return row
 

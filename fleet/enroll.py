@@ -57,7 +57,10 @@ def add(home: FleetHome, config: FleetConfig, store: Store, new: NewDevice, now_
     with store.read() as connection:
         known = devices.load(connection, device)
     if known is not None:
-        raise ConfigError(f"device {device} exists already", hint=f"use another name, or `edgeml fleet device remove {device}`")
+        raise ConfigError(
+            f"device {device} exists already",
+            hint=f"use another name, or `edgeml fleet device remove {device}`",
+        )
     root = trust_anchor(home)
     _check_empty(new.kit)
     token = secrets.token_urlsafe(broker.TOKEN_BYTES)
@@ -98,7 +101,11 @@ def trust_anchor(home: FleetHome) -> bytes:
         ConfigError: The fleet has no signing keys yet.
     """
     metadata = home.repository / "metadata"
-    found = [(int(match[1]), path) for path in metadata.glob("*.root.json") if (match := _ROOT_FILE.fullmatch(path.name))]
+    found = [
+        (int(match[1]), path)
+        for path in metadata.glob("*.root.json")
+        if (match := _ROOT_FILE.fullmatch(path.name))
+    ]
     if not found:
         raise ConfigError(f"{home.directory} has no signing keys yet", hint="run `edgeml keys init` first")
     return max(found)[1].read_bytes()

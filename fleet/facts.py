@@ -42,7 +42,11 @@ def gather(
 def _device_facts(device: Device, assignment: AssignmentRow | None, suitable: bool) -> DeviceFacts:
     if assignment is None:
         return DeviceFacts(
-            device=device.device, online=device.online, suitable=suitable, current=device.release, incumbent=device.release
+            device=device.device,
+            online=device.online,
+            suitable=suitable,
+            current=device.release,
+            incumbent=device.release,
         )
     return DeviceFacts(
         device=device.device,

@@ -76,17 +76,20 @@ def _units(trials: Sequence[Trial]) -> _Units:
     devices = list(map(operator.attrgetter("device"), trials))
     index = {device: position for position, device in enumerate(dict.fromkeys(devices))}
     device = np.fromiter(map(index.__getitem__, devices), np.intp, size)
-    times, slices = np.unique(np.fromiter(map(operator.attrgetter("slice"), trials), np.int64, size), return_inverse=True)
+    times, slices = np.unique(
+        np.fromiter(map(operator.attrgetter("slice"), trials), np.int64, size), return_inverse=True
+    )
     arm = np.fromiter(map(operator.attrgetter("candidate"), trials), np.intp, size)
-    flat = itertools.chain.from_iterable(map(msgspec.structs.astuple, map(operator.attrgetter("counters"), trials)))
+    flat = itertools.chain.from_iterable(
+        map(msgspec.structs.astuple, map(operator.attrgetter("counters"), trials))
+    )
     counts = np.fromiter(flat, np.float64, size * len(_COUNTERS)).reshape(size, len(_COUNTERS))
     units = _Units(device, slices.astype(np.intp), arm.astype(bool), counts)
-    keys, first, inverse = np.unique(
-        (arm * len(times) + slices) * len(index) + device, return_index=True, return_inverse=True
-    )
-    if len(keys) == size:
+    key = (arm * len(times) + slices) * len(index) + device
+    if (np.diff(np.sort(key)) > 0).all():
         return units
-    summed = np.stack([np.bincount(inverse, column, len(keys)) for column in counts.T], 1)
+    keys, first, inverse = np.unique(key, return_index=True, return_inverse=True)
+    summed = np.stack([_added(inverse, column, len(keys)) for column in counts.T], 1)
     return _Units(device[first], units.slice[first], units.candidate[first], summed)
 
 
@@ -109,7 +112,8 @@ def _metric_evidence(metric: Metric, every: _Units) -> MetricEvidence:
     log_e = 0.0
     if candidate_trials and incumbent_trials:
         tried = trials > 0
-        log_e = _log_e(every.select(tried), bad[tried] / trials[tried])
+        units = every if tried.all() else every.select(tried)
+        log_e = _log_e(units, bad[tried] / trials[tried])
     return MetricEvidence(
         metric=metric,
         log_e=log_e,
@@ -131,9 +135,9 @@ def _log_e(units: _Units, weight: Doubles) -> float:
     candidates = np.unique(units.device[arm])
     if len(candidates) < 2:
         return 0.0
-    first, second = np.bincount(units.slice[~arm], weight[~arm], slices), np.bincount(units.slice[arm], weight[arm], slices)
-    count_first = np.bincount(units.slice[~arm], minlength=slices).astype(float)
-    count_second = np.bincount(units.slice[arm], minlength=slices).astype(float)
+    one = np.ones_like(weight)
+    first, count_first = (_added(units.slice[~arm], values[~arm], slices) for values in (weight, one))
+    second, count_second = (_added(units.slice[arm], values[arm], slices) for values in (weight, one))
 
     # Without device d only d's slices change, so every sum without one device is the whole sum and d's own corrections.
     share, share_less = _share(count_first, count_second), _share(count_first, count_second - 1)
@@ -142,12 +146,17 @@ def _log_e(units: _Units, weight: Doubles) -> float:
     for ratio in RATE_RATIOS:
         whole = _log_ratio(first, second, share, ratio)
         correction = _log_ratio(first[at], second[at] - without, share_less[at], ratio) - whole[at]
-        logs.append(whole.sum() + np.bincount(device, correction, int(candidates[-1]) + 1)[candidates])
+        logs.append(whole.sum() + _added(device, correction, int(candidates[-1]) + 1)[candidates])
     suspect = candidates[int(np.argmin(log_mean_exp(np.stack(logs), 0)))]
     left = arm & (units.device == suspect)
-    second = second - np.bincount(units.slice[left], weight[left], slices)
-    count_second = count_second - np.bincount(units.slice[left], minlength=slices)
+    second = second - _added(units.slice[left], weight[left], slices)
+    count_second = count_second - _added(units.slice[left], one[left], slices)
     return log_e_two_arms(first, np.maximum(second, 0.0), _share(count_first, count_second))
+
+
+def _added(index: Indices, values: Doubles, size: int) -> Doubles:
+    """Sum of the values at each index."""
+    return np.bincount(index, values, size).astype(np.float64, copy=False)
 
 
 def _share(first: Doubles, second: Doubles) -> Doubles:
@@ -159,5 +168,7 @@ def _share(first: Doubles, second: Doubles) -> Doubles:
 def _log_ratio(first: Doubles, second: Doubles, share: Doubles, ratio: float) -> Doubles:
     """Log likelihood ratio of each slice for one rate ratio, as `log_e_two_arms` adds them up; 0 without both arms."""
     informative = (share > 0) & (share < 1)
-    result: Doubles = np.where(informative, second * math.log(ratio) - (first + second) * np.log1p(share * (ratio - 1)), 0.0)
+    result: Doubles = np.where(
+        informative, second * math.log(ratio) - (first + second) * np.log1p(share * (ratio - 1)), 0.0
+    )
     return result

@@ -83,8 +83,14 @@ def read(message: Message, tenant: TenantId) -> Heard:
             follow its format, speaks for another device, or holds a value that cannot be true.
     """
     address = topics.parse(message.topic)
-    if address is None or address.tenant != tenant or RULES[address.leaf].direction is not topics.Direction.UP:
-        raise ManifestError(f"topic {message.topic[:NAME_MAX]!r} is none that a device of {tenant} publishes to")
+    if (
+        address is None
+        or address.tenant != tenant
+        or RULES[address.leaf].direction is not topics.Direction.UP
+    ):
+        raise ManifestError(
+            f"topic {message.topic[:NAME_MAX]!r} is none that a device of {tenant} publishes to"
+        )
     limit = RULES[address.leaf].bytes_max
     if len(message.payload) > limit:
         raise ManifestError(f"{len(message.payload)} bytes on {address.leaf.value}, more than {limit}")
@@ -100,7 +106,11 @@ def read(message: Message, tenant: TenantId) -> Heard:
             return ReportHeard(device, _checked_report(twin.decode(message.payload, twin.Reported)))
         case _:
             assert address.stream is not None
-            return RowsHeard(device, address.stream, _checked_batch(telemetry.decode_batch(message.payload), address.stream))
+            return RowsHeard(
+                device,
+                address.stream,
+                _checked_batch(telemetry.decode_batch(message.payload), address.stream),
+            )
 
 
 def judged_at_ms(window: Window, received_at_ms: int) -> int:
@@ -133,7 +143,9 @@ def _checked_batch(batch: Batch, stream: Stream) -> Batch:
     rows = batch.rows
     of_stream = batch.windows if stream is Stream.WINDOWS else batch.events
     if not rows or len(of_stream) != len(batch.windows) + len(batch.events):
-        raise ManifestError(f"a batch on {stream.value} that holds none of its rows, or rows of another stream")
+        raise ManifestError(
+            f"a batch on {stream.value} that holds none of its rows, or rows of another stream"
+        )
     for name in telemetry.Loss.__struct_fields__:
         _check_count(getattr(batch.loss, name), name)
     previous = -1

@@ -40,7 +40,8 @@ class Lock:
         except BlockingIOError as error:
             os.close(self._descriptor)
             raise ConfigError(
-                f"{what} is already running for {home.directory}", hint="stop it first, or name another directory with --dir"
+                f"{what} is already running for {home.directory}",
+                hint="stop it first, or name another directory with --dir",
             ) from error
 
     def release(self) -> None:

@@ -17,8 +17,8 @@ from edgeml.telemetry import Loss
 from edgeml.twin import GOOD, DeviceState, Outcome
 
 from . import devices, rollout_store, schema, telemetry_store
-from .devices import Device, DesiredRow
-from .rollout import Rollout
+from .devices import DesiredRow, Device
+from .rollout import MetricEvidence, Rollout
 from .rollout_store import AssignmentRow, RolloutEvent
 from .store import Store
 
@@ -90,6 +90,8 @@ class RolloutView(msgspec.Struct, frozen=True):
     parts: dict[str, int]
     devices: tuple[RolloutDeviceView, ...]
     events: tuple[RolloutEvent, ...]
+    evidence: tuple[MetricEvidence, ...]
+    """What the field said when it was last looked at."""
 
 
 def status(store: Store, now_ms: int) -> FleetView:
@@ -99,12 +101,16 @@ def status(store: Store, now_ms: int) -> FleetView:
         wanted = devices.load_desired(connection)
         losses = telemetry_store.losses(connection)
         unfinished = rollout_store.load_unfinished(connection)
-        row = connection.execute(sa.select(schema.controllers).order_by(schema.controllers.c.seen_at_ms.desc())).first()
+        row = connection.execute(
+            sa.select(schema.controllers).order_by(schema.controllers.c.seen_at_ms.desc())
+        ).first()
     controller = None
     if row is not None:
         refused = msgspec.json.decode(row.refused, type=dict[str, int])
         controller = ControllerView(row.id, row.started_at_ms, row.seen_at_ms, bool(row.connected), refused)
-    views = tuple(_device_view(device, wanted.get(device.device), losses.get(device.device, Loss())) for device in fleet)
+    views = tuple(
+        _device_view(device, wanted.get(device.device), losses.get(device.device, Loss())) for device in fleet
+    )
     releases = Counter(device.release for device in fleet if device.release is not None)
     return FleetView(now_ms, controller, views, dict(releases), tuple(one.id for one in unfinished))
 
@@ -123,10 +129,11 @@ def rollout(store: Store, rollout_id: str) -> RolloutView | None:
             return None
         assignments = rollout_store.load_assignments(connection, rollout_id)
         events = rollout_store.load_events(connection, rollout_id)
+        evidence = rollout_store.load_evidence(connection, rollout_id)
         fleet = devices.load_all(connection)
     views = tuple(_part_view(device, assignments.get(device.device)) for device in fleet)
     counted = Counter(view.part for view in views)
-    return RolloutView(found, {part.value: counted[part] for part in Part}, views, events)
+    return RolloutView(found, {part.value: counted[part] for part in Part}, views, events, evidence)
 
 
 def _device_view(device: Device, wanted: DesiredRow | None, loss: Loss) -> DeviceView:
@@ -149,7 +156,9 @@ def _device_view(device: Device, wanted: DesiredRow | None, loss: Loss) -> Devic
 
 def _part_view(device: Device, assignment: AssignmentRow | None) -> RolloutDeviceView:
     if assignment is None:
-        return RolloutDeviceView(device=device.device, online=device.online, part=Part.NOT_ASKED, release=device.release)
+        return RolloutDeviceView(
+            device=device.device, online=device.online, part=Part.NOT_ASKED, release=device.release
+        )
     if assignment.outcome is None:
         part = Part.ASKED
     elif assignment.outcome not in GOOD:

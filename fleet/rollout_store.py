@@ -61,6 +61,19 @@ def save(connection: sa.Connection, rollout: Rollout) -> None:
     upsert(connection, schema.rollouts, row)
 
 
+def save_evidence(connection: sa.Connection, rollout_id: str, evidence: tuple[MetricEvidence, ...]) -> None:
+    """Store what the field said when it was last looked at."""
+    table = schema.rollouts
+    connection.execute(table.update().where(table.c.id == rollout_id).values(evidence=_encoded(evidence)))
+
+
+def load_evidence(connection: sa.Connection, rollout_id: str) -> tuple[MetricEvidence, ...]:
+    """Load what the field said when it was last looked at."""
+    table = schema.rollouts
+    text = connection.scalar(sa.select(table.c.evidence).where(table.c.id == rollout_id))
+    return msgspec.json.decode(text or "[]", type=tuple[MetricEvidence, ...])
+
+
 def load(connection: sa.Connection, rollout_id: str) -> Rollout | None:
     """Load one rollout."""
     table = schema.rollouts
@@ -92,10 +105,11 @@ def load_unfinished(connection: sa.Connection) -> tuple[Rollout, ...]:
 
 def save_event(connection: sa.Connection, decision: Decision, now_ms: int) -> None:
     """Store a decision's line and its evidence."""
-    finite = tuple(msgspec.structs.replace(one, log_e=_finite(one.log_e)) for one in decision.evidence)
-    evidence = msgspec.json.encode(finite).decode()
+    evidence = _encoded(decision.evidence)
     connection.execute(
-        schema.rollout_events.insert().values(rollout=decision.rollout.id, at_ms=now_ms, line=decision.event, evidence=evidence)
+        schema.rollout_events.insert().values(
+            rollout=decision.rollout.id, at_ms=now_ms, line=decision.event, evidence=evidence
+        )
     )
 
 
@@ -104,7 +118,8 @@ def load_events(connection: sa.Connection, rollout_id: str) -> tuple[RolloutEven
     table = schema.rollout_events
     rows = connection.execute(sa.select(table).where(table.c.rollout == rollout_id).order_by(table.c.id))
     return tuple(
-        RolloutEvent(row.at_ms, row.line, msgspec.json.decode(row.evidence, type=tuple[MetricEvidence, ...])) for row in rows
+        RolloutEvent(row.at_ms, row.line, msgspec.json.decode(row.evidence, type=tuple[MetricEvidence, ...]))
+        for row in rows
     )
 
 
@@ -117,7 +132,9 @@ def save_assignment(connection: sa.Connection, row: AssignmentRow) -> None:
 def load_assignments(connection: sa.Connection, rollout_id: str) -> dict[DeviceId, AssignmentRow]:
     """Load the newest assignment of each device in a rollout."""
     table = schema.assignments
-    rows = connection.execute(sa.select(table).where(table.c.rollout == rollout_id).order_by(table.c.generation))
+    rows = connection.execute(
+        sa.select(table).where(table.c.rollout == rollout_id).order_by(table.c.generation)
+    )
     return {DeviceId(row.device): _assignment(row) for row in rows}
 
 
@@ -125,7 +142,9 @@ def undecided(connection: sa.Connection, device: DeviceId, deployment: Deploymen
     """Load an assignment that has no outcome yet."""
     table = schema.assignments
     row = connection.execute(
-        sa.select(table).where(table.c.device == device, table.c.deployment == deployment, table.c.outcome.is_(None))
+        sa.select(table).where(
+            table.c.device == device, table.c.deployment == deployment, table.c.outcome.is_(None)
+        )
     ).one_or_none()
     return _assignment(row) if row else None
 
@@ -138,6 +157,11 @@ def decide(connection: sa.Connection, row: AssignmentRow, verdict: Verdict, now_
         .where(table.c.device == row.device, table.c.deployment == row.deployment, table.c.outcome.is_(None))
         .values(outcome=verdict.outcome.value, reason=verdict.reason, decided_at_ms=now_ms)
     )
+
+
+def _encoded(evidence: tuple[MetricEvidence, ...]) -> str:
+    finite = [msgspec.structs.replace(one, log_e=_finite(one.log_e)) for one in evidence]
+    return msgspec.json.encode(finite).decode()
 
 
 def _finite(log_e: float) -> float:

@@ -69,6 +69,8 @@ rollouts = Table(
     Column("state", Text, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
     Column("body", Text, nullable=False),
+    # What the field said when it was last looked at.
+    Column("evidence", Text, nullable=False, default="[]"),
 )
 
 rollout_events = Table(

@@ -164,7 +164,9 @@ class Supervisor:
         self._write_state()
         config = self._config
         self._say(f"            mqtt://{config.broker.host}:{config.broker.port}")
-        self._say(f"http        http://{config.http.host}:{config.http.port}  (operator's token: {self._home.operator_token})")
+        self._say(
+            f"http        http://{config.http.host}:{config.http.port}  (operator's token: {self._home.operator_token})"
+        )
         self._say(f"controller  {config.controller}, tenant {config.tenant}")
         self._say(f"directory   {self._home.directory}")
         self._say("ready; stop with Ctrl-C")
@@ -176,7 +178,12 @@ class Supervisor:
             if child.process is not None and child.process.poll() is not None:
                 code = child.process.returncode
                 child.on_death(now_s)
-                logger.warning("the %s ended (%s); starting it again in %.1f s", child.name, code, child.start_at_s - now_s)
+                logger.warning(
+                    "the %s ended (%s); starting it again in %.1f s",
+                    child.name,
+                    code,
+                    child.start_at_s - now_s,
+                )
             if child.process is None and now_s >= child.start_at_s:
                 child.start(now_s)
                 changed = True
@@ -200,7 +207,9 @@ class Supervisor:
             process.send_signal(signal.SIGHUP)
 
     def _login_stamps(self) -> tuple[int, ...]:
-        return tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in broker.login_files(self._home))
+        return tuple(
+            path.stat().st_mtime_ns if path.exists() else 0 for path in broker.login_files(self._home)
+        )
 
     def _stop_all(self) -> None:
         until_s = time.monotonic() + STOP_S

@@ -33,7 +33,7 @@ from .deployments import desired_for
 from .devices import DesiredRow, Device
 from .facts import gather
 from .ingest import BirthHeard, Heard, PresenceHeard, ReportHeard, RowsHeard
-from .rollout import FINISHED, Decision, Facts, Rollout
+from .rollout import FINISHED, Decision, Facts, MetricEvidence, Rollout
 from .rollout_store import AssignmentRow
 from .store import Store, upsert
 from .telemetry_store import SliceBook
@@ -66,7 +66,9 @@ def new_session() -> str:
 def presence_message(config: FleetConfig, session: str, at_ms: int, *, online: bool) -> Message:
     """What a controller says of itself; with `online` false also its last will."""
     topic = topics.controller_topic(TenantId(config.tenant), config.controller)
-    return Message(topic, twin.encode(twin.Presence(online=online, session=session, at_ms=at_ms)), qos=1, retain=True)
+    return Message(
+        topic, twin.encode(twin.Presence(online=online, session=session, at_ms=at_ms)), qos=1, retain=True
+    )
 
 
 class Controller:
@@ -96,6 +98,7 @@ class Controller:
         self._acks: dict[tuple[DeviceId, str, Stream], int] = {}
         self._outbox: dict[DeviceId, DesiredRow] = {}
         self._books: dict[str, SliceBook] = {}
+        self._evidence: dict[str, tuple[MetricEvidence, ...]] = {}
         self._due: dict[str, float] = {}
         self._log_after: dict[str, float] = {}
         self.refused: Counter[str] = Counter()
@@ -105,7 +108,9 @@ class Controller:
 
     def say_goodbye(self) -> None:
         """Say that the controller goes away on purpose, and wait a moment for the broker to have heard it."""
-        if not self._transport.publish(presence_message(self._config, self._session, self._clock.now_ms(), online=False)):
+        if not self._transport.publish(
+            presence_message(self._config, self._session, self._clock.now_ms(), online=False)
+        ):
             return
         until_s = self._clock.monotonic_s() + GOODBYE_S
         while self._transport.unconfirmed and self._clock.monotonic_s() < until_s:
@@ -196,7 +201,9 @@ class Controller:
                 return twins.on_presence(device, presence, now_ms, self._link_since_ms)
             case BirthHeard(_, birth):
                 if birth.profile != device.profile:
-                    self._refuse("other profile", device.device, f"enrolled as {device.profile}, says {birth.profile}")
+                    self._refuse(
+                        "other profile", device.device, f"enrolled as {device.profile}, says {birth.profile}"
+                    )
                 return twins.on_birth(device, birth, now_ms)
             case ReportHeard(_, reported):
                 after = twins.on_report(device, reported)
@@ -211,7 +218,9 @@ class Controller:
                 self._acks[device.device, heard.batch.boot, heard.stream] = stored.seq
                 return twins.on_rows(device, now_ms)
 
-    def _judge(self, connection: sa.Connection, device: DeviceId, reported: twin.Reported, now_ms: int) -> None:
+    def _judge(
+        self, connection: sa.Connection, device: DeviceId, reported: twin.Reported, now_ms: int
+    ) -> None:
         if reported.deployment is None or reported.outcome is None:
             return
         row = rollout_store.undecided(connection, device, reported.deployment)
@@ -259,12 +268,14 @@ class Controller:
             rollouts = rollout_store.load_unfinished(connection)
             if not rollouts:
                 self._books.clear()
+                self._evidence.clear()
                 return
             fleet = device_store.load_all(connection)
             gathered = [(rollout, self._gather(connection, rollout, fleet)) for rollout in rollouts]
         for rollout, facts in gathered:
             decision = advance(rollout, facts, self._clock.now_ms())
-            if decision.rollout != rollout or decision.assignments or decision.event:
+            looked = decision.evidence != self._evidence.get(rollout.id, ())
+            if looked or decision.rollout != rollout or decision.assignments or decision.event:
                 self._carry_out(rollout, decision)
 
     def _gather(self, connection: sa.Connection, rollout: Rollout, fleet: tuple[Device, ...]) -> Facts:
@@ -284,10 +295,12 @@ class Controller:
                 # The operator asked for something meanwhile; the next tick decides anew.
                 return
             rollout_store.save(connection, decision.rollout)
+            rollout_store.save_evidence(connection, rollout.id, decision.evidence)
             if decision.event:
                 rollout_store.save_event(connection, decision, now_ms)
             if decision.assignments:
                 asked = self._assign(connection, decision, now_ms)
+        self._evidence[rollout.id] = decision.evidence
         for row in asked:
             self._outbox[row.device] = row
         if decision.event:
@@ -310,7 +323,9 @@ class Controller:
             generation = max(known.generation if known else 0, device.reported_generation) + 1
             desired = desired_for(assignment, rollout_id, device, generation, self._releases.variant_for)
             if desired is None:
-                self._refuse("no variant", device.device, f"{assignment.release} has no variant for {device.profile}")
+                self._refuse(
+                    "no variant", device.device, f"{assignment.release} has no variant for {device.profile}"
+                )
                 continue
             device_store.save_desired(connection, device.device, desired)
             earlier = before.get(device.device)
@@ -346,7 +361,11 @@ class Controller:
         with self._store.write() as connection:
             deleted = telemetry_store.prune(connection, before_ms)
         if deleted:
-            logger.info("deleted %d rows of telemetry older than %g days", deleted, self._config.controller_loop.keep_days)
+            logger.info(
+                "deleted %d rows of telemetry older than %g days",
+                deleted,
+                self._config.controller_loop.keep_days,
+            )
 
     def _publish(self, leaf: Leaf, device: DeviceId, payload: bytes) -> bool:
         rule = RULES[leaf]

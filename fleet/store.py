@@ -46,7 +46,11 @@ class Store:
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """Yield a connection for writing: all of it is stored durably at the end of the block, or none of it."""
-        with _mapped_errors(), self._engine.connect().execution_options(**{_WRITES: True}) as connection, connection.begin():
+        with (
+            _mapped_errors(),
+            self._engine.connect().execution_options(**{_WRITES: True}) as connection,
+            connection.begin(),
+        ):
             yield connection
 
     def close(self) -> None:
@@ -78,10 +82,14 @@ def _engine(url: str) -> sa.Engine:
     try:
         parsed = make_url(url)
         if parsed.get_backend_name() not in {"sqlite", "postgresql"}:
-            raise ConfigError(f"the store cannot be {parsed.get_backend_name()}", hint="use SQLite or PostgreSQL")
+            raise ConfigError(
+                f"the store cannot be {parsed.get_backend_name()}", hint="use SQLite or PostgreSQL"
+            )
         engine = sa.create_engine(parsed)
     except (sa.exc.ArgumentError, ModuleNotFoundError) as error:
-        raise ConfigError(f"the store's URL is not usable: {error}", hint="check [store] url in fleet.toml") from error
+        raise ConfigError(
+            f"the store's URL is not usable: {error}", hint="check [store] url in fleet.toml"
+        ) from error
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
@@ -103,13 +111,17 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get(_WRITES) else "BEGIN")
+    connection.exec_driver_sql(
+        "BEGIN IMMEDIATE" if connection.get_execution_options().get(_WRITES) else "BEGIN"
+    )
 
 
 def _check_version(connection: sa.Connection) -> None:
     if not sa.inspect(connection).has_table(schema.meta.name):
         schema.metadata.create_all(connection)
-        connection.execute(schema.meta.insert().values(key="schema_version", value=str(schema.SCHEMA_VERSION)))
+        connection.execute(
+            schema.meta.insert().values(key="schema_version", value=str(schema.SCHEMA_VERSION))
+        )
         return
     stored = connection.scalar(sa.select(schema.meta.c.value).where(schema.meta.c.key == "schema_version"))
     if stored is None or not stored.isdecimal() or int(stored) > schema.SCHEMA_VERSION:
@@ -127,7 +139,8 @@ def _mapped_errors() -> Iterator[None]:
         raise
     except sa.exc.OperationalError as error:
         raise StorageError(
-            f"the fleet's database refuses: {error.orig}", hint="check its disk, and that no other program holds it"
+            f"the fleet's database refuses: {error.orig}",
+            hint="check its disk, and that no other program holds it",
         ) from error
     except sa.exc.DatabaseError as error:
         raise StateError(f"the fleet's database: {str(error.orig).splitlines()[0]}") from error

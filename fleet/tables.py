@@ -94,7 +94,9 @@ def fleet(view: FleetView, *, controller_runs: bool) -> RenderableType:
         lines.append("the controller runs, but has no connection to the broker")
     for why, count in sorted((view.controller.refused if view.controller else {}).items()):
         lines.append(f"  {count} messages refused: {why}")
-    lines += [f"rollout {one} is under way: edgeml fleet rollout status {one}" for one in view.unfinished_rollouts]
+    lines += [
+        f"rollout {one} is under way: edgeml fleet rollout status {one}" for one in view.unfinished_rollouts
+    ]
     return Group(Text("\n".join(lines)), Text(""), devices_table(view.devices, view.at_ms))
 
 
@@ -126,9 +128,8 @@ def rollout(view: RolloutView) -> RenderableType:
     for event in view.events[-EVENTS_SHOWN:]:
         history.add_row(_time(event.at_ms), event.line)
     parts.append(history)
-    evidence = next((event.evidence for event in reversed(view.events) if event.evidence), ())
-    if evidence:
-        parts += [Text(""), _evidence_table(evidence)]
+    if view.evidence:
+        parts += [Text(""), _evidence_table(view.evidence)]
     return Group(*parts)
 
 
@@ -137,7 +138,13 @@ def _bars(view: RolloutView) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     for part in Part:
         count = view.parts[part.value]
-        bar = ProgressBar(total, count, width=BAR_WIDTH, complete_style=_PART_STYLES[part], finished_style=_PART_STYLES[part])
+        bar = ProgressBar(
+            total,
+            count,
+            width=BAR_WIDTH,
+            complete_style=_PART_STYLES[part],
+            finished_style=_PART_STYLES[part],
+        )
         table.add_row(part.value, bar, str(count))
     return table
 

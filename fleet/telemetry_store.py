@@ -131,9 +131,16 @@ def sketched_windows(connection: sa.Connection, monitor: Digest, since_ms: int) 
 def recent_events(connection: sa.Connection, since_ms: int, count_max: int) -> tuple[StoredEvent, ...]:
     """Load the newest events, newest first."""
     table = schema.events
-    statement = sa.select(table).where(table.c.received_at_ms >= since_ms).order_by(table.c.id.desc()).limit(count_max)
+    statement = (
+        sa.select(table)
+        .where(table.c.received_at_ms >= since_ms)
+        .order_by(table.c.id.desc())
+        .limit(count_max)
+    )
     return tuple(
-        StoredEvent(row.device, row.received_at_ms, Event(row.seq, row.kind, row.at_ms, row.detail, row.release))
+        StoredEvent(
+            row.device, row.received_at_ms, Event(row.seq, row.kind, row.at_ms, row.detail, row.release)
+        )
         for row in connection.execute(statement)
     )
 
@@ -152,15 +159,24 @@ def losses(connection: sa.Connection) -> dict[DeviceId, Loss]:
     return total
 
 
-def save_monitors(connection: sa.Connection, release: ReleaseId, monitors: Iterable[tuple[Digest, Monitor]]) -> None:
+def save_monitors(
+    connection: sa.Connection, release: ReleaseId, monitors: Iterable[tuple[Digest, Monitor]]
+) -> None:
     """Store the monitors of a published release."""
     for digest, monitor in monitors:
-        upsert(connection, schema.monitors, {"digest": digest, "release": release, "body": encode_monitor(monitor).decode()})
+        upsert(
+            connection,
+            schema.monitors,
+            {"digest": digest, "release": release, "body": encode_monitor(monitor).decode()},
+        )
 
 
 def load_monitors(connection: sa.Connection) -> dict[Digest, Monitor]:
     """Load every monitor by its digest."""
-    return {Digest(row.digest): decode_monitor(row.body.encode()) for row in connection.execute(sa.select(schema.monitors))}
+    return {
+        Digest(row.digest): decode_monitor(row.body.encode())
+        for row in connection.execute(sa.select(schema.monitors))
+    }
 
 
 def prune(connection: sa.Connection, before_ms: int) -> int:
@@ -178,7 +194,12 @@ def _raise_high(connection: sa.Connection, heard: RowsHeard, received_at_ms: int
     # A batch that is sent again must not lower it.
     seq = max(heard.last_seq, -1 if known is None else int(known))
     loss = heard.batch.loss
-    counted = {"seq": seq, "produced": loss.produced, "dropped": loss.dropped, "updated_at_ms": received_at_ms}
+    counted = {
+        "seq": seq,
+        "produced": loss.produced,
+        "dropped": loss.dropped,
+        "updated_at_ms": received_at_ms,
+    }
     upsert(connection, table, key | counted)
     return seq
 

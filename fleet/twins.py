@@ -57,12 +57,17 @@ def on_report(device: Device, reported: Reported) -> Device:
     known = device.reported
     if known is not None and device.session == device.reported_session:
         falls = reported.generation < known.generation
-        forgets = reported.deployment == known.deployment and known.outcome is not None and reported.outcome is None
+        forgets = (
+            reported.deployment == known.deployment and known.outcome is not None and reported.outcome is None
+        )
         if falls or forgets:
             return device
     current = reported.slots.current
     return msgspec.structs.replace(
-        device, reported=reported, reported_session=device.session, release=current.release if current else None
+        device,
+        reported=reported,
+        reported_session=device.session,
+        release=current.release if current else None,
     )
 
 
@@ -83,4 +88,6 @@ def verdict(deployment: DeploymentId, digest: Digest, reported: Reported) -> Ver
 
 def _seen(device: Device, now_ms: int, session: str | None) -> Device:
     first_ms = now_ms if device.first_seen_ms is None else device.first_seen_ms
-    return msgspec.structs.replace(device, online=True, session=session, first_seen_ms=first_ms, last_seen_ms=now_ms)
+    return msgspec.structs.replace(
+        device, online=True, session=session, first_seen_ms=first_ms, last_seen_ms=now_ms
+    )

@@ -145,7 +145,7 @@ class SimulatedDevice:
         for pick, predicted in zip(picks, scores.argmax(axis=1).tolist(), strict=True):
             self._asked += 1
             request = f"{self._journal.boot}-{self._asked}"
-            self._windows.answered(key, latency_us, predicted, request, slow)
+            self._windows.answered(key, latency_us, predicted, request, slow=slow)
             if self._random.random() < self._shared.scenario.labelled_fraction:
                 self._labels.append(
                     (
@@ -168,7 +168,7 @@ class SimulatedDevice:
             taken = observer.take()
             key = ReleaseKey(self._shared.models[digest].manifest.release, digest)
             observations[key] = Observed(taken.sketch, taken.low_confidence, 0)
-        for window in self._windows.close(_now().wall_ms, observations):
+        for window in self._windows.close(_now().wall_ms, _now().monotonic_s, observations):
             self._buffer.append(window)
         self._buffer.flush()
 

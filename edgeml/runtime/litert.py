@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import BackendError
 from ..tensors import DType, TensorSpec
-from . import Array
+
+if TYPE_CHECKING:
+    from . import Array
 
 try:
     from ai_edge_litert.interpreter import Interpreter

@@ -7,11 +7,13 @@ the CPU provider only. onnxruntime's errors become BackendError here and nowhere
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendError
 from ..tensors import BATCH, DType, TensorSpec
-from . import Array
+
+if TYPE_CHECKING:
+    from . import Array
 
 try:
     import onnxruntime as ort

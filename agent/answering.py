@@ -1,0 +1,133 @@
+"""Answers requests of this device's users, and counts what came of them.
+
+Decides what a request becomes: an answer of whichever variant serves, an entry in the open window, and a remembered
+prediction that a later label can be compared with. HTTP threads, the main loop and the update thread meet here, so
+everything shared is behind one lock that is never held while a model runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+
+from edgeml.clock import Clock
+from edgeml.errors import BackendError, ConfigError, EdgemlError
+from edgeml.ids import Digest
+from edgeml.manifest import Manifest
+from edgeml.sketch import merge
+from edgeml.telemetry import Window
+
+from .ipc import TensorBytes
+from .serving import Served, Serving
+from .supervisor import Worker
+from .windows import Observed, ReleaseKey, Windows
+
+logger = logging.getLogger(__name__)
+
+
+class Answering:
+    """What the local endpoint asks, and what the windows are closed from."""
+
+    def __init__(self, serving: Serving, windows: Windows, clock: Clock) -> None:
+        self.lock = threading.Lock()
+        """Guards the windows."""
+        self._serving = serving
+        self._windows = windows
+        self._clock = clock
+        self._retired: dict[ReleaseKey, Observed] = {}
+        self._slow_ms: dict[Digest, float | None] = {}
+
+    def manifest(self) -> Manifest | None:
+        """What serves now; None if nothing does."""
+        active = self._serving.active
+        return None if active is None else active.manifest
+
+    def ready(self) -> bool:
+        """Whether a request would be answered."""
+        active = self._serving.active
+        return active is not None and active.alive
+
+    def infer(self, tensors: Sequence[TensorBytes], request_id: str) -> Served:
+        """Answer one request and count it.
+
+        Raises:
+            EdgemlError: As `Serving.infer`.
+        """
+        try:
+            served = self._serving.infer(tensors)
+        except BackendError:
+            active = self._serving.active
+            if active is not None:
+                with self.lock:
+                    self._windows.failed(ReleaseKey(active.manifest.release, active.digest))
+            raise
+        key = ReleaseKey(served.manifest.release, served.digest)
+        answer = served.answer
+        with self.lock:
+            self._windows.answered(key, answer.latency_us, answer.predicted, request_id, slow=self._is_slow(served))
+        return served
+
+    def feedback(self, request_id: str, label: int | str) -> bool:
+        """Hear what an earlier request really showed; False if that request is not remembered.
+
+        Raises:
+            ConfigError: The label is none of the model's.
+        """
+        code = self._code(label)
+        with self.lock:
+            return self._windows.labelled(request_id, code)
+
+    def expect(self, worker: Worker, latency_slow_ms: float | None) -> None:
+        """Hear of a worker that is about to serve, and from which latency on its answers count as slow."""
+        self._slow_ms[worker.digest] = latency_slow_ms
+
+    def retire(self, worker: Worker) -> None:
+        """Take the last counts of a worker that is about to be stopped."""
+        if not worker.alive:
+            return
+        try:
+            observed = _observed(worker)
+        except EdgemlError as error:
+            logger.warning("the last counts of %s are lost: %s", worker.manifest.release, error.message)
+            return
+        with self.lock:
+            self._keep(ReleaseKey(worker.manifest.release, worker.digest), observed)
+
+    def close(self, now_ms: int) -> list[Window]:
+        """Close the open windows and return them."""
+        active = self._serving.active
+        if active is not None:
+            self.retire(active)
+        with self.lock:
+            observations, self._retired = self._retired, {}
+            return self._windows.close(now_ms, self._clock.monotonic_s(), observations)
+
+    def _keep(self, key: ReleaseKey, observed: Observed) -> None:
+        earlier = self._retired.get(key)
+        if earlier is not None:
+            sketch = observed.sketch
+            if earlier.sketch is not None:
+                sketch = earlier.sketch if sketch is None else merge(earlier.sketch, sketch)
+            observed = Observed(
+                sketch, earlier.low_confidence + observed.low_confidence, max(earlier.memory_bytes, observed.memory_bytes)
+            )
+        self._retired[key] = observed
+
+    def _is_slow(self, served: Served) -> bool:
+        limit = self._slow_ms.get(served.digest)
+        return limit is not None and served.answer.latency_us / 1000 > limit
+
+    def _code(self, label: int | str) -> int:
+        if isinstance(label, int):
+            return label
+        manifest = self.manifest()
+        labels = manifest.labels if manifest else ()
+        if label not in labels:
+            raise ConfigError(f"the model has no label {label!r}", hint=f"one of {', '.join(labels[:20])}" if labels else "give its number")
+        return labels.index(label)
+
+
+def _observed(worker: Worker) -> Observed:
+    taken = worker.take()
+    return Observed(taken.sketch, taken.low_confidence, taken.memory_bytes)

@@ -1,0 +1,135 @@
+"""Moves frames over one end of a stream socket.
+
+Decides how few system calls and copies that takes, that memory is given only to bytes which have come, and when the
+other end counts as gone or stuck. What the bytes mean is decided in `ipc`.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from .ipc import HEADER_BYTES, Buffer, Kind, decode_header, encode_header
+
+BUFFER_BYTES: Final = 64 << 10
+"""What a channel receives into at first."""
+JOINED_BYTES_MAX: Final = 32 << 10
+"""Up to it, copying the parts of a frame into one costs less than handing them to the kernel one by one."""
+NO_TIMEOUT_S: Final = 0.0
+_TIMEVAL: Final = struct.Struct("@ll")
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """One received frame. `payload` is valid until the channel receives the next one."""
+
+    kind: Kind
+    request_id: int
+    payload: memoryview
+
+
+class Channel:
+    """Frames over one end of a stream socket, which it owns. For one thread at a time.
+
+    A frame is received into a buffer that is used again for the next one.
+    """
+
+    def __init__(self, stream: socket.socket) -> None:
+        self._socket = stream
+        self._buffer = bytearray(BUFFER_BYTES)
+        self._view = memoryview(self._buffer)
+        self._filled = 0
+        self._consumed = 0
+        self._timeout_s = 0.0
+        stream.settimeout(None)
+
+    def send(
+        self, kind: Kind, request_id: int, parts: Sequence[Buffer], timeout_s: float = NO_TIMEOUT_S
+    ) -> None:
+        """Send one frame.
+
+        Raises:
+            OSError: The peer is gone.
+            TimeoutError: It does not read.
+            ValueError: The frame would be too long.
+        """
+        length = sum(map(len, parts))
+        header = encode_header(kind, request_id, length)
+        if timeout_s != self._timeout_s:
+            self._limit(timeout_s)
+        try:
+            if length <= JOINED_BYTES_MAX:
+                self._send_rest(memoryview(b"".join((header, *parts))), 0)
+                return
+            sent = self._socket.sendmsg((header, *parts))
+            for part in (header, *parts):
+                if sent < len(part):
+                    self._send_rest(memoryview(part), sent)
+                sent = max(sent - len(part), 0)
+        except BlockingIOError as error:
+            raise TimeoutError("the other end does not read") from error
+
+    def receive(self, timeout_s: float = NO_TIMEOUT_S) -> Frame:
+        """Wait for one frame.
+
+        Raises:
+            EOFError: The peer closed its end, perhaps by dying.
+            OSError: The connection failed.
+            TimeoutError: Nothing came, or too slowly.
+            ManifestError: What came is no frame.
+        """
+        if timeout_s != self._timeout_s:
+            self._limit(timeout_s)
+        if self._filled != self._consumed:
+            self._buffer[: self._filled - self._consumed] = self._buffer[self._consumed : self._filled]
+        self._filled -= self._consumed
+        self._consumed = 0
+        try:
+            if not self._filled:
+                self._filled = self._socket.recv_into(self._buffer)
+            if self._filled < HEADER_BYTES:
+                self._receive_until(HEADER_BYTES, timeout_s)
+            kind, request_id, length = decode_header(self._view)
+            end = HEADER_BYTES + length
+            if self._filled < end:
+                self._receive_until(end, timeout_s)
+        except BlockingIOError as error:
+            raise TimeoutError("the other end does not answer") from error
+        self._consumed = end
+        return Frame(kind, request_id, self._view[HEADER_BYTES:end])
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def _limit(self, timeout_s: float) -> None:
+        """Let the kernel time out: Python's own timeouts cost a system call more on every send and receive."""
+        whole_s = int(timeout_s)
+        value = _TIMEVAL.pack(whole_s, int((timeout_s - whole_s) * 1e6))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+        self._timeout_s = timeout_s
+
+    def _send_rest(self, part: memoryview, sent: int) -> None:
+        while sent < len(part):
+            sent += self._socket.send(part[sent:] if sent else part)
+
+    def _receive_until(self, wanted: int, timeout_s: float) -> None:
+        """Receive until `wanted` bytes are there. The buffer grows with what really arrives."""
+        deadline_s = time.monotonic() + (timeout_s or math.inf)
+        while self._filled < wanted:
+            if self._filled == len(self._buffer):
+                larger = bytearray(min(wanted, 4 * len(self._buffer)))
+                larger[: self._filled] = self._buffer
+                self._buffer, self._view = larger, memoryview(larger)
+            received = self._socket.recv_into(self._view[self._filled :])
+            if not received:
+                raise EOFError("the other end closed")
+            self._filled += received
+            if time.monotonic() > deadline_s:
+                raise TimeoutError("the other end sends too slowly")

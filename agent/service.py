@@ -1,0 +1,272 @@
+"""The agent: composes the device's parts and runs them.
+
+The composition root of the room and its only loop. One thread moves messages between the link and the transport, time
+to the device, and counts to the buffer; a second one performs one action of the update machine at a time; HTTP threads
+only ask the serving worker and the windows. Nothing is decided here.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from edgeml import __version__
+from edgeml.clock import Clock, SystemClock
+from edgeml.errors import EdgemlError, ManifestError, StateError
+from edgeml.ids import DeviceId, TenantId
+from edgeml.mqtt import Login, PahoTransport
+from edgeml.runtime import installed_runtimes
+from edgeml.telemetry import Event
+from edgeml.transport import Transport
+from edgeml.twin import Birth
+
+from . import flash, lock
+from .answering import Answering
+from .buffer import Buffer, BufferLimits
+from .config import AgentConfig, install_anchor, read_secret
+from .device import Device, Moment, Perform, Result
+from .executor import Executor
+from .installer import DeviceInstaller, Tools
+from .journal import Journal
+from .link import Identity, Link
+from .sensors import Sensors, disk_free_bytes
+from .serving import Serving
+from .slots import SlotTable
+from .supervisor import Supervisor
+from .uplink import Uplink
+from .windows import Windows
+
+logger = logging.getLogger(__name__)
+
+TICK_S: Final = 0.2
+INBOX_EVERY_S: Final = 5.0
+
+
+class Service:
+    """One agent on one storage directory.
+
+    Raises:
+        ConfigError: Settings, token or trust anchor are missing or wrong, or another agent runs here.
+        StorageError: The disk refused.
+    """
+
+    def __init__(self, config: AgentConfig, config_path: Path, clock: Clock | None = None) -> None:
+        self._config = config
+        self._clock = clock or SystemClock()
+        self._storage = Path(config.storage)
+        self._lock = lock.hold(self._storage)
+        if (config_path.resolve().parent / flash.ROOT).exists():
+            install_anchor(config_path, self._storage)
+        self._journal = Journal(self._storage / "journal.db")
+        self._table = SlotTable(self._storage)
+        limits = BufferLimits(rows_max=config.telemetry.rows_max, bytes_max=config.telemetry.bytes_max)
+        self._buffer = Buffer(self._storage / "telemetry.db", self._journal.boot, limits)
+        self._supervisor = Supervisor()
+        self._serving = Serving(self._supervisor)
+        self._windows = Windows(config.telemetry.window_s)
+        self._answering = Answering(self._serving, self._windows, self._clock)
+        tools = Tools(self._supervisor, self._serving, self._table, self._clock, self._answering.retire, self._answering.expect)
+        self._installer = DeviceInstaller(config, tools)
+        self._executor = Executor(self._installer, config.profile)
+        self._device = Device(config.device, self._journal, self._table)
+        identity = Identity(TenantId(config.tenant), DeviceId(config.device), self._journal.boot)
+        self._link = Link(identity, self._device, Uplink(self._buffer, identity.tenant, identity.device), self._birth)
+        self._transport = self._connect()
+        self._stop = threading.Event()
+        self._performing: tuple[Perform, Future[Result]] | None = None
+        self._pool = ThreadPoolExecutor(1, "update")
+        self._offline: flash.Offline | None = None
+        self._inbox_at_s = 0.0
+
+    def run(self) -> None:
+        """Run until SIGTERM or SIGINT."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop.set())
+        server = self._start_server()
+        try:
+            self._begin()
+            if self._transport is not None:
+                self._transport.start()
+            logger.info("agent %s runs on %s", self._config.device, self._storage)
+            while not self._stop.is_set():
+                self._turn()
+        finally:
+            if server is not None:
+                server.stop()
+            self._end()
+
+    def stop(self) -> None:
+        """Ask `run` to end."""
+        self._stop.set()
+
+    def _begin(self) -> None:
+        """Serve what is installed, then let the machine go on where it stopped."""
+        self._supervisor.start()
+        for quarantined in (self._journal.quarantined, self._table.quarantined, self._buffer.quarantined):
+            if quarantined is not None:
+                logger.error("%s could not be read and was set aside", quarantined)
+                self._event("quarantined", str(quarantined.name))
+        now = self._now()
+        try:
+            self._installer.restore(None)
+        except StateError as error:
+            self._device.start(now)
+            self._device.crashed(error.message, now)
+        else:
+            self._device.start(now)
+
+    def _turn(self) -> None:
+        """Do what is due, once."""
+        self._listen()
+        now = self._now()
+        self._update(now)
+        self._watch(now)
+        if self._windows_due(now):
+            self._close_windows(now)
+        self._speak(now)
+
+    def _listen(self) -> None:
+        if self._transport is None:
+            self._stop.wait(TICK_S)
+            return
+        arrival = self._transport.receive(TICK_S)
+        while arrival is not None:
+            self._link.hear(arrival, self._now())
+            arrival = self._transport.receive(0)
+
+    def _speak(self, now: Moment) -> None:
+        self._link.speak(now)
+        while self._transport is not None and self._link.outbox and self._transport.publish(self._link.outbox[0]):
+            self._link.outbox.popleft()
+
+    def _update(self, now: Moment) -> None:
+        """Let the machine's action be performed, one at a time."""
+        if self._performing is not None:
+            performed, future = self._performing
+            if not future.done():
+                if self._device.next_due_s() is not None:
+                    # Something else is wanted by now: a fetch under way need not be waited for.
+                    self._installer.cancel()
+                return
+            self._performing = None
+            self._device.done(performed, future.result(), now)
+            self._after(performed)
+        perform = self._device.next(now)
+        if perform is not None:
+            self._performing = (perform, self._pool.submit(self._executor.perform, perform))
+        elif now.monotonic_s >= self._inbox_at_s:
+            self._inbox_at_s = now.monotonic_s + INBOX_EVERY_S
+            self._look_into_inbox(now)
+
+    def _after(self, performed: Perform) -> None:
+        entry = self._device.entry
+        if entry.outcome is not None and entry.outcome is not performed.entry.outcome:
+            logger.info("deployment %s: %s %s", entry.desired.deployment if entry.desired else "", entry.outcome.value, entry.reason)
+            release = entry.desired.release if entry.desired else None
+            self._buffer.append(Event(seq=0, kind=entry.outcome.value, at_ms=self._clock.now_ms(), detail=entry.reason, release=release))
+
+    def _look_into_inbox(self, now: Moment) -> None:
+        """Start a deployment that was flashed, or clear away one that has ended."""
+        entry = self._device.entry
+        if self._offline is not None and entry.outcome is not None and entry.desired == self._offline.desired:
+            flash.clear(self._offline)
+            self._offline = None
+            return
+        try:
+            waiting = next(flash.waiting(self._storage), None)
+        except ManifestError as error:
+            logger.warning("%s", error.message)
+            return
+        if waiting is None:
+            return
+        self._offline = waiting
+        if entry.desired == waiting.desired and entry.outcome is not None:
+            return
+        logger.info("found %s in the inbox", waiting.desired.release)
+        self._device.on_offline(waiting.desired, waiting.repository, now)
+
+    def _watch(self, now: Moment) -> None:
+        """Notice a worker that keeps dying."""
+        if self._serving.unstable and self._performing is None:
+            self._device.crashed(f"the worker died {self._serving.crashes} times", now)
+
+    def _windows_due(self, now: Moment) -> bool:
+        with self._answering.lock:
+            return self._windows.due(now.monotonic_s)
+
+    def _close_windows(self, now: Moment) -> None:
+        for window in self._answering.close(now.wall_ms):
+            self._buffer.append(window)
+        self._buffer.flush()
+
+    def _event(self, kind: str, detail: str) -> None:
+        self._buffer.append(Event(seq=0, kind=kind, at_ms=self._clock.now_ms(), detail=detail))
+
+    def _connect(self) -> Transport | None:
+        broker = self._config.broker
+        if broker is None:
+            return None
+        login = Login(
+            host=broker.host,
+            port=broker.port,
+            username=self._config.device,
+            password=read_secret(Path(broker.password_file)),
+            client_id=self._config.device,
+        )
+        return PahoTransport(login, subscriptions=self._link.subscriptions, will=self._link.will)
+
+    def _start_server(self) -> Any:
+        if not self._config.serve.listen:
+            return None
+        from .server import Server
+
+        server = Server(self._answering, self._config.serve.listen)
+        server.start()
+        return server
+
+    def _birth(self, now: Moment) -> Birth:
+        import psutil
+
+        free = Sensors().memory_available_bytes()
+        return Birth(
+            device=DeviceId(self._config.device),
+            session=self._journal.boot,
+            profile=self._config.profile,
+            agent_version=__version__,
+            runtimes=installed_runtimes(),
+            memory_bytes=psutil.virtual_memory().total,
+            memory_free_bytes=free or 0,
+            storage_free_bytes=disk_free_bytes(self._storage) or 0,
+            clock_trusted=self._installer.clock_trusted,
+            at_ms=now.wall_ms,
+        )
+
+    def _now(self) -> Moment:
+        return Moment(self._clock.now_ms(), self._clock.monotonic_s())
+
+    def _end(self) -> None:
+        """Leave in order; everything that matters is on disk already."""
+        self._installer.cancel()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        now = self._now()
+        try:
+            self._close_windows(now)
+        except EdgemlError as error:
+            logger.warning("the last windows are lost: %s", error.message)
+        if self._transport is not None:
+            if self._link.up:
+                self._transport.publish(self._link.farewell(now))
+                deadline = time.monotonic() + 1.0
+                while self._transport.unconfirmed and time.monotonic() < deadline:
+                    time.sleep(0.02)
+            self._transport.close()
+        self._serving.close()
+        self._supervisor.close()
+        self._buffer.close()
+        self._journal.close()
+        logger.info("agent %s has stopped", self._config.device)

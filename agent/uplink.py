@@ -1,0 +1,86 @@
+"""The uplink: decides which rows to send when.
+
+One unacknowledged batch a stream at a time; sent again when its answer is late, later and later, and at once on a new
+link. Rows leave the buffer only by the controller's own acknowledgement. Pure of sockets and clocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from edgeml import topics, twin
+from edgeml.ids import DeviceId, TenantId
+from edgeml.telemetry import Stream, encode_batch
+from edgeml.topics import RULES, Leaf
+from edgeml.transport import Message
+from edgeml.twin import Ack
+
+from .buffer import Buffer
+
+RESEND_FIRST_S: Final = 5.0
+RESEND_MAX_S: Final = 300.0
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A batch that was sent and not acknowledged."""
+
+    boot: str
+    last_seq: int
+    again_at_s: float
+    pause_s: float
+    message: Message
+
+
+class Uplink:
+    """One device's telemetry on its way."""
+
+    def __init__(self, buffer: Buffer, tenant: TenantId, device: DeviceId) -> None:
+        self._buffer = buffer
+        self._topics = {stream: topics.device_topic(tenant, device, Leaf.TELEMETRY, stream) for stream in Stream}
+        self._flights: dict[Stream, _Flight] = {}
+
+    def on_link_up(self, _now_s: float) -> None:
+        """Send again at once: nobody knows what the old link swallowed."""
+        self._flights.clear()
+
+    def due(self, now_s: float, *, link_up: bool) -> list[Message]:
+        """Return what to send now."""
+        if not link_up:
+            return []
+        messages = []
+        for stream in Stream:
+            flight = self._flights.get(stream)
+            if flight is None:
+                message = self._launch(stream, now_s)
+            elif now_s >= flight.again_at_s:
+                flight.pause_s = min(flight.pause_s * 2, RESEND_MAX_S)
+                flight.again_at_s = now_s + flight.pause_s
+                message = flight.message
+            else:
+                message = None
+            if message is not None:
+                messages.append(message)
+        return messages
+
+    def on_ack(self, payload: bytes, _now_s: float) -> None:
+        """Hear that rows are stored.
+
+        Raises:
+            ManifestError: It is no such message.
+        """
+        ack = twin.decode(payload, Ack)
+        self._buffer.acknowledge(ack)
+        for stream, flight in list(self._flights.items()):
+            if stream.value == ack.stream and flight.boot == ack.boot and flight.last_seq <= ack.seq:
+                del self._flights[stream]
+
+    def _launch(self, stream: Stream, now_s: float) -> Message | None:
+        batch = self._buffer.pending(stream)
+        if batch is None:
+            return None
+        rule = RULES[Leaf.TELEMETRY]
+        message = Message(self._topics[stream], encode_batch(batch), rule.qos, rule.retain)
+        self._flights[stream] = _Flight(batch.boot, batch.rows[-1].seq, now_s + RESEND_FIRST_S, RESEND_FIRST_S, message)
+        return message

@@ -1,0 +1,138 @@
+"""Runs a command in a child process that may take so much and no more.
+
+Decides the limits, the scrubbed environment, and how a child's death becomes an error: a signal, a hang, too much
+memory, a failure. What runs in the child and what it leaves behind is the caller's business.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+from .errors import BackendError, BudgetError
+
+STDERR_BYTES_MAX: Final = 4096
+MESSAGE_MAX: Final = 300
+POLL_S: Final = 0.02
+_KEPT_VARIABLES: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR")
+_LIBRARY_FOLDERS: Final = {"site-packages", "dist-packages"}
+
+
+@dataclass(frozen=True, slots=True)
+class ChildLimits:
+    """What the child may take. `memory_bytes` is watched where /proc exists, and checked against the peak."""
+
+    timeout_s: float = 120.0
+    threads: int = 1
+    memory_bytes: int | None = None
+
+
+def run_child(command: Sequence[str], folder: Path, limits: ChildLimits) -> None:
+    """Run a command to its end inside `limits`, in a scrubbed environment, with nothing to read and nobody to disturb.
+
+    Raises:
+        BackendError: It hung, was killed by a signal, or left with another code than 0.
+        BudgetError: It took more than `limits.memory_bytes`.
+    """
+    kept = bytearray()
+    # A session of its own: a Ctrl-C is ours to handle, and the child's own children die with it.
+    with subprocess.Popen(
+        [*command], cwd=folder, env=_environment(limits), start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    ) as child:  # fmt: skip
+        assert child.stderr is not None
+        drain = threading.Thread(target=_drain, args=(child.stderr, kept), daemon=True)
+        drain.start()
+        try:
+            _watch(child, limits)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            drain.join(1.0)  # a process that left the session may hold the pipe open for ever
+    if child.returncode < 0:
+        raise BackendError(
+            f"the runtime died of {_signal_name(-child.returncode)} while it ran the model",
+            hint="the model crashes this runtime: export it again, or use another version of the runtime",
+        )
+    if child.returncode:
+        last = kept.decode("utf-8", "replace").strip().splitlines()
+        said = one_line(last[-1]) if last else "it said nothing"
+        raise BackendError(
+            f"the process that ran the model failed with code {child.returncode}: {said}",
+            hint="run `edgeml doctor`",
+        )
+
+
+def _watch(child: subprocess.Popen[bytes], limits: ChildLimits) -> None:
+    deadline = time.monotonic() + limits.timeout_s
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(POLL_S)
+            return
+        if time.monotonic() > deadline:
+            raise BackendError(
+                f"the model did not finish within {limits.timeout_s:g} s",
+                hint="give fewer samples or more time; a model that hangs here hangs on a device too",
+            )
+        check_memory(status_bytes(str(child.pid), "VmRSS"), limits)
+
+
+def check_memory(observed: int | None, limits: ChildLimits) -> None:
+    """Refuse a child that took more than it may.
+
+    Raises:
+        BudgetError: `observed` bytes are above the limit.
+    """
+    if limits.memory_bytes is not None and observed is not None and observed > limits.memory_bytes:
+        raise BudgetError(
+            f"the model takes more memory than allowed: {observed} bytes, limit {limits.memory_bytes} bytes",
+            budget=limits.memory_bytes, observed=observed, unit="bytes",
+            hint="use a smaller model, or raise the limit",
+        )  # fmt: skip
+
+
+def _environment(limits: ChildLimits) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    folders = [str(Path(one).absolute()) for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
+    root = Path(__file__).absolute().parents[1]
+    if root.name not in _LIBRARY_FOLDERS and str(root) not in folders:
+        folders.append(str(root))
+    return {**kept, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": str(limits.threads)}
+
+
+def _drain(pipe: IO[bytes], kept: bytearray) -> None:
+    """Keep the end of what the child says and never let it wait for a reader."""
+    while piece := os.read(pipe.fileno(), 65536):
+        kept += piece
+        del kept[:-STDERR_BYTES_MAX]
+
+
+def one_line(text: str) -> str:
+    """Make foreign text fit for a message: one line of printable characters, not too long."""
+    flat = " ".join(text.split())
+    return "".join(char for char in flat if char.isprintable())[:MESSAGE_MAX]
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def status_bytes(process: str, field: str) -> int | None:
+    """Read a size of a process (`self` or its id) from /proc; None where there is none."""
+    with suppress(OSError), Path(f"/proc/{process}/status").open(encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    return None

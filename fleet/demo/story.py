@@ -1,0 +1,338 @@
+"""Tells the demo's story and judges its end.
+
+Decides the chapters and what must come out. Everything in it is real but the crowd of simulated devices: their machine,
+link, telemetry, signatures and models are real, their hardware is not. Other rooms are driven by their commands, as a
+user would; what the fleet knows is read from its database.
+"""
+
+from __future__ import annotations
+
+import socket
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from edgeml.clock import SystemClock
+from edgeml.drift import Verdict
+from edgeml.errors import ConfigError, StateError
+
+from .. import config as fleet_config
+from .. import enroll, overview
+from ..config import FleetHome, database_url
+from ..enroll import NewDevice
+from ..rollout import FINISHED, RolloutState
+from ..store import Store
+from .camera import Camera, Pace, Scene
+from .keeper import Keeper
+from .stage import MODEL, PROFILES, RELEASES, Conversion, Conversions, Stage, run_edgeml
+from .telling import Row, Telling
+
+REAL_DEVICES: Final = ("cam-1", "cam-2", "cam-3")
+WINDOW_S: Final = 2.0
+SLICE_S: Final = 2.0
+SOAK: Final = "4s"
+STEP_TIMEOUT_S: Final = 150.0
+POLL_S: Final = 0.3
+DRIFT_WATCH_S: Final = 8.0
+"""How long the drift verdict must stay the same before it is believed here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the user asked of the demo."""
+
+    stage: Stage
+    simulated: int
+
+
+@dataclass(slots=True)
+class Ending:
+    """What came out."""
+
+    outcomes: dict[str, str]
+    reasons: dict[str, str]
+    devices_by_release: dict[str, int]
+    touched_by_bad_release: int
+    drifted: tuple[str, ...]
+    rotated: tuple[str, ...]
+    bundle_bytes_fetched: int
+    bundle_bytes: dict[str, int]
+    latency_p50_ms: float
+    inferences: int
+    restarts: dict[str, int]
+    elapsed_s: float
+
+    @property
+    def good(self) -> bool:
+        """Whether the story ended as it should."""
+        expected = {RELEASES[0]: "completed", RELEASES[1]: "completed", RELEASES[2]: "rolled_back"}
+        return self.outcomes == expected and list(self.devices_by_release) == [RELEASES[1]] and self.drifted == self.rotated
+
+
+class Story:
+    """One telling."""
+
+    def __init__(self, wish: Wish, telling: Telling, keeper: Keeper) -> None:
+        self._stage = wish.stage
+        self._telling = telling
+        self._keeper = keeper
+        self._home = FleetHome(self._stage.fleet)
+        self._simulated = tuple(f"sim-{index + 1:02}" for index in range(wish.simulated))
+        self._everyone = (*REAL_DEVICES, *self._simulated)
+        self._rotated = (REAL_DEVICES[-1], self._simulated[len(self._simulated) // 2])
+        self._conversions = Conversions(self._stage)
+        self._cameras: tuple[Camera, ...] = ()
+        self._reasons: dict[str, str] = {}
+        self._touched = 0
+
+    def tell(self) -> Ending:
+        """Tell it from the beginning to the end.
+
+        Raises:
+            EdgemlError: A step failed, or took longer than it may.
+        """
+        try:
+            self._make_models()
+            self._found_fleet()
+            self._start_processes()
+            self._roll_out(0, "100%", "The first release goes to everybody.")
+            self._look_around()
+            self._roll_out(1, "10%,50%,100%", "A better one goes out in waves.")
+            self._roll_out(2, "10%,50%,100%", "A third one loads, passes its own golden vectors, and answers worse in the field.")
+            drifted = self._turn_cameras()
+            return self._ending(drifted)
+        finally:
+            for camera in self._cameras:
+                camera.stop()
+            self._conversions.close()
+
+    def _make_models(self) -> None:
+        self._telling.chapter("1. A model is trained and shrunk")
+        with self._telling.waiting("training three versions of a small CNN on scikit-learn's digits"):
+            self._stage.train()
+        with self._telling.waiting("converting 1.0.0, verifying every candidate on its runtime"):
+            first = self._conversions.get(0)
+        self._tell_conversion(first)
+
+    def _tell_conversion(self, conversion: Conversion) -> None:
+        for line in summarise(conversion.said):
+            self._telling.say(f"{MODEL}@{conversion.version} {line}")
+
+    def _found_fleet(self) -> None:
+        self._telling.chapter("2. A fleet: keys, a signed repository, devices")
+        if not (self._home.repository / "metadata").exists():
+            run_edgeml("keys", "init", "--dir", str(self._home.directory))
+            broker, http = _free_ports(2)
+            text = self._home.settings.read_text().replace("18830", str(broker)).replace("18080", str(http))
+            text = text.replace("# tick_s = 1.0", "tick_s = 0.5").replace("# slice_s = 60.0", f"slice_s = {SLICE_S}")
+            self._home.settings.write_text(text)
+        self._config = fleet_config.load(self._home)
+        self._store = Store(database_url(self._home, self._config))
+        self._publish(0)
+        with self._telling.waiting("enrolling devices") as bar:
+            for done, name in enumerate(self._everyone):
+                self._enrol(name, PROFILES[0] if name in REAL_DEVICES or done % 2 else PROFILES[1])
+                bar.at(done + 1, len(self._everyone))
+        self._telling.say(f"{len(self._everyone)} devices have their own token and the fleet's trust anchor")
+
+    def _publish(self, index: int) -> None:
+        bundles = self._conversions.get(index).bundles
+        run_edgeml("fleet", "publish", *map(str, bundles), "--dir", str(self._home.directory))
+        size = sum(path.stat().st_size for path in bundles)
+        self._telling.say(f"{RELEASES[index]} is signed and published: {len(bundles)} variants, {size / 1000:.1f} kB")
+
+    def _kit(self, name: str) -> Path:
+        return self._stage.kits / ("real" if name in REAL_DEVICES else "simulated") / name
+
+    def _enrol(self, name: str, profile: str) -> None:
+        kit = self._kit(name)
+        settings = kit / enroll.SETTINGS
+        if not settings.exists() or "listen_by_demo" not in settings.read_text():
+            if overview_device(self._store, name):
+                return
+            enroll.add(self._home, self._config, self._store, NewDevice(name, profile, kit), SystemClock().now_ms())
+            text = settings.read_text().replace("window_s = 60", f"window_s = {WINDOW_S}")
+            if name in REAL_DEVICES:
+                text += f'\n[serve]\nlisten = "127.0.0.1:{_free_ports(1)[0]}"\n'
+            settings.write_text(text)
+
+    def _start_processes(self) -> None:
+        self._keeper.keep("fleet", ["fleet", "serve", "--dir", str(self._home.directory)])
+        for name in REAL_DEVICES:
+            self._keeper.keep(name, ["agent", "run", "-c", str(self._kit(name) / enroll.SETTINGS)])
+        if self._simulated:
+            self._keeper.keep(
+                "simulator",
+                ["agent", "simulate", str(self._stage.kits / "simulated"), "--images", str(self._stage.field), "--scenario", str(self._scenario)],
+            )
+        with np.load(self._stage.field, allow_pickle=False) as file:
+            scene = Scene(file["field_x"], file["field_y"].astype(np.int64))
+        self._cameras = tuple(Camera(name, self._port(name), MODEL, scene, Pace()) for name in REAL_DEVICES)
+        for camera in self._cameras:
+            camera.start()
+        with self._telling.waiting("waiting for the devices to connect") as bar:
+            self._wait_until(lambda: self._online(bar) == len(self._everyone), "every device to be online")
+        self._telling.say(f"broker, controller, {len(REAL_DEVICES)} real agents and {len(self._simulated)} simulated devices are up")
+
+    @property
+    def _scenario(self) -> Path:
+        return self._stage.kits / "scenario.json"
+
+    def _port(self, name: str) -> int:
+        settings = msgspec.toml.decode((self._kit(name) / enroll.SETTINGS).read_bytes())
+        return int(settings["serve"]["listen"].rpartition(":")[2])
+
+    def _online(self, bar: Any) -> int:
+        view = overview.status(self._store, SystemClock().now_ms())
+        online = sum(device.online for device in view.devices)
+        bar.at(online, len(self._everyone))
+        return online
+
+    def _roll_out(self, index: int, waves: str, text: str) -> None:
+        release = RELEASES[index]
+        self._telling.chapter(f"{index + 3}. {text}")
+        if index:
+            with self._telling.waiting(f"converting {release}"):
+                conversion = self._conversions.get(index)
+            self._tell_conversion(conversion)
+            self._publish(index)
+        found = next((one for one in overview.rollouts(self._store) if one.plan.release == release), None)
+        if found is None:
+            run_edgeml("fleet", "rollout", "start", release, "--waves", waves, "--soak", SOAK, "--dir", str(self._home.directory))
+        with self._telling.waiting(f"rolling out {release}") as bar:
+            self._wait_until(lambda: self._finished(release, bar), f"the rollout of {release} to end")
+        self._tell_rollout(release)
+
+    def _finished(self, release: str, bar: Any) -> bool:
+        view = self._view(release)
+        if view is None:
+            return False
+        running = sum(device.release == release for device in view.devices)
+        bar.at(running, len(self._everyone), f"wave {view.rollout.wave + 1} {view.rollout.phase.value}: {running} devices run it")
+        if view.rollout.state is RolloutState.PAUSED:
+            raise StateError(f"the rollout of {release} is paused: {view.rollout.reason}", hint=f"look into {self._stage.logs}")
+        return view.rollout.state in FINISHED
+
+    def _view(self, release: str) -> overview.RolloutView | None:
+        found = next((one for one in overview.rollouts(self._store) if one.plan.release == release), None)
+        return None if found is None else overview.rollout(self._store, found.id)
+
+    def _tell_rollout(self, release: str) -> None:
+        view = self._view(release)
+        assert view is not None
+        touched = sum(device.part is not overview.Part.NOT_ASKED for device in view.devices)
+        self._reasons[release] = view.rollout.reason
+        self._telling.say(f"{release}: {view.rollout.state.value} after {touched} of {len(self._everyone)} devices")
+        if view.rollout.state is RolloutState.ROLLED_BACK:
+            self._touched = touched
+            self._telling.say(f"stopped by {view.rollout.reason}")
+
+    def _look_around(self) -> None:
+        latencies = [latency for camera in self._cameras for latency in camera.latencies_ms]
+        if latencies:
+            self._telling.say(f"a camera's question over local HTTP is answered in {statistics.median(latencies):.1f} ms (median, this machine)")
+
+    def _turn_cameras(self) -> tuple[str, ...]:
+        self._telling.chapter("6. Two cameras are turned by 90 degrees")
+        self._cameras[-1].rotated.set()
+        self._scenario.write_bytes(msgspec.json.encode({"rotated": [self._rotated[1]]}))
+        stable: list[tuple[float, tuple[str, ...]]] = []
+
+        def flagged() -> bool:
+            now = time.monotonic()
+            names = self._flagged()
+            stable.append((now, names))
+            since = [at for at, found in stable if found != self._rotated]
+            return names == self._rotated and now - (max(since) if since else stable[0][0]) >= DRIFT_WATCH_S
+
+        with self._telling.waiting("waiting for the evidence"):
+            self._wait_until(flagged, f"exactly {' and '.join(self._rotated)} to be flagged")
+        names = self._flagged()
+        for row in overview.drift(self._store, SystemClock().now_ms()):
+            if row.device in names:
+                top = ", ".join(column.name for column in row.columns[:3])
+                self._telling.say(f"{row.device}: {row.verdict.value}, evidence e^{row.log_e:.0f}, effect {row.effect:.2f}, most in {top}")
+        return names
+
+    def _flagged(self) -> tuple[str, ...]:
+        rows = overview.drift(self._store, SystemClock().now_ms())
+        return tuple(sorted(str(row.device) for row in rows if row.verdict in {Verdict.WARN, Verdict.PAGE}))
+
+    def _ending(self, drifted: tuple[str, ...]) -> Ending:
+        view = overview.status(self._store, SystemClock().now_ms())
+        rollouts = {str(one.plan.release): one.state.value for one in reversed(overview.rollouts(self._store))}
+        by_release = Counter(str(device.release) for device in view.devices)
+        sizes = {
+            release: sum(path.stat().st_size for path in self._conversions.get(index).bundles) for index, release in enumerate(RELEASES)
+        }
+        latencies = [latency for camera in self._cameras for latency in camera.latencies_ms]
+        return Ending(
+            outcomes=rollouts,
+            reasons=self._reasons,
+            devices_by_release=dict(by_release),
+            touched_by_bad_release=self._touched,
+            drifted=drifted,
+            rotated=self._rotated,
+            bundle_bytes_fetched=overview.fetched_bytes(self._store),
+            bundle_bytes=sizes,
+            latency_p50_ms=statistics.median(latencies) if latencies else 0.0,
+            inferences=overview.inferences(self._store),
+            restarts=self._keeper.restarts(),
+            elapsed_s=self._telling.elapsed_s,
+        )
+
+    def _wait_until(self, done: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + STEP_TIMEOUT_S
+        while not done():
+            if time.monotonic() > deadline:
+                raise StateError(f"waited {STEP_TIMEOUT_S:.0f} s for {what}", hint=f"the processes' words are in {self._stage.logs}")
+            time.sleep(POLL_S)
+
+
+def rows(ending: Ending, devices: int) -> tuple[Row, ...]:
+    """The table at the end."""
+    bad = RELEASES[2]
+    return (
+        *(Row(f"rollout of {release}", state, state == ("rolled_back" if release == bad else "completed")) for release, state in ending.outcomes.items()),
+        Row(f"what stopped {bad}", ending.reasons.get(bad, ""), bool(ending.reasons.get(bad))),
+        Row(f"devices that tried {bad}", f"{ending.touched_by_bad_release} of {devices}", 0 < ending.touched_by_bad_release < devices),
+        Row("what devices run now", ", ".join(f"{r}: {n}" for r, n in ending.devices_by_release.items()), ending.devices_by_release == {RELEASES[1]: devices}),
+        Row("flagged for drift", ", ".join(ending.drifted), ending.drifted == ending.rotated),
+        Row("bundles fetched over HTTP", f"{ending.bundle_bytes_fetched / 1000:.0f} kB"),
+        Row("inferences counted by the fleet", f"{ending.inferences}"),
+        Row("local HTTP round trip, median", f"{ending.latency_p50_ms:.1f} ms on this machine"),
+        Row("processes that were restarted", ", ".join(f"{name} {count}x" for name, count in ending.restarts.items() if count) or "none"),
+        Row("time", f"{ending.elapsed_s:.0f} s"),
+    )
+
+
+def summarise(said: dict[str, Any]) -> list[str]:
+    """Tell what a conversion came to, from what `edgeml convert --json` printed."""
+    return [str(line) for line in said.get("summary", [])]
+
+
+def overview_device(store: Store, name: str) -> bool:
+    """Tell whether a device is enrolled."""
+    return any(device.device == name for device in overview.status(store, 0).devices)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Find ports nobody listens on now; whoever takes one in between makes the demo say so."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+__all__ = ["ConfigError", "Ending", "Story", "Wish", "rows"]

@@ -1,0 +1,116 @@
+"""`edgeml fleet device`: add, list and remove devices.
+
+Decides how the commands are written and answered. What happens is decided in `enroll`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import in_fleet, json_option, open_fleet, print_json
+
+
+@click.group()
+def device() -> None:
+    """Devices: who belongs to the fleet.
+
+    \b
+    Example:
+        edgeml fleet device add cam-1 --profile raspberry-pi-4 --out cam-1-kit
+        edgeml fleet device list
+    """
+
+
+@device.command()
+@click.argument("name")
+@click.option(
+    "--profile",
+    required=True,
+    help="Its kind of hardware (edgeml profiles list), or a path to your own .toml.",
+)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where to write its kit."
+)
+@click.option(
+    "--root",
+    "storage",
+    metavar="DIR",
+    help="Where the agent keeps its state on the device (default: in the kit).",
+)
+@in_fleet
+def add(
+    context: click.Context, directory: str | None, name: str, *, profile: str, out: Path, storage: str | None
+) -> None:
+    """Enrol a device and write its kit: settings, its own token, the trust anchor.
+
+    Copy the kit to the device and run `edgeml-agent run` there. The token is written nowhere else.
+
+    \b
+    Example:
+        edgeml fleet device add cam-1 --profile raspberry-pi-4 --out cam-1-kit
+    \f
+
+    Raises:
+        ConfigError: The name or profile is not valid, the name is taken, or the kit's directory is not empty.
+    """
+    from edgeml.clock import SystemClock
+    from edgeml.profile import load
+
+    from . import enroll
+
+    home, config, store = open_fleet(context, directory)
+    new = enroll.NewDevice(name, load(profile).name, out, storage or enroll.STATE)
+    enroll.add(home, config, store, new, SystemClock().now_ms())
+    click.echo(f"added {name}; its kit is in {out}")
+
+
+@device.command("list")
+@json_option
+@in_fleet
+def list_(context: click.Context, directory: str | None, form: str | None) -> None:
+    """List the devices, and what each runs.
+
+    \b
+    Example:
+        edgeml fleet device list
+        edgeml fleet device list --json
+    \f
+
+    Raises:
+        ConfigError: There is no fleet here.
+    """
+    from edgeml.clock import SystemClock
+
+    from . import overview
+
+    _home, _config, store = open_fleet(context, directory)
+    view = overview.status(store, SystemClock().now_ms())
+    if form == "json":
+        print_json(view.devices)
+        return
+    from . import tables
+
+    tables.show(tables.devices_table(view.devices, view.at_ms))
+
+
+@device.command()
+@click.argument("name")
+@in_fleet
+def remove(context: click.Context, directory: str | None, name: str) -> None:
+    """Forget a device: its token is refused from now on, its telemetry stays.
+
+    \b
+    Example:
+        edgeml fleet device remove cam-1
+    \f
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    from . import enroll
+
+    home, _config, store = open_fleet(context, directory)
+    enroll.remove(home, store, name)
+    click.echo(f"removed {name}")

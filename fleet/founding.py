@@ -1,0 +1,104 @@
+"""Makes a fleet, and publishes releases in it.
+
+Decides what belongs together: directory, settings, keys and an empty repository at the start; signed bundles and the
+monitors from which drift is told at every publication. Signing is `repository`'s business, keys `keys`'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from edgeml import bundle as bundles
+from edgeml import monitor as monitors
+from edgeml.clock import SystemClock
+from edgeml.errors import ConfigError
+from edgeml.ids import Digest, ReleaseId
+from edgeml.monitor import Monitor
+
+from . import config, telemetry_store
+from .api import operator_token
+from .config import FleetHome
+from .keys import SNAPSHOT, TARGETS, TIMESTAMP, create_keys, key_path, load_signer
+from .repository import PublishedVariant, Repository
+from .store import Store
+
+PASSPHRASE_BYTES_MAX: Final = 4 << 10
+
+
+def found(home: FleetHome, passphrase: bytes | None = None) -> None:
+    """Make a fleet in a directory.
+
+    Args:
+        home: where.
+        passphrase: encrypts the offline keys.
+
+    Raises:
+        ConfigError: There are keys already; they stay as they are.
+        StorageError: The disk refused.
+    """
+    config.create(home)
+    keys = create_keys(home.keys, passphrase)
+    Repository(home.repository).initialise(keys)
+    operator_token(home)
+    Store(config.database_url(home, config.load(home))).close()
+
+
+def publish(
+    home: FleetHome, store: Store, paths: Sequence[Path], keys: Path, passphrase: bytes | None = None
+) -> tuple[PublishedVariant, ...]:
+    """Sign bundles, add them to the repository, and remember their monitors.
+
+    Args:
+        home: the fleet.
+        store: its database.
+        paths: the bundles.
+        keys: directory of the signing keys, usually on a medium of its own.
+        passphrase: of the offline keys.
+
+    Raises:
+        ConfigError: A bundle or a key is missing, or a key is not this fleet's.
+        ArtifactError: A file is no bundle, or is published under the same name with other content.
+        StorageError: The disk refused.
+    """
+    # Monitors first: if this is interrupted a monitor of no release is harmless, a release without monitor is not.
+    for path in paths:
+        _remember_monitor(store, path)
+    online = home.keys if not key_path(keys, SNAPSHOT).exists() else keys
+    return Repository(home.repository).publish(
+        paths,
+        load_signer(key_path(keys, TARGETS), passphrase),
+        load_signer(key_path(online, SNAPSHOT)),
+        load_signer(key_path(online, TIMESTAMP)),
+        SystemClock().now_ms(),
+    )
+
+
+def read_passphrase(path: Path | None) -> bytes | None:
+    """Read a passphrase from a file: never from the command line, where everybody sees it.
+
+    Raises:
+        ConfigError: The file cannot be read, or is empty.
+    """
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            passphrase = file.read(PASSPHRASE_BYTES_MAX).rstrip(b"\r\n")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
+    if not passphrase:
+        raise ConfigError(f"{path} is empty", hint="write the passphrase of the offline keys into it")
+    return passphrase
+
+
+def _remember_monitor(store: Store, path: Path) -> None:
+    with bundles.Bundle(path) as bundle:
+        if not bundle.has(bundles.MONITOR):
+            return
+        release: ReleaseId = bundle.manifest.release
+        monitor: Monitor = monitors.decode(bundle.read(bundles.MONITOR))
+    digest: Digest = monitors.digest(monitor)
+    with store.write() as connection:
+        telemetry_store.save_monitors(connection, release, [(digest, monitor)])
