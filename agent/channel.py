@@ -110,7 +110,8 @@ class Channel:
     def _limit(self, timeout_s: float) -> None:
         """Let the kernel time out: Python's own timeouts cost a system call more on every send and receive."""
         whole_s = int(timeout_s)
-        value = _TIMEVAL.pack(whole_s, int((timeout_s - whole_s) * 1e6))
+        # To the kernel, nothing at all means for ever.
+        value = _TIMEVAL.pack(whole_s, max(int((timeout_s - whole_s) * 1e6), int(0 < timeout_s < 1)))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
         self._timeout_s = timeout_s

@@ -40,6 +40,7 @@ __all__ = ["CHUNK_BYTES", "ROOT", "SignedFacts", "SignedTarget", "TrustStore", "
 CHUNK_BYTES: Final = 256 << 10
 ROOT: Final = "root.json"
 _FLOOR: Final = "time-floor"
+_OLDEST_PLAUSIBLE_YEAR: Final = 2025
 _NEWEST_PLAUSIBLE_YEAR: Final = 2100
 
 
@@ -49,7 +50,7 @@ class TrustedTime:
 
     at_ms: int
     clock_trusted: bool
-    """False if the machine's clock was behind what is already known, and the floor was used instead."""
+    """False if the machine's clock was behind what is already known (the floor was used instead), or cannot be right."""
 
 
 class TrustStore:
@@ -62,29 +63,10 @@ class TrustStore:
 
     def __init__(self, directory: Path, source: Source, *, now_ms: int) -> None:
         self._directory = directory
+        self._source = source
         self.time = self._trusted_time(now_ms)
-        try:
-            root = (directory / ROOT).read_bytes()
-        except OSError as error:
-            raise ConfigError(
-                f"{directory} holds no {ROOT}", hint="give the device its root: edgeml fleet device add"
-            ) from error
-        cache = directory / "metadata"
-        cache.mkdir(parents=True, exist_ok=True)
-        try:
-            self._updater = Updater(
-                str(cache),
-                "edgeml:",
-                fetcher=_Fetcher(source),
-                config=UpdaterConfig(prefix_targets_with_hash=False),
-                bootstrap=root,
-            )
-        except tuf_errors.RepositoryError as error:
-            raise TrustError(f"the root metadata is not valid: {error}") from error
-        # Not public API: tuf reads the machine's clock at construction and offers no other way to set it.
-        self._updater._trusted_set.reference_time = dt.datetime.fromtimestamp(  # noqa: SLF001
-            self.time.at_ms / 1000, dt.UTC
-        )
+        self._updater = self._new_updater()
+        self._is_fresh = False
 
     def refresh(self) -> None:
         """Fetch and check the newest metadata.
@@ -94,8 +76,13 @@ class TrustStore:
             TransferError: It could not be fetched.
             StorageError: It could not be kept.
         """
+        if self._is_fresh:
+            # An updater refreshes once in its life.
+            self._updater = self._new_updater()
+            self._is_fresh = False
         with _mapped_errors(self._directory):
             self._updater.refresh()
+        self._is_fresh = True
         atomic.write_bytes(self._directory / _FLOOR, str(self.time.at_ms).encode())
 
     def target(self, path: str) -> SignedTarget:
@@ -105,6 +92,8 @@ class TrustStore:
             TrustError: Nothing is signed under this path, or what is signed is not ours.
             TransferError: Metadata could not be fetched.
         """
+        if not self._is_fresh:
+            self.refresh()
         with _mapped_errors(self._directory):
             info = self._updater.get_targetinfo(path)
         if info is None:
@@ -125,22 +114,52 @@ class TrustStore:
             TrustError: There is none.
             TransferError: Metadata could not be fetched.
         """
-        self.refresh()
+        if not self._is_fresh:
+            self.refresh()
         targets = self._updater._trusted_set.targets.targets  # noqa: SLF001  # no public way to list targets
         for path, info in targets.items():
             if info.hashes.get("sha256") == digest:
                 return self.target(path)
         raise TrustError(f"no signed release has digest {digest[:12]}…", hint="publish this bundle first")
 
+    def _new_updater(self) -> Updater:
+        try:
+            root = (self._directory / ROOT).read_bytes()
+        except OSError as error:
+            raise ConfigError(
+                f"{self._directory} holds no {ROOT}", hint="give the device its root: edgeml fleet device add"
+            ) from error
+        cache = self._directory / "metadata"
+        config = UpdaterConfig(prefix_targets_with_hash=False)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            updater = Updater(
+                str(cache), "edgeml:", fetcher=_Fetcher(self._source), config=config, bootstrap=root
+            )
+        except tuf_errors.RepositoryError as error:
+            raise TrustError(f"the root metadata is not valid: {error}") from error
+        except OSError as error:
+            raise atomic.storage_error(error, cache) from error
+        # Not public API: tuf reads the machine's clock at construction and offers no other way to set it.
+        updater._trusted_set.reference_time = dt.datetime.fromtimestamp(  # noqa: SLF001
+            self.time.at_ms / 1000, dt.UTC
+        )
+        return updater
+
     def _trusted_time(self, now_ms: int) -> TrustedTime:
+        oldest_ms, newest_ms = (
+            int(dt.datetime(year, 1, 1, tzinfo=dt.UTC).timestamp() * 1000)
+            for year in (_OLDEST_PLAUSIBLE_YEAR, _NEWEST_PLAUSIBLE_YEAR)
+        )
         try:
             floor_ms = int((self._directory / _FLOOR).read_text())
         except (OSError, ValueError):
             floor_ms = 0
-        newest_ms = int(dt.datetime(_NEWEST_PLAUSIBLE_YEAR, 1, 1, tzinfo=dt.UTC).timestamp() * 1000)
+        if not 0 <= floor_ms <= newest_ms:
+            floor_ms = 0  # a damaged file
         if now_ms < floor_ms or now_ms > newest_ms:
             return TrustedTime(floor_ms, clock_trusted=False)
-        return TrustedTime(now_ms, clock_trusted=True)
+        return TrustedTime(now_ms, clock_trusted=now_ms >= oldest_ms)
 
 
 class _Fetcher(FetcherInterface):
@@ -152,8 +171,8 @@ class _Fetcher(FetcherInterface):
     def _fetch(self, url: str) -> Iterator[bytes]:
         name = url.rpartition("/")[2]
         try:
-            # Collected here: tuf wraps only errors raised before the first piece. Metadata is small, and tuf bounds it.
-            return iter([*self._source.metadata(name)])
+            # Piece by piece: tuf stops reading at its limit, and a hostile server may never stop sending.
+            yield from self._source.metadata(name)
         except PermanentTransferError as error:
             raise tuf_errors.DownloadHTTPError(str(error), 404) from error
         except TransferError as error:

@@ -1,0 +1,343 @@
+"""The Open Inference Protocol, version 2, as bytes.
+
+Decides how a request's JSON (with or without the binary tensor extension) becomes tensors and how an answer becomes
+JSON again, without numpy. Floats that JSON cannot say (NaN, infinities) are null in both directions: null is read as
+NaN, and NaN and infinities are written as null; the binary extension carries them unharmed. Routes and status codes are
+`server`'s business; whether tensors fit the model is checked in `supervisor`.
+
+Source: https://github.com/kserve/open-inference-protocol, REST, with the binary tensor data extension.
+"""
+
+from __future__ import annotations
+
+import array
+import itertools
+import math
+import struct
+import sys
+import uuid
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from edgeml.errors import ConfigError
+from edgeml.manifest import Manifest
+from edgeml.tensors import DType, TensorSpec
+
+from .ipc import RANK_MAX, TENSORS_MAX, TensorBytes
+from .serving import Served
+
+JSON_BYTES_MAX: Final = 4 << 20
+"""Numbers grow about twentyfold while they are JSON; larger tensors come through the binary extension."""
+BODY_BYTES_MAX: Final = 32 << 20
+ID_LENGTH_MAX: Final = 128
+DIMENSION_MAX: Final = 1 << 40
+_ARRAY_CODES: Final = {
+    DType.FLOAT32: "f", DType.FLOAT64: "d", DType.INT8: "b", DType.UINT8: "B",
+    DType.INT16: "h", DType.UINT16: "H", DType.INT32: "i", DType.INT64: "q",
+}  # fmt: skip
+_FLOATS: Final = (DType.FLOAT16, DType.FLOAT32, DType.FLOAT64)
+
+
+class Quantization(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a tensor's integers stand for reals, as in `edgeml.tensors.TensorSpec`."""
+
+    scale: float | None = None
+    zero_point: int | None = None
+
+
+class TensorMetadata(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An input or output in a model's metadata."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    parameters: Quantization = Quantization()
+
+    @classmethod
+    def of(cls, spec: TensorSpec) -> TensorMetadata:
+        """Describe a tensor of a manifest."""
+        return cls(spec.name, spec.dtype.protocol_name, spec.shape, Quantization(spec.scale, spec.zero_point))
+
+
+class ModelParameters(msgspec.Struct, frozen=True):
+    """What the protocol has no field for."""
+
+    task: str
+    scores: str
+    labels: tuple[str, ...]
+
+
+class ModelMetadata(msgspec.Struct, frozen=True):
+    """What a model takes and gives."""
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorMetadata, ...]
+    outputs: tuple[TensorMetadata, ...]
+    parameters: ModelParameters
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> ModelMetadata:
+        """Describe a variant."""
+        return cls(
+            manifest.model,
+            (manifest.version,),
+            manifest.runtime.value,
+            tuple(map(TensorMetadata.of, manifest.inputs)),
+            tuple(map(TensorMetadata.of, manifest.outputs)),
+            ModelParameters(manifest.task.value, manifest.scores.value, manifest.labels),
+        )
+
+
+class ServerMetadata(msgspec.Struct, frozen=True):
+    """What answers here. `models` is an addition to the protocol."""
+
+    name: str
+    version: str
+    extensions: tuple[str, ...]
+    models: tuple[str, ...]
+
+
+class Feedback(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an earlier request really showed. An addition to the protocol."""
+
+    id: Annotated[str, msgspec.Meta(max_length=ID_LENGTH_MAX)]
+    label: Annotated[int, msgspec.Meta(ge=0)] | Annotated[str, msgspec.Meta(max_length=ID_LENGTH_MAX)]
+
+
+class Call(msgspec.Struct, frozen=True):
+    """A request for inference: the model's inputs in its order, and which outputs are wanted in which form."""
+
+    request_id: str
+    tensors: tuple[TensorBytes, ...]
+    wanted: tuple[WantedOutput, ...]
+
+
+class WantedOutput(msgspec.Struct, frozen=True):
+    """The index of an output, and whether to send it as bytes."""
+
+    index: int
+    binary: bool
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """An answer's body. `json_length` is 0 if all of it is JSON."""
+
+    body: bytes
+    json_length: int
+
+
+class _TensorParameters(msgspec.Struct, frozen=True, omit_defaults=True):
+    binary_data_size: int | None = None
+    binary_data: bool | None = None
+
+
+class _Input(msgspec.Struct, frozen=True):
+    name: str
+    datatype: str
+    shape: Annotated[
+        tuple[Annotated[int, msgspec.Meta(ge=0, le=DIMENSION_MAX)], ...], msgspec.Meta(max_length=RANK_MAX)
+    ]
+    data: msgspec.Raw = msgspec.Raw()
+    parameters: _TensorParameters = _TensorParameters()
+
+
+class _WantedOutput(msgspec.Struct, frozen=True):
+    name: str
+    parameters: _TensorParameters = _TensorParameters()
+
+
+class _RequestParameters(msgspec.Struct, frozen=True):
+    binary_data_output: bool = False
+
+
+class _Request(msgspec.Struct, frozen=True):
+    inputs: Annotated[tuple[_Input, ...], msgspec.Meta(max_length=TENSORS_MAX)]
+    id: Annotated[str, msgspec.Meta(max_length=ID_LENGTH_MAX)] = ""
+    outputs: Annotated[tuple[_WantedOutput, ...], msgspec.Meta(max_length=TENSORS_MAX)] = ()
+    parameters: _RequestParameters = _RequestParameters()
+
+
+class _Output(msgspec.Struct, frozen=True, omit_defaults=True):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    parameters: _TensorParameters = _TensorParameters()
+    data: list[float] | list[int] | list[bool] | None = None
+
+
+class ReplyParameters(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the protocol has no field for: time in the model, and a classifier's choice for a single sample."""
+
+    latency_us: float
+    predicted: int | None = None
+    label: str | None = None
+
+
+class _Reply(msgspec.Struct, frozen=True):
+    model_name: str
+    model_version: str
+    id: str
+    parameters: ReplyParameters
+    outputs: list[_Output]
+
+
+def decode_call(body: bytes, json_length: int, manifest: Manifest) -> Call:
+    """Read a request.
+
+    Args:
+        body: JSON, then the binary tensors in the order of `inputs`.
+        json_length: how much of it is JSON.
+        manifest: the model that is asked.
+
+    Raises:
+        ConfigError: It does not follow the protocol, or names what the model has not.
+    """
+    if not 0 <= json_length <= min(len(body), JSON_BYTES_MAX):
+        raise ConfigError(
+            f"JSON of {json_length} bytes in a body of {len(body)}; at most {JSON_BYTES_MAX} are read",
+            hint="send large tensors with the binary extension",
+        )
+    request = _decode(memoryview(body)[:json_length], _Request)
+    given = {}
+    at = json_length
+    for one in request.inputs:
+        size = one.parameters.binary_data_size
+        if one.name in given:
+            raise ConfigError(f"input {one.name} is given twice")
+        if size is None:
+            given[one.name] = TensorBytes(_dtype(one), one.shape, _packed(one))
+        else:
+            if not 0 <= size <= len(body) - at:
+                raise ConfigError(f"input {one.name} states {size} binary bytes, {len(body) - at} are left")
+            given[one.name] = TensorBytes(_dtype(one), one.shape, body[at : at + size])
+            at += size
+    if at != len(body):
+        raise ConfigError(f"{len(body) - at} bytes follow the inputs")
+    names = [spec.name for spec in manifest.inputs]
+    if set(given) != set(names):
+        raise ConfigError(f"inputs {sorted(given)} given, the model takes {names}")
+    return Call(
+        request.id or uuid.uuid4().hex, tuple(given[name] for name in names), _wanted(request, manifest)
+    )
+
+
+def decode_feedback(body: bytes) -> Feedback:
+    """Read feedback.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if len(body) > JSON_BYTES_MAX:
+        raise ConfigError(f"JSON of {len(body)} bytes; at most {JSON_BYTES_MAX} are read")
+    return _decode(body, Feedback)
+
+
+def encode_reply(served: Served, call: Call) -> Reply:
+    """Write an answer."""
+    manifest, answer = served.manifest, served.answer
+    outputs, blobs = [], []
+    for wanted in call.wanted:
+        tensor = answer.outputs[wanted.index]
+        name = manifest.outputs[wanted.index].name
+        if wanted.binary:
+            blobs.append(tensor.data)
+            parameters = _TensorParameters(binary_data_size=len(tensor.data))
+            outputs.append(_Output(name, tensor.dtype.protocol_name, tensor.shape, parameters))
+        else:
+            outputs.append(_Output(name, tensor.dtype.protocol_name, tensor.shape, data=_numbers(tensor)))
+    predicted = answer.predicted
+    label = None
+    if predicted is not None and predicted < len(manifest.labels):
+        label = manifest.labels[predicted]
+    parameters = ReplyParameters(round(answer.latency_us, 1), predicted, label)
+    head = msgspec.json.encode(_Reply(manifest.model, manifest.version, call.request_id, parameters, outputs))
+    if not blobs:
+        return Reply(head, 0)
+    return Reply(b"".join((head, *blobs)), len(head))
+
+
+def _wanted(request: _Request, manifest: Manifest) -> tuple[WantedOutput, ...]:
+    by_default = request.parameters.binary_data_output
+    if not request.outputs:
+        return tuple(WantedOutput(index, by_default) for index in range(len(manifest.outputs)))
+    names = [spec.name for spec in manifest.outputs]
+    wanted = []
+    for one in request.outputs:
+        if one.name not in names:
+            raise ConfigError(f"the model has no output {one.name!r}", hint=f"it has {', '.join(names)}")
+        binary = one.parameters.binary_data
+        wanted.append(WantedOutput(names.index(one.name), by_default if binary is None else binary))
+    return tuple(wanted)
+
+
+def _dtype(tensor: _Input) -> DType:
+    try:
+        return DType.from_protocol_name(tensor.datatype)
+    except ValueError as error:
+        raise ConfigError(f"input {tensor.name}: {error}", hint="for example FP32") from error
+
+
+def _packed(tensor: _Input) -> bytes:
+    """Turn JSON numbers, flat or nested, into bytes."""
+    dtype = _dtype(tensor)
+    kind: Any = list[float | None] if dtype in _FLOATS else list[bool] if dtype is DType.BOOL else list[int]
+    if not bytes(tensor.data):
+        raise ConfigError(f"input {tensor.name} has no data")
+    try:
+        values = msgspec.json.decode(tensor.data, type=kind)
+    except msgspec.ValidationError:
+        values = _convert(_flat(_decode(tensor.data, Any), tensor), kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"input {tensor.name}: {error}") from error
+    if None in values:
+        values = [math.nan if value is None else value for value in values]
+    try:
+        if dtype is DType.BOOL:
+            return bytes(values)
+        if dtype is DType.FLOAT16:
+            return struct.pack(f"<{len(values)}e", *values)
+        packed = array.array(_ARRAY_CODES[dtype], values)
+    except (OverflowError, struct.error) as error:
+        raise ConfigError(f"input {tensor.name} has a number that is no {tensor.datatype}") from error
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def _flat(value: Any, tensor: _Input) -> list[Any]:
+    values = [value]
+    for size in tensor.shape:
+        if any(not isinstance(one, list) or len(one) != size for one in values):
+            raise ConfigError(f"input {tensor.name} is not nested as its shape {list(tensor.shape)} says")
+        values = list(itertools.chain.from_iterable(values))
+    return values
+
+
+def _numbers(tensor: TensorBytes) -> list[float] | list[int] | list[bool]:
+    if tensor.dtype is DType.BOOL:
+        return list(map(bool, tensor.data))
+    if tensor.dtype is DType.FLOAT16:
+        return list(struct.unpack(f"<{len(tensor.data) // 2}e", tensor.data))
+    values: array.array[Any] = array.array(_ARRAY_CODES[tensor.dtype])
+    values.frombytes(tensor.data)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values.tolist()
+
+
+def _decode(data: bytes | memoryview | msgspec.Raw, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"the request does not follow the protocol: {error}") from error
+
+
+def _convert(values: Sequence[Any], kind: Any) -> Any:
+    try:
+        return msgspec.convert(values, type=kind)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"the request does not follow the protocol: {error}") from error

@@ -1,0 +1,329 @@
+"""The device's local HTTP endpoint: a subset of the Open Inference Protocol, and feedback.
+
+Decides routes, limits on what is read, and status codes. It listens on this device only unless told otherwise, since it
+has no notion of who asks. Bytes to tensors is `protocol`'s business; answering, the `Inference` behind it. Needs the
+[serve] extra, which is imported when a server is made.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import logging
+import socket
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
+
+from edgeml import __version__
+from edgeml.errors import BudgetError, ConfigError, EdgemlError
+from edgeml.manifest import Manifest
+
+from .ipc import TensorBytes
+from .protocol import (
+    BODY_BYTES_MAX,
+    ModelMetadata,
+    ServerMetadata,
+    decode_call,
+    decode_feedback,
+    encode_reply,
+)
+from .serving import NoModelError, Served
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+logger = logging.getLogger(__name__)
+
+JSON_LENGTH_HEADER: Final = "Inference-Header-Content-Length"
+CONNECTIONS_MAX: Final = 64
+START_TIMEOUT_S: Final = 10.0
+STOP_TIMEOUT_S: Final = 3.0
+RETRY_AFTER_S: Final = 1
+
+
+class Inference(Protocol):
+    """Who answers. Methods are called from several threads."""
+
+    def manifest(self) -> Manifest | None:
+        """What serves now; None if nothing does."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether a request would be answered."""
+        ...
+
+    def infer(self, tensors: Sequence[TensorBytes], request_id: str) -> Served:
+        """Answer one request. Raises EdgemlError."""
+        ...
+
+    def feedback(self, request_id: str, label: int | str) -> bool:
+        """Hear what an earlier request really showed; False if it is not remembered. Raises ConfigError."""
+        ...
+
+
+class Exposure(enum.Enum):
+    """Who can reach the endpoint."""
+
+    LOOPBACK = "loopback"
+    NETWORK = "network"
+
+
+class Server:
+    """The endpoint, in a thread with an event loop of its own."""
+
+    def __init__(self, inference: Inference, listen: str, exposure: Exposure = Exposure.LOOPBACK) -> None:
+        """Prepare it.
+
+        Args:
+            inference: who answers.
+            listen: `host:port`; port 0 takes a free one.
+            exposure: what `host` may be.
+
+        Raises:
+            ConfigError: The extra is not installed, or `listen` is not valid or not allowed.
+        """
+        try:
+            import uvicorn
+        except ImportError as error:
+            raise ConfigError(
+                "the local endpoint needs starlette and uvicorn", hint="pip install 'edgeml-fleet[serve]'"
+            ) from error
+        self._address = parse_listen(listen, exposure)
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                make_app(inference),
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                loop="asyncio",
+                server_header=False,
+                limit_concurrency=CONNECTIONS_MAX,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        self._socket: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens, for example `http://127.0.0.1:8090`; only after `start`."""
+        assert self._socket is not None
+        host, port = self._socket.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def start(self) -> None:
+        """Bind the address and serve.
+
+        Raises:
+            ConfigError: The address is taken or not this machine's.
+        """
+        host, port = self._address
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            self._socket = socket.create_server(self._address, family=family)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {host}:{port}: {error.strerror}", hint="set serve.listen to a free port"
+            ) from error
+        self._thread = threading.Thread(target=self._serve, args=(self._socket,), name="http", daemon=True)
+        self._thread.start()
+        logger.info("serving on %s", self.url)
+
+    def stop(self) -> None:
+        """Finish the requests under way, for a second at most, and stop listening."""
+        self._server.should_exit = True
+        if self._thread is not None:
+            self._thread.join(STOP_TIMEOUT_S)
+        if self._socket is not None:
+            self._socket.close()
+
+    def _serve(self, listener: socket.socket) -> None:
+        self._server.run(sockets=[listener])
+
+
+def parse_listen(listen: str, exposure: Exposure) -> tuple[str, int]:
+    """Read `host:port`.
+
+    Raises:
+        ConfigError: Not of that form, or a host that this exposure does not allow.
+
+    >>> parse_listen("127.0.0.1:8090", Exposure.LOOPBACK), parse_listen("[::1]:0", Exposure.LOOPBACK)
+    (('127.0.0.1', 8090), ('::1', 0))
+    """
+    host, _, port = listen.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        address = None
+    if address is None or not port.isascii() or not port.isdecimal() or int(port) > 0xFFFF:
+        raise ConfigError(f"{listen!r} is no address to listen on", hint="for example 127.0.0.1:8090")
+    if exposure is Exposure.LOOPBACK and not address.is_loopback:
+        raise ConfigError(
+            f"{listen} can be reached from other machines, and the endpoint does not ask who they are",
+            hint="listen on 127.0.0.1 and put a proxy that authenticates in front",
+        )
+    return str(address), int(port)
+
+
+def make_app(inference: Inference) -> Starlette:
+    """Make the ASGI application."""
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.routing import Route
+
+    endpoints = _Endpoints(inference)
+    model = "/v2/models/{name}"
+    routes = [
+        Route("/v2", endpoints.server),
+        Route("/v2/health/live", endpoints.live),
+        Route("/v2/health/ready", endpoints.ready),
+        Route(model + "/feedback", endpoints.feedback, methods=["POST"]),
+    ]
+    for path in (model, model + "/versions/{version}"):
+        routes += [
+            Route(path, endpoints.model),
+            Route(path + "/ready", endpoints.model_ready),
+            Route(path + "/infer", endpoints.infer, methods=["POST"]),
+        ]
+    handlers = {HTTPException: _refuse, EdgemlError: _report, Exception: _fail}
+    return Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]  # its stub wants handlers of Exception
+
+
+class _Endpoints:
+    """What the routes do. Whatever may take time is done in a thread."""
+
+    def __init__(self, inference: Inference) -> None:
+        self._inference = inference
+
+    async def server(self, _request: Request) -> Response:
+        manifest = self._inference.manifest()
+        models = () if manifest is None else (manifest.model,)
+        return _json(ServerMetadata("edgeml", __version__, ("binary_tensor_data", "feedback"), models))
+
+    async def live(self, _request: Request) -> Response:
+        return _json({"live": True})
+
+    async def ready(self, _request: Request) -> Response:
+        ready = self._inference.ready()
+        return _json({"ready": ready}, 200 if ready else 503)
+
+    async def model(self, request: Request) -> Response:
+        return _json(ModelMetadata.of(self._manifest(request)))
+
+    async def model_ready(self, request: Request) -> Response:
+        manifest = self._manifest(request)
+        ready = self._inference.ready()
+        return _json({"name": manifest.model, "ready": ready}, 200 if ready else 503)
+
+    async def infer(self, request: Request) -> Response:
+        from starlette.concurrency import run_in_threadpool
+
+        manifest = self._manifest(request)
+        body = await _body(request)
+        length = _json_length(request, len(body))
+        return await run_in_threadpool(self._answer, manifest, body, length)
+
+    async def feedback(self, request: Request) -> Response:
+        from starlette.concurrency import run_in_threadpool
+        from starlette.exceptions import HTTPException
+
+        self._manifest(request)
+        feedback = decode_feedback(await _body(request))
+        if not await run_in_threadpool(self._inference.feedback, feedback.id, feedback.label):
+            raise HTTPException(404, f"no recent request has the id {feedback.id!r}")
+        return _json({"matched": True})
+
+    def _answer(self, manifest: Manifest, body: bytes, json_length: int) -> Response:
+        from starlette.responses import Response
+
+        call = decode_call(body, json_length, manifest)
+        reply = encode_reply(self._inference.infer(call.tensors, call.request_id), call)
+        if not reply.json_length:
+            return Response(reply.body, media_type="application/json")
+        headers = {JSON_LENGTH_HEADER: str(reply.json_length)}
+        return Response(reply.body, media_type="application/octet-stream", headers=headers)
+
+    def _manifest(self, request: Request) -> Manifest:
+        """Find the model that the path names."""
+        from starlette.exceptions import HTTPException
+
+        manifest = self._inference.manifest()
+        if manifest is None:
+            raise NoModelError("no model serves on this device", hint="assign or flash a release")
+        name, version = request.path_params["name"], request.path_params.get("version", manifest.version)
+        if (name, version) != (manifest.model, manifest.version):
+            raise HTTPException(404, f"no such model here; {manifest.release} is")
+        return manifest
+
+
+async def _body(request: Request) -> bytes:
+    """Read a body, but not more than BODY_BYTES_MAX."""
+    from starlette.exceptions import HTTPException
+
+    parts = []
+    length = 0
+    stated = request.headers.get("content-length", "0")
+    if stated.isdecimal() and int(stated[:20]) > BODY_BYTES_MAX:
+        raise HTTPException(413, f"a body of {stated} bytes; at most {BODY_BYTES_MAX} are read")
+    async for part in request.stream():
+        length += len(part)
+        if length > BODY_BYTES_MAX:
+            raise HTTPException(413, f"a body of more than {BODY_BYTES_MAX} bytes")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _json_length(request: Request, body_length: int) -> int:
+    stated = request.headers.get(JSON_LENGTH_HEADER)
+    if stated is None:
+        return body_length
+    if not stated.isascii() or not stated.isdecimal() or len(stated) > 10:
+        raise ConfigError(f"{JSON_LENGTH_HEADER} is {stated[:40]!r}, not a length")
+    return int(stated)
+
+
+def _json(content: msgspec.Struct | dict[str, object], status: int = 200) -> Response:
+    from starlette.responses import Response
+
+    return Response(msgspec.json.encode(content), status_code=status, media_type="application/json")
+
+
+def _status(error: EdgemlError) -> int:
+    match error:
+        case NoModelError():
+            return 503
+        case BudgetError():
+            return 429
+        case ConfigError():
+            return 400
+        case _:
+            return 500
+
+
+async def _report(_request: Request, error: EdgemlError) -> Response:
+    status = _status(error)
+    response = _json({"error": f"{error.message} ({error.hint})" if error.hint else error.message}, status)
+    if status in {429, 503}:
+        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return response
+
+
+async def _refuse(_request: Request, error: Exception) -> Response:
+    from starlette.exceptions import HTTPException
+
+    assert isinstance(error, HTTPException)
+    response = _json({"error": error.detail}, error.status_code)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _fail(_request: Request, error: Exception) -> Response:
+    logger.error("a request failed", exc_info=error)
+    return _json({"error": "internal error; the device's log has more"}, 500)
