@@ -33,12 +33,10 @@ def run_command(config_path: Path, log_format: str) -> None:
         edgeml agent run -c cam-1/agent.toml
     """
     from .config import load
-    from .logs import set_up
-    from .service import Service
+    from .daemon import become
 
-    set_up(log_format)
-    service = Service(load(config_path), config_path)
-    service.run()
+    load(config_path)
+    become(config_path, log_format)
 
 
 @agent.command()

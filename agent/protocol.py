@@ -201,7 +201,7 @@ def decode_call(body: bytes, json_length: int, manifest: Manifest) -> Call:
             f"JSON of {json_length} bytes in a body of {len(body)}; at most {JSON_BYTES_MAX} are read",
             hint="send large tensors with the binary extension",
         )
-    request = _decode(memoryview(body)[:json_length], _Request)
+    request: _Request = _decode(memoryview(body)[:json_length], _Request)
     given = {}
     at = json_length
     for one in request.inputs:
@@ -233,7 +233,8 @@ def decode_feedback(body: bytes) -> Feedback:
     """
     if len(body) > JSON_BYTES_MAX:
         raise ConfigError(f"JSON of {len(body)} bytes; at most {JSON_BYTES_MAX} are read")
-    return _decode(body, Feedback)
+    feedback: Feedback = _decode(body, Feedback)
+    return feedback
 
 
 def encode_reply(served: Served, call: Call) -> Reply:
@@ -245,8 +246,8 @@ def encode_reply(served: Served, call: Call) -> Reply:
         name = manifest.outputs[wanted.index].name
         if wanted.binary:
             blobs.append(tensor.data)
-            parameters = _TensorParameters(binary_data_size=len(tensor.data))
-            outputs.append(_Output(name, tensor.dtype.protocol_name, tensor.shape, parameters))
+            size = _TensorParameters(binary_data_size=len(tensor.data))
+            outputs.append(_Output(name, tensor.dtype.protocol_name, tensor.shape, size))
         else:
             outputs.append(_Output(name, tensor.dtype.protocol_name, tensor.shape, data=_numbers(tensor)))
     predicted = answer.predicted
@@ -285,7 +286,7 @@ def _packed(tensor: _Input) -> bytes:
     """Turn JSON numbers, flat or nested, into bytes."""
     dtype = _dtype(tensor)
     kind: Any = list[float | None] if dtype in _FLOATS else list[bool] if dtype is DType.BOOL else list[int]
-    if not bytes(tensor.data):
+    if tensor.data == msgspec.Raw():
         raise ConfigError(f"input {tensor.name} has no data")
     try:
         values = msgspec.json.decode(tensor.data, type=kind)

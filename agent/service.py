@@ -7,7 +7,10 @@ only ask the serving worker and the windows. Nothing is decided here.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import logging
+import os
 import signal
 import threading
 import time
@@ -45,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 TICK_S: Final = 0.2
 INBOX_EVERY_S: Final = 5.0
+_M_ARENA_MAX: Final = -8
 
 
 class Service:
@@ -87,6 +91,7 @@ class Service:
         """Run until SIGTERM or SIGINT."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
+        _stay_small()
         server = self._start_server()
         try:
             self._begin()
@@ -230,8 +235,6 @@ class Service:
         return server
 
     def _birth(self, now: Moment) -> Birth:
-        import psutil
-
         free = Sensors().memory_available_bytes()
         return Birth(
             device=DeviceId(self._config.device),
@@ -239,7 +242,7 @@ class Service:
             profile=self._config.profile,
             agent_version=__version__,
             runtimes=installed_runtimes(),
-            memory_bytes=psutil.virtual_memory().total,
+            memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
             memory_free_bytes=free or 0,
             storage_free_bytes=disk_free_bytes(self._storage) or 0,
             clock_trusted=self._installer.clock_trusted,
@@ -270,3 +273,11 @@ class Service:
         self._buffer.close()
         self._journal.close()
         logger.info("agent %s has stopped", self._config.device)
+
+
+def _stay_small() -> None:
+    """Keep the C library from holding memory for each thread; the supervisor has several that allocate little."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_ARENA_MAX, 1)
+    gc.collect()
+    libc.malloc_trim(0)

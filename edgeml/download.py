@@ -1,7 +1,8 @@
 """Fetches a signed bundle, chunk by chunk, and resumes where it was cut.
 
-Decides what is kept between attempts: whole chunks that have their signed digest, synced to disk one by one. A cut,
-a restart or a flipped bit costs at most one chunk. A peer that ignores ranges, sends too much or sends something else
+Decides what is kept between attempts: whole chunks that have their signed digest, synced to disk one by one, and what
+had come of the next one, so that a link that is cut more than once a chunk gets on too. A restart or a flipped bit
+costs at most one chunk. A peer that ignores ranges, sends too much or sends something else
 cannot do harm: every chunk is checked, and the whole file once more at the end. Retrying and budgets are the agent's
 business.
 """
@@ -77,11 +78,12 @@ def fetch(
         digests, received = _chunk_digests(source, target, directory)
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "r+b") as file:
-            done = _verified_prefix(file, digests, target)
-            progress(done, target.length_bytes)
-            if done < target.length_bytes:
-                with source.blob(target.digest, done) as stream:
-                    received += _receive(stream, file, done, _Job(target, digests, progress))
+            job = _Job(target, digests, progress)
+            kept = _kept(file, job)
+            progress(kept.verified_bytes, target.length_bytes)
+            if kept.verified_bytes < target.length_bytes:
+                with source.blob(target.digest, kept.verified_bytes + len(kept.tail)) as stream:
+                    received += _receive(stream, file, kept, job)
         if digest_of_file(partial) != target.digest:
             partial.unlink()
             raise DigestMismatchError(
@@ -132,58 +134,72 @@ def _chunk_digests(source: Source, target: SignedTarget, directory: Path) -> tup
     return tuple(data[i : i + 32] for i in range(0, len(data), 32)), received
 
 
-def _verified_prefix(file: BinaryIO, digests: tuple[bytes, ...], target: SignedTarget) -> int:
-    """Check what is already there; return how many bytes of it hold, and cut off the rest."""
-    done = 0
-    for expected in digests:
-        chunk = file.read(target.facts.chunk_bytes)
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What an earlier attempt left: whole chunks, and an unverified beginning of the next one."""
+
+    verified_bytes: int
+    tail: bytes
+
+
+def _kept(file: BinaryIO, job: _Job) -> _Kept:
+    """Check what is already there, cut off the rest, and stand at the end of what is verified."""
+    verified, tail = 0, b""
+    for index, expected in enumerate(job.digests):
+        chunk = file.read(job.chunk_length(index))
         if hashlib.sha256(chunk).digest() != expected:
+            tail = chunk if len(chunk) < job.chunk_length(index) else b""
             break
-        done += len(chunk)
-    done = min(done, target.length_bytes)
-    file.truncate(done)
-    file.seek(done)
-    return done
+        verified += len(chunk)
+    file.truncate(verified + len(tail))
+    file.seek(verified)
+    return _Kept(verified, tail)
 
 
-def _receive(stream: Stream, file: BinaryIO, done: int, job: _Job) -> int:
+def _receive(stream: Stream, file: BinaryIO, kept: _Kept, job: _Job) -> int:
     """Append verified chunks from `stream`; return the bytes received.
 
     Raises:
-        TransferError: The stream ended early.
+        TransferError: The stream ended early; what came of the next chunk is kept, unverified.
         DigestMismatchError: A chunk is not the signed one.
     """
     received = 0
-    skip = done - stream.offset
-    index = done // job.target.facts.chunk_bytes
-    pending = bytearray()
-    for piece in stream.pieces:
-        received += len(piece)
-        if skip:
-            dropped = min(skip, len(piece))
-            skip -= dropped
-            piece = piece[dropped:]  # noqa: PLW2901 - the rest of this piece is what counts
-        pending += piece
-        while index < len(job.digests) and len(pending) >= job.chunk_length(index):
-            length = job.chunk_length(index)
-            chunk = bytes(pending[:length])
-            del pending[:length]
-            if hashlib.sha256(chunk).digest() != job.digests[index]:
-                raise DigestMismatchError(
-                    f"chunk {index} of {job.target.path} is not the signed one",
-                    hint="the server or a proxy changes content",
-                )
-            file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-            index += 1
-            job.progress(
-                min(index * job.target.facts.chunk_bytes, job.target.length_bytes), job.target.length_bytes
-            )
-        if index == len(job.digests):
-            if pending:
-                raise DigestMismatchError(f"the server sends more of {job.target.path} than signed")
-            return received
-    raise TransferError(
-        f"the connection ended after {file.tell()} of {job.target.length_bytes} bytes of {job.target.path}"
-    )
+    skip = kept.verified_bytes + len(kept.tail) - stream.offset
+    index = first = kept.verified_bytes // job.target.facts.chunk_bytes
+    pending = bytearray(kept.tail)
+    try:
+        for piece in stream.pieces:
+            received += len(piece)
+            if skip:
+                dropped = min(skip, len(piece))
+                skip -= dropped
+                piece = piece[dropped:]  # noqa: PLW2901 - the rest of this piece is what counts
+            pending += piece
+            while index < len(job.digests) and len(pending) >= job.chunk_length(index):
+                chunk = bytes(pending[: job.chunk_length(index)])
+                del pending[: len(chunk)]
+                if hashlib.sha256(chunk).digest() != job.digests[index]:
+                    pending.clear()
+                    file.truncate()
+                    if index == first and kept.tail:
+                        # The peer may be innocent: the beginning was kept unverified.
+                        raise TransferError(f"what was kept of chunk {index} of {job.target.path} is damaged")
+                    raise DigestMismatchError(
+                        f"chunk {index} of {job.target.path} is not the signed one",
+                        hint="the server or a proxy changes content",
+                    )
+                file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+                index += 1
+                job.progress(file.tell(), job.target.length_bytes)
+            if index == len(job.digests):
+                if pending:
+                    raise DigestMismatchError(f"the server sends more of {job.target.path} than signed")
+                return received
+        raise TransferError(
+            f"the connection ended early: {job.target.path} has {job.target.length_bytes} bytes"
+        )
+    except TransferError:
+        file.write(pending)
+        raise

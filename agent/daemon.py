@@ -1,0 +1,39 @@
+"""The process that `edgeml agent run` becomes.
+
+The command line replaces itself by this module, so that what it was parsed with (4 MB) does not stay on the device for
+years. Nothing is decided here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from edgeml.program import guarded
+
+
+def become(config_path: Path, log_format: str) -> NoReturn:
+    """Replace this process by the daemon; the process id stays.
+
+    Raises:
+        OSError: The interpreter cannot be started.
+    """
+    arguments = [sys.executable, "-P", "-m", __name__, str(config_path), log_format]
+    os.execv(sys.executable, arguments)  # noqa: S606 - no shell; our own interpreter and arguments
+
+
+def main() -> None:
+    """Run the agent on the settings and in the log format that the command line gave."""
+    from .config import load
+    from .logs import set_up
+    from .service import Service
+
+    config_path, log_format = Path(sys.argv[1]), sys.argv[2]
+    set_up(log_format)
+    Service(load(config_path), config_path).run()
+
+
+if __name__ == "__main__":
+    guarded(main)

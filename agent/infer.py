@@ -1,0 +1,402 @@
+"""`edgeml infer`: asks a running agent about every sample of a file.
+
+Decides how arrays of a file become requests and how answers are shown. It is a client like any other: it speaks the
+Open Inference Protocol over HTTP, one connection, one sample a request, and knows nothing of workers.
+"""
+
+from __future__ import annotations
+
+import http.client
+import sys
+import time
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from edgeml.errors import BackendError, ConfigError, EdgemlError, LinkDownError, ManifestError, TransferError
+from edgeml.tensors import DType
+
+from .protocol import ModelMetadata, ReplyParameters, ServerMetadata, TensorMetadata
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.generic]
+
+TIMEOUT_S: Final = 30.0
+REPLY_BYTES_MAX: Final = 64 << 20
+FILE_BYTES_MAX: Final = 1 << 30
+PROGRESS_ROWS: Final = 100
+"""From so many samples on, progress is shown while they are answered."""
+
+
+class Row(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The answer to one sample. `latency_ms` is what the client waited, `model_ms` what the model took."""
+
+    row: int
+    latency_ms: float
+    model_ms: float
+    predicted: int | None = None
+    label: str | None = None
+    confidence: float | None = None
+    outputs: dict[str, list[float]] | None = None
+
+
+class Report(msgspec.Struct, frozen=True):
+    """All answers, and medians and 95th percentiles of their latencies."""
+
+    model: str
+    version: str
+    rows: list[Row]
+    latency_p50_ms: float
+    latency_p95_ms: float
+    model_p50_ms: float
+    model_p95_ms: float
+
+
+class _Output(msgspec.Struct, frozen=True):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    parameters: _Size
+
+
+class _Size(msgspec.Struct, frozen=True):
+    binary_data_size: int
+
+
+class _Reply(msgspec.Struct, frozen=True):
+    model_name: str
+    model_version: str
+    parameters: ReplyParameters
+    outputs: tuple[_Output, ...]
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    error: str
+
+
+def run_infer(data: Path, url: str, model: str | None, *, as_json: bool) -> None:
+    """Ask the agent at `url` about every sample in `data` and print the answers.
+
+    Args:
+        data: .npz or .json with one array per input of the model, or a single array for a model with one input.
+        url: the agent's endpoint, for example `http://127.0.0.1:8090`.
+        model: the model to ask; None asks the one that serves.
+        as_json: print one JSON object in place of lines.
+
+    Raises:
+        ConfigError: The file does not fit the model, or there is no such model.
+        LinkDownError: Nothing answers at `url`.
+        TransferError: The agent is overloaded or has no model now.
+        BackendError: The model failed.
+    """
+    import click
+
+    client = Client(url)
+    metadata = client.model(model)
+    samples = read_samples(data, metadata)
+    count = len(samples[0])
+    answers = (
+        client.infer(metadata, index, [array[index : index + 1] for array in samples])
+        for index in range(count)
+    )
+    if as_json or not sys.stdout.isatty():
+        rows = list(_with_progress(answers, count))
+    else:
+        rows = []
+        for row in answers:
+            click.echo(line_of(row))
+            rows.append(row)
+    report = summarize(metadata, rows)
+    if as_json:
+        click.echo(msgspec.json.encode(report))
+        return
+    if not sys.stdout.isatty():
+        click.echo("\n".join(map(line_of, rows)))
+    click.echo(
+        f"{count} samples, {report.model} {report.version}: "
+        f"p50 {report.latency_p50_ms:.2f} ms, p95 {report.latency_p95_ms:.2f} ms "
+        f"(in the model p50 {report.model_p50_ms:.2f} ms, p95 {report.model_p95_ms:.2f} ms)"
+    )
+
+
+class Client:
+    """One connection to an agent.
+
+    Raises:
+        ConfigError: The URL is none.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urllib.parse.urlsplit(url)
+        kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
+        try:
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host, port = None, None
+        if parts.scheme not in kinds or not host:
+            raise ConfigError(f"{url!r} is no URL of an agent", hint="for example http://127.0.0.1:8090")
+        self._url = url
+        self._path = parts.path.rstrip("/")
+        self._connection = kinds[parts.scheme](host, port, timeout=TIMEOUT_S)
+
+    def model(self, name: str | None) -> ModelMetadata:
+        """Describe the named model, or the one that serves."""
+        if name is None:
+            server = _decode(self._ask("GET", "/v2")[1], ServerMetadata)
+            if not server.models:
+                raise TransferError(
+                    "the agent has no model now", hint="assign or flash a release, or try again later"
+                )
+            name = server.models[0]
+        return _decode(self._ask("GET", f"/v2/models/{urllib.parse.quote(name, safe='')}")[1], ModelMetadata)
+
+    def infer(self, metadata: ModelMetadata, index: int, inputs: Sequence[Array]) -> Row:
+        """Ask about one sample; arrays are [1, ...] and of the model's types."""
+        described = [
+            {
+                "name": spec.name,
+                "datatype": spec.datatype,
+                "shape": array.shape,
+                "parameters": {"binary_data_size": array.nbytes},
+            }
+            for spec, array in zip(metadata.inputs, inputs, strict=True)
+        ]
+        head = msgspec.json.encode({"inputs": described, "parameters": {"binary_data_output": True}})
+        body = b"".join((head, *(array.tobytes() for array in inputs)))
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Inference-Header-Content-Length": str(len(head)),
+        }
+        path = f"/v2/models/{urllib.parse.quote(metadata.name, safe='')}/infer"
+        started_s = time.perf_counter()
+        length, answer = self._ask("POST", path, body, headers)
+        latency_ms = (time.perf_counter() - started_s) * 1000
+        reply = _decode(answer[:length], _Reply)
+        outputs = _arrays(reply, answer[length:])
+        parameters = reply.parameters
+        classified = parameters.predicted is not None
+        return Row(
+            row=index,
+            latency_ms=latency_ms,
+            model_ms=parameters.latency_us / 1000,
+            predicted=parameters.predicted,
+            label=parameters.label,
+            confidence=confidence(outputs[0], metadata) if classified else None,
+            outputs=None
+            if classified
+            else {
+                one.name: array.ravel().tolist() for one, array in zip(reply.outputs, outputs, strict=True)
+            },
+        )
+
+    def _ask(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, bytes]:
+        """Return how much of the answer is JSON, and all of it."""
+        try:
+            self._connection.request(method, self._path + path, body, headers or {})
+            response = self._connection.getresponse()
+            answer = response.read(REPLY_BYTES_MAX + 1)
+        except TimeoutError as error:
+            self._connection.close()
+            raise LinkDownError(f"the agent at {self._url} did not answer within {TIMEOUT_S:g} s") from error
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise LinkDownError(
+                f"no agent answers at {self._url}: {reason}",
+                hint="start one with serve.listen set: edgeml agent run -c agent.toml",
+            ) from error
+        if len(answer) > REPLY_BYTES_MAX:
+            self._connection.close()
+            raise ManifestError(f"an answer of more than {REPLY_BYTES_MAX} bytes")
+        if response.status != http.HTTPStatus.OK:
+            raise _refusal(response.status, answer)
+        stated = response.headers.get("Inference-Header-Content-Length", "")
+        return int(stated) if stated.isascii() and stated.isdecimal() else len(answer), answer
+
+
+def read_samples(path: Path, metadata: ModelMetadata) -> list[Array]:
+    """Read one array per input of the model, [samples, ...], of the model's types.
+
+    Reals are quantized if the model takes quantized integers and says how.
+
+    Raises:
+        ConfigError: The file cannot be read or does not fit the model.
+    """
+    arrays = _read_arrays(path)
+    names = [spec.name for spec in metadata.inputs]
+    if len(names) == 1 and names[0] not in arrays:
+        arrays = {names[0]: next(iter(arrays.values()))}
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise ConfigError(f"{path} has no array {missing[0]}", hint=f"the model takes {', '.join(names)}")
+    samples = [_fitted(arrays[spec.name], spec, path) for spec in metadata.inputs]
+    if len({len(array) for array in samples}) != 1 or not len(samples[0]):
+        raise ConfigError(f"{path} has no samples, or not equally many for each input")
+    return samples
+
+
+def confidence(scores: Array, metadata: ModelMetadata) -> float | None:
+    """Highest probability, if the model's scores say what they are."""
+    import numpy as np
+
+    kind = metadata.parameters.scores
+    if kind not in {"logits", "probabilities"} or not scores.size:
+        return None
+    real = _real(scores, metadata.outputs[0]).ravel()
+    if kind == "probabilities":
+        return float(real.max())
+    shifted = np.exp(real - real.max())
+    return float(shifted.max() / shifted.sum())
+
+
+def line_of(row: Row) -> str:
+    """One line for a person."""
+    if row.predicted is None:
+        values = ", ".join(f"{name} {values[:8]}" for name, values in (row.outputs or {}).items())
+        return f"{row.row:>6}  {values}  {row.latency_ms:8.2f} ms"
+    said = row.label if row.label is not None else f"class {row.predicted}"
+    sure = f"{row.confidence:6.1%}" if row.confidence is not None else ""
+    return f"{row.row:>6}  {said:<16} {sure:>6}  {row.latency_ms:8.2f} ms"
+
+
+def summarize(metadata: ModelMetadata, rows: list[Row]) -> Report:
+    """Put rows and their quantiles together."""
+    import numpy as np
+
+    waited = np.percentile([row.latency_ms for row in rows], [50, 95])
+    took = np.percentile([row.model_ms for row in rows], [50, 95])
+    return Report(
+        metadata.name,
+        metadata.versions[0],
+        rows,
+        float(waited[0]),
+        float(waited[1]),
+        float(took[0]),
+        float(took[1]),
+    )
+
+
+def _with_progress(rows: Iterator[Row], count: int) -> Iterator[Row]:
+    import click
+
+    if count < PROGRESS_ROWS or not sys.stderr.isatty():
+        yield from rows
+        return
+    with click.progressbar(rows, length=count, label="samples", file=sys.stderr) as bar:
+        yield from bar
+
+
+def _read_arrays(path: Path) -> dict[str, Array]:
+    import numpy as np
+
+    try:
+        if path.stat().st_size > FILE_BYTES_MAX:
+            raise ConfigError(f"{path} is longer than {FILE_BYTES_MAX} bytes")
+        if path.suffix == ".json":
+            content = msgspec.json.decode(path.read_bytes())
+            named = content if isinstance(content, dict) else {"": content}
+            arrays = {name: np.asarray(value) for name, value in named.items()}
+        else:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file) if hasattr(file, "files") else {"": file}
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror or error}", hint="give a .npz or .json file"
+        ) from error
+    except (ValueError, EOFError, RecursionError, msgspec.MsgspecError) as error:
+        raise ConfigError(f"{path} holds no arrays: {error}", hint="give a .npz or .json file") from error
+    if not arrays or any(array.dtype.kind not in "fiub" for array in arrays.values()):
+        raise ConfigError(f"{path} holds no arrays of numbers", hint="give a .npz or .json file")
+    return arrays
+
+
+def _fitted(array: Array, spec: TensorMetadata, path: Path) -> Array:
+    import numpy as np
+
+    sample_shape = spec.shape[1:]
+    if array.ndim == len(sample_shape):
+        array = array[np.newaxis]
+    fits = array.ndim == len(spec.shape) and all(
+        want in (-1, size) for size, want in zip(array.shape[1:], sample_shape, strict=True)
+    )
+    if not fits or spec.shape[0] not in {-1, 1}:
+        raise ConfigError(
+            f"{path}: {spec.name} has shape {list(array.shape)}, the model takes {list(spec.shape)}, one sample at a time"
+        )
+    dtype = np.dtype(_dtype(spec).value)
+    scale = spec.parameters.scale
+    if scale is not None and array.dtype.kind == "f" and dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        steps = np.rint(array.astype(np.float64) / scale) + (spec.parameters.zero_point or 0)
+        return np.clip(steps, limits.min, limits.max).astype(dtype)
+    if not np.can_cast(array.dtype, dtype, "same_kind") and not _lossless(array, dtype):
+        raise ConfigError(f"{path}: {spec.name} is {array.dtype}, the model takes {dtype}")
+    return np.ascontiguousarray(array.astype(dtype))
+
+
+def _lossless(array: Array, dtype: np.dtype[np.generic]) -> bool:
+    """Tell whether integers that JSON made int64 or float64 survive the cast."""
+    return array.dtype.kind in "iub" and dtype.kind in "iu" and bool((array.astype(dtype) == array).all())
+
+
+def _real(array: Array, spec: TensorMetadata) -> npt.NDArray[np.float64]:
+    import numpy as np
+
+    real = array.astype(np.float64)
+    if spec.parameters.scale is not None:
+        real = (real - (spec.parameters.zero_point or 0)) * spec.parameters.scale
+    return real
+
+
+def _arrays(reply: _Reply, data: bytes) -> list[Array]:
+    import numpy as np
+
+    found: list[Array] = []
+    at = 0
+    for output in reply.outputs:
+        size = output.parameters.binary_data_size
+        try:
+            dtype = np.dtype(DType.from_protocol_name(output.datatype).value)
+            found.append(np.frombuffer(data[at : at + size], dtype).reshape(output.shape))
+        except ValueError as error:
+            raise ManifestError(f"the agent's answer is not an answer: {error}") from error
+        at += size
+    if not found:
+        raise ManifestError("the agent's answer has no outputs")
+    return found
+
+
+def _dtype(spec: TensorMetadata) -> DType:
+    try:
+        return DType.from_protocol_name(spec.datatype)
+    except ValueError as error:
+        raise ManifestError(f"the agent's answer is not an answer: {error}") from error
+
+
+def _decode(data: bytes, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ManifestError(
+            f"what answers is no agent: {error}", hint="check --url; is something else listening there?"
+        ) from error
+
+
+def _refusal(status: int, answer: bytes) -> EdgemlError:
+    try:
+        message = msgspec.json.decode(answer, type=_Refusal).error.splitlines()[0]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, IndexError):
+        message = f"the agent answered {status}"
+    if status in {429, 503}:
+        return TransferError(message, hint="try again in a moment")
+    if 400 <= status < 500:
+        return ConfigError(message)
+    return BackendError(message)
