@@ -1,215 +1,443 @@
 """The telemetry buffer: rows that wait on disk until the fleet has stored them.
 
-Decides the shape (one table a stream, rows in order of their rowid, no secondary index), what goes first when it is
-full (the oldest windows, then the oldest events), and the exact counts of what was produced, acknowledged and dropped.
-A file of its own, WAL with synchronous=NORMAL: a kill loses at most the rows since the last commit (`COMMIT_ROWS` or the
-caller's `flush`), a power cut at most those since the last checkpoint; a loss is a gap that the fleet sees in `seq`.
-When to send what is `uplink`'s business.
+Decides the shape (one table a stream, a ring in order of its rowid, no secondary index), what goes first when it is
+full (the oldest windows, then the oldest events), and the exact counts of what was produced, acknowledged and dropped:
+at any time produced = acknowledged + dropped + held. When to send what is `uplink`'s business.
+
+Durability. A file of its own, WAL with synchronous=NORMAL. A kill loses the rows since the last commit: at most
+COMMIT_ROWS, and none that were flushed or sent. A power cut loses at most the commits in the last LOG_PAGES pages of
+the log. Neither breaks the file nor the counts, and no number is given twice: what was lost is a gap in `seq`.
+Pages are 4096 bytes, the unit of flash and of SQLite; auto_vacuum stays off, for a full ring reuses its own free pages.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
+from edgeml.atomic import storage_error
 from edgeml.errors import StorageError
-from edgeml.telemetry import BATCH_BYTES_MAX, Batch, Event, Loss, Stream, Window, encode_batch, encode_row
+from edgeml.telemetry import (
+    BATCH_BYTES_MAX,
+    BATCH_RAW_BYTES_MAX,
+    Batch,
+    Event,
+    Loss,
+    Stream,
+    Window,
+    encode_batch,
+    encode_row,
+)
 from edgeml.twin import Ack
+
+logger = logging.getLogger(__name__)
 
 ROWS_PER_BATCH: Final = 100
 COMMIT_ROWS: Final = 50
+UNWRITTEN_ROWS_MAX: Final = 4 * COMMIT_ROWS
+"""Rows that wait in memory while the disk refuses them; above it the oldest are dropped."""
 EVICT_FRACTION: Final = 0.01
-PAGE_BYTES: Final = 4096
-_TABLES: Final = {Stream.WINDOWS: "windows", Stream.EVENTS: "events"}
-_KINDS: Final = {Stream.WINDOWS: Window, Stream.EVENTS: Event}
+LOG_PAGES: Final = 64
+_SCHEMA_VERSION: Final = 1
+_PAGE_BYTES: Final = 4096
+_PAGES_MIN: Final = 512
+_ROW_OVERHEAD_BYTES: Final = 32
+_ENVELOPE_BYTES: Final = 1024
+_DROPPED_FIRST: Final = (Stream.WINDOWS, Stream.EVENTS)
+_CORRUPT: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+Row = Window | Event
 
 
 class BufferLimits(msgspec.Struct, frozen=True):
-    """How much may wait."""
+    """How much may wait. The file has at most `bytes_max` bytes (2 MiB if that is less), its log 512 KiB more."""
 
     rows_max: int = 50_000
     bytes_max: int = 64 << 20
 
 
+@dataclass(slots=True)
+class _Tally:
+    """What is known of one stream; `held` counts rows on disk and in memory."""
+
+    produced: int
+    acknowledged: int
+    dropped: int
+    seq: int
+    held: int
+    held_bytes: int
+
+
 class Buffer:
-    """One device's buffer, for one life of its agent (`boot`).
+    """One device's buffer, for one life of its agent (`boot`). Not thread-safe.
+
+    `quarantined` is the file that could not be read and was set aside for a new one; None if all is well.
 
     Raises:
         StorageError: The disk refused.
     """
 
-    def __init__(self, path: Path, boot: str, limits: BufferLimits | None = None) -> None:
+    def __init__(
+        self, path: Path | Literal[":memory:"], boot: str, limits: BufferLimits | None = None
+    ) -> None:
         self._path = path
         self._boot = boot
         self._limits = limits or BufferLimits()
+        self._unwritten: list[tuple[Stream, int, bytes]] = []
         self.quarantined: Path | None = None
         try:
-            self._open()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
-                raise StorageError(f"no space for {path}", hint="free space on that file system") from error
-            self._quarantine()
-            self._open()
-        self._seq = dict.fromkeys(Stream, 0)
-        self._uncommitted = 0
+            try:
+                self._open()
+            except sqlite3.Error as error:
+                if not _is_corrupt(error):
+                    raise
+                self._set_aside()
+                self._open()
+        except sqlite3.Error as error:
+            raise StorageError(f"cannot open telemetry in {path}: {error}", hint="check the disk") from error
+        except OSError as error:
+            raise storage_error(error, Path(path)) from error
+        self._tallies = {stream: self._recount(stream) for stream in Stream}
 
-    def append(self, row: Window | Event) -> int:
-        """Keep a row; return the seq it was given.
+    def append(self, row: Row) -> int:
+        """Keep a row and return the seq it was given; the row's own seq means nothing.
 
         Raises:
-            StorageError: The disk refuses even after the oldest rows were given up.
+            StorageError: The disk refused even after the oldest rows were given up. The row is counted and waits in memory.
         """
         stream = Stream.WINDOWS if isinstance(row, Window) else Stream.EVENTS
-        seq = self._seq[stream] + 1
-        payload = encode_row(msgspec.structs.replace(row, seq=seq))
-        for attempt in range(2):
-            try:
-                self._connection.execute(f"INSERT INTO {_TABLES[stream]} (boot, seq, payload) VALUES (?, ?, ?)", (self._boot, seq, payload))
-                self._count(stream, produced=1)
-                break
-            except sqlite3.OperationalError as error:
-                self._connection.rollback()
-                if attempt or not self._evict():
-                    raise StorageError(f"cannot keep telemetry in {self._path}: {error}", hint="free space on that file system") from error
-        self._seq[stream] = seq
-        self._uncommitted += 1
-        if self._held > self._limits.rows_max:
-            self._evict()
-        if self._uncommitted >= COMMIT_ROWS:
+        tally = self._tallies[stream]
+        tally.seq += 1
+        tally.produced += 1
+        payload = encode_row(msgspec.structs.replace(row, seq=tally.seq))
+        if len(payload) > BATCH_RAW_BYTES_MAX - _ENVELOPE_BYTES:
+            tally.dropped += 1
+            logger.warning("a row of %d bytes in %s is too long to send", len(payload), stream.value)
+            return tally.seq
+        tally.held += 1
+        tally.held_bytes += len(payload) + _ROW_OVERHEAD_BYTES
+        self._unwritten.append((stream, tally.seq, payload))
+        if len(self._unwritten) >= COMMIT_ROWS or self._is_over():
             self.flush()
-        return seq
+        return tally.seq
 
     def flush(self) -> None:
-        """Make what was appended durable against a kill.
+        """Write what was appended; it then survives a kill.
+
+        Raises:
+            StorageError: The disk refused even after the oldest rows were given up. What is unwritten waits in memory.
+        """
+        while self._unwritten:
+            try:
+                self._write()
+            except sqlite3.Error as error:
+                self._undo()
+                try:
+                    freed = _is_full(error) and self._evict()
+                except sqlite3.Error:
+                    self._undo()
+                    freed = False
+                if not freed:
+                    self._forget_oldest_unwritten()
+                    self._survive(error)
+        try:
+            while self._is_over() and self._evict():
+                pass
+        except sqlite3.Error as error:
+            self._survive(error)
+
+    def pending(self, stream: Stream, bytes_max: int = BATCH_BYTES_MAX) -> Batch | None:
+        """Return the oldest rows of one boot as a batch of at most `bytes_max` compressed; None if nothing waits.
+
+        What is returned was flushed, so a row that was sent is a row that survives a kill. A row that no batch can
+        carry, or that cannot be read any more, is dropped and counted rather than let it stop all others.
 
         Raises:
             StorageError: The disk refused.
         """
-        with self._mapped_errors():
-            self._connection.commit()
-        self._uncommitted = 0
-
-    def pending(self, stream: Stream) -> Batch | None:
-        """Return the oldest rows of one boot as a batch that fits the wire; None if nothing waits."""
-        with self._mapped_errors():
-            first = self._connection.execute(f"SELECT boot FROM {_TABLES[stream]} ORDER BY id LIMIT 1").fetchone()
-            if first is None:
-                return None
-            rows = self._connection.execute(
-                f"SELECT payload FROM {_TABLES[stream]} WHERE boot = ? ORDER BY id LIMIT ?", (first[0], ROWS_PER_BATCH)
-            ).fetchall()
-        decoded = [msgspec.json.decode(row[0], type=_KINDS[stream]) for row in rows]
-        while True:
-            batch = self._batch(stream, first[0], decoded)
-            if len(encode_batch(batch)) <= BATCH_BYTES_MAX:
-                return batch
-            if len(decoded) == 1:
-                # One row that no batch can carry: give it up, counted, rather than stop for ever.
-                self._drop_first(stream)
-                return self.pending(stream)
-            decoded = decoded[: len(decoded) // 2]
+        self.flush()
+        try:
+            while found := self._oldest(stream):
+                boot, rows = found[0][1], _readable(found, stream)
+                while rows:
+                    batch = self._batch(stream, boot, rows)
+                    size = len(encode_batch(batch))
+                    if size <= bytes_max:
+                        return batch
+                    rows = rows[: min(len(rows) - 1, len(rows) * bytes_max // size)]
+                logger.warning("a row in %s cannot be sent and is dropped", stream.value)
+                self._drop(stream, 1)
+        except sqlite3.Error as error:
+            self._survive(error)
+        return None
 
     def acknowledge(self, ack: Ack) -> int:
-        """Delete what the fleet has stored; return how many rows. Late, repeated and foreign acks change nothing."""
+        """Delete what the fleet has stored and return how many rows. Late, repeated and foreign acks change nothing.
+
+        Only the oldest boot's rows are ever sent, so an ack of any other boot is late or foreign.
+
+        Raises:
+            StorageError: The disk refused; the rows will be sent and acknowledged again.
+        """
         try:
             stream = Stream(ack.stream)
         except ValueError:
             return 0
-        with self._mapped_errors():
-            cursor = self._connection.execute(f"DELETE FROM {_TABLES[stream]} WHERE boot = ? AND seq <= ?", (ack.boot, ack.seq))
-            removed = cursor.rowcount
-            if removed:
-                self._count(stream, acknowledged=removed)
-                self._held -= removed
-            self._connection.commit()
-        self._uncommitted = 0
-        return removed
+        try:
+            found = self._execute(stream, "SELECT id, boot, seq FROM $rows ORDER BY id LIMIT 1").fetchall()
+            if not found or found[0][1] != ack.boot or ack.seq < found[0][2]:
+                return 0
+            # A ring: rows of one boot have consecutive ids and seqs, so no index on (boot, seq) is needed.
+            most = ack.seq - found[0][2] + 1
+            return self._remove(stream, min(most, self._tallies[stream].held), ack)
+        except sqlite3.Error as error:
+            self._survive(error)
+            return 0
 
     def loss(self, stream: Stream) -> Loss:
-        """Exact counts since the buffer was created."""
-        row = self._connection.execute("SELECT produced, acknowledged, dropped FROM counts WHERE stream = ?", (stream.value,)).fetchone()
-        return Loss(*row)
+        """Exact counts since the buffer was created. A dropped row may have been stored if its ack was lost."""
+        tally = self._tallies[stream]
+        return Loss(tally.produced, tally.acknowledged, tally.dropped)
 
     def held(self, stream: Stream) -> int:
-        """Rows that wait."""
-        loss = self.loss(stream)
-        return loss.produced - loss.acknowledged - loss.dropped
+        """Rows that wait, in memory and on disk."""
+        return self._tallies[stream].held
 
     def close(self) -> None:
-        """Flush and close."""
-        self.flush()
-        self._connection.close()
+        """Flush and close.
 
-    def _batch(self, stream: Stream, boot: str, rows: list[Window | Event]) -> Batch:
-        if stream is Stream.WINDOWS:
-            return Batch(boot=boot, windows=tuple(row for row in rows if isinstance(row, Window)), loss=self.loss(stream))
-        return Batch(boot=boot, events=tuple(row for row in rows if isinstance(row, Event)), loss=self.loss(stream))
+        Raises:
+            StorageError: The disk refused the last rows; the file is closed all the same.
+        """
+        try:
+            self.flush()
+        finally:
+            self._connection.close()
 
-    def _count(self, stream: Stream, produced: int = 0, acknowledged: int = 0, dropped: int = 0) -> None:
-        self._connection.execute(
-            "UPDATE counts SET produced = produced + ?, acknowledged = acknowledged + ?, dropped = dropped + ? WHERE stream = ?",
-            (produced, acknowledged, dropped, stream.value),
-        )
-        self._held += produced
+    def _batch(self, stream: Stream, boot: str, rows: list[Row]) -> Batch:
+        windows = tuple(row for row in rows if isinstance(row, Window))
+        events = tuple(row for row in rows if isinstance(row, Event))
+        return Batch(boot=boot, windows=windows, events=events, loss=self.loss(stream))
+
+    def _oldest(self, stream: Stream) -> list[tuple[int, str, bytes]]:
+        return self._execute(
+            stream, "SELECT id, boot, payload FROM $rows ORDER BY id LIMIT ?", ROWS_PER_BATCH
+        ).fetchall()
+
+    def _write(self) -> None:
+        with self._connection:
+            for stream in Stream:
+                rows = [(self._boot, seq, payload) for one, seq, payload in self._unwritten if one is stream]
+                statement = "INSERT INTO $rows (boot, seq, payload) VALUES (?, ?, ?)"
+                self._connection.executemany(_sql(statement, stream), rows)
+                self._save(stream, unwritten=0)
+        self._unwritten.clear()
+
+    def _remove(self, stream: Stream, count: int, ack: Ack | None) -> int:
+        """Delete at most `count` of the oldest rows: those of an ack, or any, which are then dropped."""
+        oldest = self._execute(
+            stream, "SELECT id, boot, seq, length(payload) FROM $rows ORDER BY id LIMIT ?", count
+        ).fetchall()
+        if ack is not None:
+            oldest = [row for row in oldest if row[1] == ack.boot and row[2] <= ack.seq]
+        if not oldest:
+            return 0
+        tally = self._tallies[stream]
+        before = (tally.acknowledged, tally.dropped, tally.held, tally.held_bytes)
+        if ack is None:
+            tally.dropped += len(oldest)
+        else:
+            tally.acknowledged += len(oldest)
+        tally.held -= len(oldest)
+        tally.held_bytes -= sum(row[3] + _ROW_OVERHEAD_BYTES for row in oldest)
+        try:
+            with self._connection:
+                self._execute(stream, "DELETE FROM $rows WHERE id <= ?", oldest[-1][0])
+                self._save(stream, unwritten=sum(one is stream for one, _, _ in self._unwritten))
+        except sqlite3.Error:
+            tally.acknowledged, tally.dropped, tally.held, tally.held_bytes = before
+            raise
+        return len(oldest)
+
+    def _drop(self, stream: Stream, count: int) -> int:
+        return self._remove(stream, count, None)
 
     def _evict(self) -> bool:
-        """Give up a block of the oldest rows of the least important stream that has any."""
+        """Give up a block of the oldest rows of the least important stream that has any on disk."""
         block = max(1, int(self._limits.rows_max * EVICT_FRACTION))
-        for stream, table in _TABLES.items():
-            cursor = self._connection.execute(f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} ORDER BY id LIMIT ?)", (block,))
-            if cursor.rowcount:
-                self._count(stream, dropped=cursor.rowcount)
-                self._held -= cursor.rowcount
-                self._connection.commit()
-                return True
-        return False
+        return any(self._drop(stream, block) for stream in _DROPPED_FIRST)
 
-    def _drop_first(self, stream: Stream) -> None:
-        table = _TABLES[stream]
-        self._connection.execute(f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} ORDER BY id LIMIT 1)")
-        self._count(stream, dropped=1)
-        self._held -= 1
-        self._connection.commit()
+    def _forget_oldest_unwritten(self) -> None:
+        while len(self._unwritten) > UNWRITTEN_ROWS_MAX:
+            index = next((i for i, row in enumerate(self._unwritten) if row[0] is Stream.WINDOWS), 0)
+            stream, _, payload = self._unwritten.pop(index)
+            tally = self._tallies[stream]
+            tally.dropped += 1
+            tally.held -= 1
+            tally.held_bytes -= len(payload) + _ROW_OVERHEAD_BYTES
+
+    def _is_over(self) -> bool:
+        tallies = self._tallies.values()
+        return (
+            sum(tally.held for tally in tallies) > self._limits.rows_max
+            or sum(tally.held_bytes for tally in tallies) > self._limits.bytes_max
+        )
+
+    def _save(self, stream: Stream, unwritten: int) -> None:
+        tally = self._tallies[stream]
+        self._connection.execute(
+            "UPDATE counts SET produced = ?, acknowledged = ?, dropped = ?, boot = ?, seq = ? WHERE stream = ?",
+            (
+                tally.produced - unwritten,
+                tally.acknowledged,
+                tally.dropped,
+                self._boot,
+                tally.seq,
+                stream.value,
+            ),
+        )
+
+    def _recount(self, stream: Stream) -> _Tally:
+        try:
+            counts = self._connection.execute(
+                "SELECT produced, acknowledged, dropped, boot, seq FROM counts WHERE stream = ?",
+                (stream.value,),
+            ).fetchone()
+            held, payload_bytes = self._execute(
+                stream, "SELECT count(*), coalesce(sum(length(payload)), 0) FROM $rows"
+            ).fetchone()
+        except sqlite3.Error as error:
+            raise StorageError(
+                f"cannot read telemetry in {self._path}: {error}", hint="check the disk"
+            ) from error
+        produced, acknowledged, dropped, boot, seq = counts
+        # Rows that a person has deleted from the file count as dropped.
+        dropped += max(0, produced - acknowledged - dropped - held)
+        produced = acknowledged + dropped + held
+        held_bytes = payload_bytes + held * _ROW_OVERHEAD_BYTES
+        return _Tally(produced, acknowledged, dropped, seq if boot == self._boot else 0, held, held_bytes)
+
+    def _execute(self, stream: Stream, statement: str, *values: int) -> sqlite3.Cursor:
+        return self._connection.execute(_sql(statement, stream), values)
+
+    def _undo(self) -> None:
+        # SQLite may have rolled back by itself, or be unable to: either way nothing was written.
+        with suppress(sqlite3.Error):
+            self._connection.rollback()
 
     def _open(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+        if isinstance(self._path, Path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            os.fchmod(descriptor, 0o600)
+            os.close(descriptor)
         self._connection = sqlite3.connect(self._path, check_same_thread=False)
-        self._connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = NORMAL")
-        self._connection.execute(f"PRAGMA max_page_count = {max(64, self._limits.bytes_max // PAGE_BYTES)}")
-        self._connection.execute("PRAGMA quick_check").fetchone()
-        for table in _TABLES.values():
+        for setting in (
+            f"page_size = {_PAGE_BYTES}",
+            "journal_mode = WAL",
+            "synchronous = NORMAL",
+            f"wal_autocheckpoint = {LOG_PAGES}",
+            f"journal_size_limit = {2 * LOG_PAGES * _PAGE_BYTES}",
+            f"max_page_count = {max(_PAGES_MIN, self._limits.bytes_max // _PAGE_BYTES)}",
+        ):
+            self._connection.execute(f"PRAGMA {setting}")
+        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        tables = self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        if tables and (version != _SCHEMA_VERSION or self._check() != "ok"):
+            raise _unreadable()
+        with self._connection:
+            for stream in Stream:
+                self._execute(
+                    stream,
+                    "CREATE TABLE IF NOT EXISTS $rows (id INTEGER PRIMARY KEY, boot TEXT NOT NULL, seq INTEGER NOT NULL, "
+                    "payload BLOB NOT NULL)",
+                )
             self._connection.execute(
-                f"CREATE TABLE IF NOT EXISTS {table} (id INTEGER PRIMARY KEY, boot TEXT NOT NULL, seq INTEGER NOT NULL, payload BLOB NOT NULL)"
+                "CREATE TABLE IF NOT EXISTS counts (stream TEXT PRIMARY KEY, produced INTEGER NOT NULL, "
+                "acknowledged INTEGER NOT NULL, dropped INTEGER NOT NULL, boot TEXT NOT NULL, seq INTEGER NOT NULL)"
             )
-        self._connection.execute(
-            "CREATE TABLE IF NOT EXISTS counts (stream TEXT PRIMARY KEY, produced INTEGER, acknowledged INTEGER, dropped INTEGER)"
-        )
-        for stream in Stream:
-            self._connection.execute("INSERT OR IGNORE INTO counts VALUES (?, 0, 0, 0)", (stream.value,))
-        self._connection.commit()
-        self._held = sum(self._connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in _TABLES.values())
+            self._connection.executemany(
+                "INSERT OR IGNORE INTO counts VALUES (?, 0, 0, 0, '', 0)", [(one.value,) for one in Stream]
+            )
+            self._connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
-    def _quarantine(self) -> None:
-        connection = getattr(self, "_connection", None)
-        if connection is not None:
-            connection.close()
+    def _check(self) -> str:
+        result: str = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        return result
+
+    def _survive(self, error: sqlite3.Error) -> None:
+        """Start over if the file is corrupt; the rows on disk are then counted as dropped.
+
+        Raises:
+            StorageError: It is something else, or cannot be started over.
+        """
+        self._undo()
+        if not _is_corrupt(error):
+            hint = "free space on that file system" if _is_full(error) else "check the disk"
+            raise StorageError(f"cannot keep telemetry in {self._path}: {error}", hint=hint) from error
+        try:
+            self._set_aside()
+            self._open()
+            for stream, tally in self._tallies.items():
+                unwritten = [payload for one, _, payload in self._unwritten if one is stream]
+                tally.dropped += tally.held - len(unwritten)
+                tally.held = len(unwritten)
+                tally.held_bytes = sum(len(payload) + _ROW_OVERHEAD_BYTES for payload in unwritten)
+                with self._connection:
+                    self._save(stream, unwritten=len(unwritten))
+        except (sqlite3.Error, OSError) as again:
+            raise StorageError(
+                f"cannot start telemetry over in {self._path}: {again}", hint="check the disk"
+            ) from again
+        logger.error("telemetry could not be read, was set aside as %s and starts over", self.quarantined)
+
+    def _set_aside(self) -> None:
+        self._connection.close()
+        if not isinstance(self._path, Path):
+            return
         self.quarantined = self._path.with_suffix(".corrupt")
         self._path.replace(self.quarantined)
         for suffix in ("-wal", "-shm"):
             Path(f"{self._path}{suffix}").unlink(missing_ok=True)
 
-    @contextmanager
-    def _mapped_errors(self) -> Iterator[None]:
+
+def _sql(statement: str, stream: Stream) -> str:
+    return statement.replace("$rows", stream.value)
+
+
+def _readable(found: list[tuple[int, str, bytes]], stream: Stream) -> list[Row]:
+    """Decode the rows of the oldest boot, up to the size of a batch or the first that cannot be read."""
+    rows: list[Row] = []
+    room = BATCH_RAW_BYTES_MAX - _ENVELOPE_BYTES
+    kind = Window if stream is Stream.WINDOWS else Event
+    for _, boot, payload in found:
+        room -= len(payload) + 1
+        if boot != found[0][1] or room < 0:
+            break
         try:
-            yield
-        except sqlite3.Error as error:
-            raise StorageError(f"telemetry in {self._path}: {error}", hint="check the disk") from error
+            rows.append(msgspec.json.decode(payload, type=kind))
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            break
+    return rows
+
+
+def _is_full(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+
+
+def _is_corrupt(error: sqlite3.Error) -> bool:
+    # Extended codes carry the primary one in their low byte.
+    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _CORRUPT
+
+
+def _unreadable() -> sqlite3.DatabaseError:
+    error = sqlite3.DatabaseError("not a telemetry file of this version, or damaged")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error

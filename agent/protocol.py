@@ -17,7 +17,7 @@ import struct
 import sys
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 
@@ -26,7 +26,9 @@ from edgeml.manifest import Manifest
 from edgeml.tensors import DType, TensorSpec
 
 from .ipc import RANK_MAX, TENSORS_MAX, TensorBytes
-from .serving import Served
+
+if TYPE_CHECKING:
+    from .serving import Served
 
 JSON_BYTES_MAX: Final = 4 << 20
 """Numbers grow about twentyfold while they are JSON; larger tensors come through the binary extension."""

@@ -131,6 +131,9 @@ class Server:
             raise ConfigError(
                 f"cannot listen on {host}:{port}: {error.strerror}", hint="set serve.listen to a free port"
             ) from error
+        # asyncio sets this only on sockets that it makes itself; without it every answer waits 40 ms for the client's
+        # delayed acknowledgement. Accepted sockets inherit it.
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._thread = threading.Thread(target=self._serve, args=(self._socket,), name="http", daemon=True)
         self._thread.start()
         logger.info("serving on %s", self.url)

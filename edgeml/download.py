@@ -163,43 +163,43 @@ def _receive(stream: Stream, file: BinaryIO, kept: _Kept, job: _Job) -> int:
         TransferError: The stream ended early; what came of the next chunk is kept, unverified.
         DigestMismatchError: A chunk is not the signed one.
     """
-    received = 0
-    skip = kept.verified_bytes + len(kept.tail) - stream.offset
-    index = first = kept.verified_bytes // job.target.facts.chunk_bytes
     pending = bytearray(kept.tail)
     try:
-        for piece in stream.pieces:
-            received += len(piece)
-            if skip:
-                dropped = min(skip, len(piece))
-                skip -= dropped
-                piece = piece[dropped:]  # noqa: PLW2901 - the rest of this piece is what counts
-            pending += piece
-            while index < len(job.digests) and len(pending) >= job.chunk_length(index):
-                chunk = bytes(pending[: job.chunk_length(index)])
-                del pending[: len(chunk)]
-                if hashlib.sha256(chunk).digest() != job.digests[index]:
-                    pending.clear()
-                    file.truncate()
-                    if index == first and kept.tail:
-                        # The peer may be innocent: the beginning was kept unverified.
-                        raise TransferError(f"what was kept of chunk {index} of {job.target.path} is damaged")
-                    raise DigestMismatchError(
-                        f"chunk {index} of {job.target.path} is not the signed one",
-                        hint="the server or a proxy changes content",
-                    )
-                file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-                index += 1
-                job.progress(file.tell(), job.target.length_bytes)
-            if index == len(job.digests):
-                if pending:
-                    raise DigestMismatchError(f"the server sends more of {job.target.path} than signed")
-                return received
-        raise TransferError(
-            f"the connection ended early: {job.target.path} has {job.target.length_bytes} bytes"
-        )
+        return _take_chunks(stream, file, pending, kept, job)
     except TransferError:
         file.write(pending)
         raise
+
+
+def _take_chunks(stream: Stream, file: BinaryIO, pending: bytearray, kept: _Kept, job: _Job) -> int:
+    received = 0
+    skip = kept.verified_bytes + len(kept.tail) - stream.offset
+    index = first = kept.verified_bytes // job.target.facts.chunk_bytes
+    for piece in stream.pieces:
+        received += len(piece)
+        dropped = min(skip, len(piece))
+        skip -= dropped
+        pending += piece[dropped:]
+        while index < len(job.digests) and len(pending) >= job.chunk_length(index):
+            chunk = bytes(pending[: job.chunk_length(index)])
+            del pending[: len(chunk)]
+            if hashlib.sha256(chunk).digest() != job.digests[index]:
+                pending.clear()
+                file.truncate()
+                if index == first and kept.tail:
+                    # The peer may be innocent: the beginning was kept unverified.
+                    raise TransferError(f"what was kept of chunk {index} of {job.target.path} is damaged")
+                raise DigestMismatchError(
+                    f"chunk {index} of {job.target.path} is not the signed one",
+                    hint="the server or a proxy changes content",
+                )
+            file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+            index += 1
+            job.progress(file.tell(), job.target.length_bytes)
+        if index == len(job.digests):
+            if pending:
+                raise DigestMismatchError(f"the server sends more of {job.target.path} than signed")
+            return received
+    raise TransferError(f"the connection ended early: {job.target.path} has {job.target.length_bytes} bytes")
