@@ -6,6 +6,7 @@ Open Inference Protocol over HTTP, one connection, one sample a request, and kno
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import sys
 import time
@@ -97,21 +98,15 @@ def run_infer(data: Path, url: str, model: str | None, *, as_json: bool) -> None
     """
     import click
 
-    client = Client(url)
-    metadata = client.model(model)
-    samples = read_samples(data, metadata)
-    count = len(samples[0])
-    answers = (
-        client.infer(metadata, index, [array[index : index + 1] for array in samples])
-        for index in range(count)
-    )
-    if as_json or not sys.stdout.isatty():
-        rows = list(_with_progress(answers, count))
-    else:
-        rows = []
-        for row in answers:
-            click.echo(line_of(row))
-            rows.append(row)
+    with contextlib.closing(Client(url)) as client:
+        metadata = client.model(model)
+        samples = read_samples(data, metadata)
+        count = len(samples[0])
+        answers = (client.infer(metadata, i, [array[i : i + 1] for array in samples]) for i in range(count))
+        if as_json or not sys.stdout.isatty():
+            rows = list(_with_progress(answers, count))
+        else:
+            rows = list(map(_told, answers))
     report = summarize(metadata, rows)
     if as_json:
         click.echo(msgspec.json.encode(report))
@@ -197,6 +192,10 @@ class Client:
             },
         )
 
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
     def _ask(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, bytes]:
@@ -236,6 +235,13 @@ def confidence(scores: Array, metadata: ModelMetadata) -> float | None:
         return float(real.max())
     shifted = np.exp(real - real.max())
     return float(shifted.max() / shifted.sum())
+
+
+def _told(row: Row) -> Row:
+    import click
+
+    click.echo(line_of(row))
+    return row
 
 
 def line_of(row: Row) -> str:

@@ -101,9 +101,14 @@ fleet.add_command(rollout)
     metavar="DIR",
     help="Where the signing keys are.",
 )
+@passphrase_option
 @in_fleet
 def publish(
-    context: click.Context, directory: str | None, bundles: tuple[Path, ...], keys_directory: Path | None
+    context: click.Context,
+    directory: str | None,
+    bundles: tuple[Path, ...],
+    keys_directory: Path | None,
+    passphrase_file: Path | None,
 ) -> None:
     """Sign bundles and add them to the repository. All variants of a release may be given at once.
 

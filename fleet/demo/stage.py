@@ -71,6 +71,16 @@ class Stage:
         """Images that no model has seen."""
         return self.models / "field.npz"
 
+    def hints(self) -> tuple[str, ...]:
+        """What to look at while the demo runs on."""
+        return (
+            f"edgeml fleet status --dir {self.fleet}",
+            f"edgeml fleet rollout list --dir {self.fleet}",
+            f"edgeml fleet drift --dir {self.fleet}",
+            f"edgeml agent status -c {self.kits}/real/cam-1/agent.toml",
+            f"tail -f {self.logs}/*.log",
+        )
+
     def train(self) -> None:
         """Train three versions: a first one, a better one, and one that is only good at home."""
         if not self.field.exists():
