@@ -128,7 +128,9 @@ def publish(
     passphrase = founding.read_passphrase(passphrase_file)
     for one in founding.publish(home, store, bundles, keys_directory or home.keys, passphrase):
         note = "published" if one.is_new else "was published before"
-        click.echo(f"{one.target.facts.release} {one.target.facts.variant}: {note}, for {', '.join(one.target.facts.profiles)}")
+        click.echo(
+            f"{one.target.facts.release} {one.target.facts.variant}: {note}, for {', '.join(one.target.facts.profiles)}"
+        )
 
 
 @fleet.command()
@@ -232,4 +234,4 @@ def demo(directory: Path | None, keep: bool, devices: int, form: str | None) -> 
     """
     from . import demo as story
 
-    story.run(directory=directory, keep=keep, devices=devices, json=form == "json")
+    story.run(directory=directory, keep=keep, devices=devices, as_json=form == "json")

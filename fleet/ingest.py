@@ -128,7 +128,8 @@ def _checked_birth(birth: twin.Birth, device: DeviceId) -> twin.Birth:
 
 
 def _checked_report(reported: twin.Reported) -> twin.Reported:
-    _check_count(reported.generation, "generation")
+    for name in ("generation", "fetched_bytes"):
+        _check_count(getattr(reported, name), name)
     _check_text(reported.deployment or "-", "deployment", NAME_MAX)
     _check_text(reported.reason or "-", "reason", TEXT_MAX * 4)
     for slot in (reported.slots.current, reported.slots.previous, reported.slots.factory):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import sqlalchemy as sa
@@ -21,6 +22,13 @@ from .devices import DesiredRow, Device
 from .rollout import MetricEvidence, Rollout
 from .rollout_store import AssignmentRow, RolloutEvent
 from .store import Store
+
+if TYPE_CHECKING:
+    from .drift_report import DriftRow
+
+
+LATELY_MS: Final = 30 * 86_400_000
+"""Windows older than this say nothing about what a device sees."""
 
 
 class Part(enum.Enum):
@@ -134,6 +142,35 @@ def rollout(store: Store, rollout_id: str) -> RolloutView | None:
     views = tuple(_part_view(device, assignments.get(device.device)) for device in fleet)
     counted = Counter(view.part for view in views)
     return RolloutView(found, {part.value: counted[part] for part in Part}, views, events, evidence)
+
+
+def drift(store: Store, now_ms: int) -> tuple[DriftRow, ...]:
+    """Judge what every device saw lately, the worst first."""
+    from edgeml.drift import LOOK_BACKS
+
+    from .drift_report import report
+
+    with store.read() as connection:
+        monitors = telemetry_store.load_monitors(connection)
+        windows = {
+            device.device: telemetry_store.recent_windows(
+                connection, device.device, now_ms - LATELY_MS, LOOK_BACKS[-1]
+            )
+            for device in devices.load_all(connection)
+        }
+    return report(monitors, windows)
+
+
+def fetched_bytes(store: Store) -> int:
+    """Bytes that all decided deployments took over the network."""
+    with store.read() as connection:
+        return rollout_store.fetched_bytes(connection)
+
+
+def inferences(store: Store) -> int:
+    """Inferences that the fleet has counted."""
+    with store.read() as connection:
+        return telemetry_store.inferences(connection)
 
 
 def _device_view(device: Device, wanted: DesiredRow | None, loss: Loss) -> DeviceView:

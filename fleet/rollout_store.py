@@ -155,7 +155,12 @@ def decide(connection: sa.Connection, row: AssignmentRow, verdict: Verdict, now_
     connection.execute(
         table.update()
         .where(table.c.device == row.device, table.c.deployment == row.deployment, table.c.outcome.is_(None))
-        .values(outcome=verdict.outcome.value, reason=verdict.reason, decided_at_ms=now_ms)
+        .values(
+            outcome=verdict.outcome.value,
+            reason=verdict.reason,
+            decided_at_ms=now_ms,
+            fetched_bytes=verdict.fetched_bytes,
+        )
     )
 
 
@@ -166,6 +171,11 @@ def _encoded(evidence: tuple[MetricEvidence, ...]) -> str:
 
 def _finite(log_e: float) -> float:
     return 0.0 if math.isnan(log_e) else min(max(log_e, -LOG_E_LIMIT), LOG_E_LIMIT)
+
+
+def fetched_bytes(connection: sa.Connection) -> int:
+    """Bytes that all decided deployments took over the network."""
+    return int(connection.scalar(sa.select(sa.func.sum(schema.assignments.c.fetched_bytes))) or 0)
 
 
 def _assignment(row: sa.Row[tuple[object, ...]]) -> AssignmentRow:

@@ -99,6 +99,7 @@ assignments = Table(
     Column("outcome", Text),
     Column("reason", Text, nullable=False, default=""),
     Column("decided_at_ms", BigInteger),
+    Column("fetched_bytes", BigInteger, nullable=False, default=0),
 )
 
 windows = Table(
@@ -126,7 +127,7 @@ windows = Table(
     Column("monitor", Text),
     Column("sketch", Text),
     UniqueConstraint("device", "boot", "seq", name="windows_key"),
-    Index("windows_release", "release", "at_ms"),
+    Index("windows_device", "device", "at_ms"),
     Index("windows_time", "at_ms"),
 )
 

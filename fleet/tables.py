@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -16,6 +16,9 @@ from rich.text import Text
 
 from .overview import DeviceView, FleetView, Part, RolloutView
 from .rollout import FINISHED, MetricEvidence, Rollout, RolloutState
+
+if TYPE_CHECKING:
+    from .drift_report import DriftRow
 
 EVENTS_SHOWN: Final = 12
 BAR_WIDTH: Final = 40
@@ -34,6 +37,9 @@ _PART_STYLES: Final = {
     Part.REVERTED: "yellow",
     Part.NOT_ASKED: "bright_black",
 }
+
+
+_VERDICT_STYLES: Final = {"ok": "green", "warn": "yellow", "page": "red", "unknown": "bright_black"}
 
 
 def show(renderable: RenderableType) -> None:
@@ -131,6 +137,28 @@ def rollout(view: RolloutView) -> RenderableType:
     if view.evidence:
         parts += [Text(""), _evidence_table(view.evidence)]
     return Group(*parts)
+
+
+def drift_table(rows: Iterable[DriftRow]) -> Table:
+    """One line a device."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("DEVICE", "RUNS", "VERDICT", "LOG E", "EFFECT", "INFERENCES", "MOST IN"):
+        table.add_column(
+            column,
+            overflow="fold",
+            justify="right" if column in {"LOG E", "EFFECT", "INFERENCES"} else "left",
+        )
+    for row in rows:
+        table.add_row(
+            row.device,
+            row.release or "-",
+            Text(row.verdict.value, _VERDICT_STYLES[row.verdict.value]),
+            f"{row.log_e:.1f}",
+            f"{row.effect:.2f}",
+            str(row.rows),
+            ", ".join(column.column for column in row.columns[:3]),
+        )
+    return table
 
 
 def _bars(view: RolloutView) -> Table:

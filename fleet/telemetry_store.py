@@ -51,15 +51,6 @@ class DeviceLoss(msgspec.Struct, frozen=True):
     loss: Loss
 
 
-class SketchedWindow(msgspec.Struct, frozen=True):
-    """A stored window with its sketch, for the drift report."""
-
-    device: DeviceId
-    at_ms: int
-    release: ReleaseId
-    sketch: Sketch
-
-
 class StoredEvent(msgspec.Struct, frozen=True):
     """A stored event."""
 
@@ -116,16 +107,19 @@ class SliceBook:
             yield SliceCounts(device, release, index, counters)
 
 
-def sketched_windows(connection: sa.Connection, monitor: Digest, since_ms: int) -> Iterator[SketchedWindow]:
-    """Yield the windows of one monitor since a time, by device, oldest first."""
+def recent_windows(
+    connection: sa.Connection, device: DeviceId, since_ms: int, count_max: int
+) -> tuple[Window, ...]:
+    """Load a device's newest windows since a time, oldest first."""
     table = schema.windows
-    statement = (
-        sa.select(table.c.device, table.c.at_ms, table.c.release, table.c.sketch)
-        .where(table.c.monitor == monitor, table.c.at_ms >= since_ms)
-        .order_by(table.c.device, table.c.at_ms, table.c.seq)
-    )
-    for row in connection.execute(statement):
-        yield SketchedWindow(row.device, row.at_ms, row.release, msgspec.json.decode(row.sketch, type=Sketch))
+    wanted = sa.select(table).where(table.c.device == device, table.c.at_ms >= since_ms)
+    rows = connection.execute(wanted.order_by(table.c.at_ms.desc(), table.c.id.desc()).limit(count_max)).all()
+    return tuple(_window(row) for row in reversed(rows))
+
+
+def inferences(connection: sa.Connection) -> int:
+    """Inferences of every stored window."""
+    return int(connection.scalar(sa.select(sa.func.sum(schema.windows.c.inferences))) or 0)
 
 
 def recent_events(connection: sa.Connection, since_ms: int, count_max: int) -> tuple[StoredEvent, ...]:
@@ -202,6 +196,20 @@ def _raise_high(connection: sa.Connection, heard: RowsHeard, received_at_ms: int
     }
     upsert(connection, table, key | counted)
     return seq
+
+
+def _window(row: Any) -> Window:
+    return Window(
+        seq=row.seq,
+        release=row.release,
+        digest=row.digest,
+        started_at_ms=row.started_at_ms,
+        duration_ms=row.duration_ms,
+        counters=Counters(*(getattr(row, name) for name in COUNTERS)),
+        latency=msgspec.json.decode(row.latency, type=tuple[int, ...]),
+        sketch=msgspec.json.decode(row.sketch, type=Sketch) if row.sketch else None,
+        memory_bytes=row.memory_bytes,
+    )
 
 
 def _window_row(heard: RowsHeard, window: Window, received_at_ms: int) -> dict[str, Any]:

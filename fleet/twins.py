@@ -26,6 +26,7 @@ class Verdict:
 
     outcome: Outcome
     reason: str
+    fetched_bytes: int = 0
 
 
 def on_presence(device: Device, presence: Presence, now_ms: int, link_since_ms: int) -> Device:
@@ -82,8 +83,8 @@ def verdict(deployment: DeploymentId, digest: Digest, reported: Reported) -> Ver
         return None
     current = reported.slots.current
     if reported.outcome in GOOD and (current is None or current.digest != digest):
-        return Verdict(Outcome.FAILED, NOT_BELIEVED)
-    return Verdict(reported.outcome, reported.reason)
+        return Verdict(Outcome.FAILED, NOT_BELIEVED, reported.fetched_bytes)
+    return Verdict(reported.outcome, reported.reason, reported.fetched_bytes)
 
 
 def _seen(device: Device, now_ms: int, session: str | None) -> Device:

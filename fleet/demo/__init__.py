@@ -29,9 +29,10 @@ def run(directory: Path | None, *, keep: bool, devices: int, as_json: bool) -> N
     """
     import msgspec
 
+    from .ending import rows
     from .keeper import Keeper
     from .stage import Stage
-    from .story import Story, Wish, rows
+    from .story import Story, Wish
     from .telling import Telling
 
     temporary = None if directory is not None else Path(tempfile.mkdtemp(prefix="edgeml-demo-"))
@@ -51,7 +52,10 @@ def run(directory: Path | None, *, keep: bool, devices: int, as_json: bool) -> N
                     telling.say(f"    {line}")
                 signal.pause()
         if not ending.good:
-            raise StateError("the story did not end as it should", hint=f"the processes' words are in {stage.logs}; --dir DIR keeps them")
+            raise StateError(
+                "the story did not end as it should",
+                hint=f"the processes' words are in {stage.logs}; --dir DIR keeps them",
+            )
     finally:
         if temporary is not None and not keep:
             shutil.rmtree(temporary, ignore_errors=True)

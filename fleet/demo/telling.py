@@ -57,7 +57,13 @@ class Telling:
     @contextmanager
     def waiting(self, text: str) -> Iterator[Bar]:
         """Show a bar while something takes time."""
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(30),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+        )
         with Progress(*columns, console=self._console, transient=True) as progress:
             task = progress.add_task(text, total=None, note="")
 
@@ -74,7 +80,13 @@ class Telling:
         table.add_column()
         table.add_column()
         for row in rows:
-            mark = "" if row.good is None else "[green]as it should[/green]" if row.good else "[red]NOT as it should[/red]"
+            mark = (
+                ""
+                if row.good is None
+                else "[green]as it should[/green]"
+                if row.good
+                else "[red]NOT as it should[/red]"
+            )
             table.add_row(row.what, row.figure, mark)
         self._console.print()
         self._console.print(table)
