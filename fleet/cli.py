@@ -21,7 +21,6 @@ from .options import (
 )
 from .rollout_command import rollout
 
-
 passphrase_option = click.option(
     "--passphrase-file",
     type=click.Path(path_type=Path),

@@ -274,7 +274,7 @@ class Controller:
             gathered = [(rollout, self._gather(connection, rollout, fleet)) for rollout in rollouts]
         for rollout, facts in gathered:
             decision = advance(rollout, facts, self._clock.now_ms())
-            looked = decision.evidence != self._evidence.get(rollout.id, ())
+            looked = decision.evidence not in {(), self._evidence.get(rollout.id)}
             if looked or decision.rollout != rollout or decision.assignments or decision.event:
                 self._carry_out(rollout, decision)
 
@@ -295,7 +295,8 @@ class Controller:
                 # The operator asked for something meanwhile; the next tick decides anew.
                 return
             rollout_store.save(connection, decision.rollout)
-            rollout_store.save_evidence(connection, rollout.id, decision.evidence)
+            if decision.evidence:
+                rollout_store.save_evidence(connection, rollout.id, decision.evidence)
             if decision.event:
                 rollout_store.save_event(connection, decision, now_ms)
             if decision.assignments:

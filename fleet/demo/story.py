@@ -275,7 +275,7 @@ class Story:
         names = self._flagged()
         for row in overview.drift(self._store, SystemClock().now_ms()):
             if row.device in names:
-                top = ", ".join(column.name for column in row.columns[:3])
+                top = ", ".join(column.column for column in row.columns[:3])
                 self._telling.say(
                     f"{row.device}: {row.verdict.value}, evidence e^{row.log_e:.0f}, effect {row.effect:.2f}, most in {top}"
                 )

@@ -73,13 +73,18 @@ class RunningBroker:
 
     def reload_logins(self, tokens: dict[str, str]) -> None:
         self.tokens = tokens | {"controller": broker.controller_token(self.home)}
-        hashes = {DeviceId(name): (broker.token_hash(token), mosquitto.hash_token(token)) for name, token in tokens.items()}
+        hashes = {
+            DeviceId(name): (broker.token_hash(token), mosquitto.hash_token(token))
+            for name, token in tokens.items()
+        }
         broker.write_logins(self.home, hashes)
         if self.process is not None and self.kind is BrokerKind.MOSQUITTO:
             self.process.send_signal(signal.SIGHUP)
 
     def client(self, user: str, client_id: str = "", will: tuple[str, bytes] | None = None) -> Client:
-        client = Client(self.port, user, self.tokens[user], client_id or f"{user}-{os.urandom(4).hex()}", will)
+        client = Client(
+            self.port, user, self.tokens[user], client_id or f"{user}-{os.urandom(4).hex()}", will
+        )
         self.clients.append(client)
         return client
 
@@ -87,13 +92,20 @@ class RunningBroker:
 class Client:
     """A paho client with an inbox of (topic, payload)."""
 
-    def __init__(self, port: int, user: str, token: str, client_id: str, will: tuple[str, bytes] | None = None) -> None:
+    def __init__(
+        self, port: int, user: str, token: str, client_id: str, will: tuple[str, bytes] | None = None
+    ) -> None:
         self.inbox: queue.Queue[tuple[str, bytes]] = queue.Queue()
         self.accepted: bool | None = None
         self.lost = threading.Event()
         self._answered = threading.Event()
         self._granted = threading.Event()
-        client = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv311, reconnect_on_failure=False)
+        client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id,
+            protocol=paho.MQTTv311,
+            reconnect_on_failure=False,
+        )
         if user:
             client.username_pw_set(user, token)
         if will is not None:
@@ -101,7 +113,9 @@ class Client:
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = lambda *_: self._granted.set()
-        client.on_message = lambda _client, _data, message: self.inbox.put((message.topic, bytes(message.payload)))
+        client.on_message = lambda _client, _data, message: self.inbox.put(
+            (message.topic, bytes(message.payload))
+        )
         client.connect("127.0.0.1", port, keepalive=30)
         client.loop_start()
         self.paho = client
@@ -172,7 +186,9 @@ def need_mosquitto() -> None:
 
 
 @pytest.fixture(scope="module", params=["mosquitto", "amqtt"])
-def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
+def running(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningBroker]:
     """Each broker in turn, as `fleet serve` starts it."""
     if request.param == "mosquitto":
         request.getfixturevalue("need_mosquitto")

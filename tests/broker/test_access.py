@@ -17,7 +17,9 @@ OWNER, OTHER, CONTROLLER = "cam-a", "cam-b", "controller"
 
 
 def topic_of(leaf: Leaf, device: str = OWNER) -> str:
-    return topics.device_topic(TENANT, DeviceId(device), leaf, Stream.WINDOWS if leaf is Leaf.TELEMETRY else None)
+    return topics.device_topic(
+        TENANT, DeviceId(device), leaf, Stream.WINDOWS if leaf is Leaf.TELEMETRY else None
+    )
 
 
 def right_writer(leaf: Leaf) -> str:
@@ -35,7 +37,9 @@ def filter_of(leaf: Leaf) -> str:
     return next(one for one in topics.up_filters(TENANT) if f"/{leaf.value}" in one)
 
 
-@pytest.mark.parametrize(("user", "token"), [("", ""), ("cam-a", "wrong"), ("cam-z", "token-of-cam-a"), ("controller", "")])
+@pytest.mark.parametrize(
+    ("user", "token"), [("", ""), ("cam-a", "wrong"), ("cam-z", "token-of-cam-a"), ("controller", "")]
+)
 def test_login_without_the_right_token_is_refused(running, user, token):
     client = type(running.client("cam-a"))(running.port, user, token, f"x-{user}-{len(token)}")
     try:
@@ -130,7 +134,14 @@ def connect_packet(user: str, token: str, client_id: str, keepalive_s: int) -> b
     def text(value: str) -> bytes:
         return struct.pack("!H", len(value)) + value.encode()
 
-    body = text("MQTT") + bytes([4, 0xC2]) + struct.pack("!H", keepalive_s) + text(client_id) + text(user) + text(token)
+    body = (
+        text("MQTT")
+        + bytes([4, 0xC2])
+        + struct.pack("!H", keepalive_s)
+        + text(client_id)
+        + text(user)
+        + text(token)
+    )
     return bytes([0x10, len(body)]) + body
 
 
@@ -152,4 +163,6 @@ def test_second_connection_of_a_client_id_takes_over_on_mosquitto_only(running):
     second = running.client(OWNER, client_id="same")
     assert second.accepted
     taken_over = first.lost.wait(1.0)
-    assert taken_over == (running.kind.value == "mosquitto"), "amqtt has learnt to take over: say so in the documents"
+    assert taken_over == (running.kind.value == "mosquitto"), (
+        "amqtt has learnt to take over: say so in the documents"
+    )

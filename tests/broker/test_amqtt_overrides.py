@@ -38,7 +38,16 @@ def packet(kind: int, body: bytes) -> bytes:
 def connect(user: str, *, keepalive_s: int = 60, will_topic: str = "", clean: bool = True) -> bytes:
     flags = 0xC0 | (0x02 if clean else 0) | (0x2C if will_topic else 0)
     will = text(will_topic) + text("a will") if will_topic else b""
-    return packet(0x10, text("MQTT") + bytes([4, flags]) + struct.pack("!H", keepalive_s) + text(user) + will + text(user) + text("t"))
+    return packet(
+        0x10,
+        text("MQTT")
+        + bytes([4, flags])
+        + struct.pack("!H", keepalive_s)
+        + text(user)
+        + will
+        + text(user)
+        + text("t"),
+    )
 
 
 def subscribe(topic: str) -> bytes:
@@ -216,7 +225,9 @@ def test_huge_packet_is_not_read(config):
         async with started(TriedOutBroker(config, TENANT)):
             # PUBLISH with a remaining length of 200 MB, of which only the topic follows.
             topic = text("em/v1/acme/d/cam-a/birth")
-            reader, writer = await speak(config, connect("cam-a"), bytes([0x30, 0x80, 0x84, 0xAF, 0x5F]) + topic)
+            reader, writer = await speak(
+                config, connect("cam-a"), bytes([0x30, 0x80, 0x84, 0xAF, 0x5F]) + topic
+            )
             await reader.readexactly(4)
             closed = await asyncio.wait_for(reader.read(1), 3.0) == b""
             await close(writer)

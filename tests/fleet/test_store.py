@@ -34,7 +34,12 @@ def enrol(store, name=CAM, profile="generic-x86-64"):
         devices.enrol(
             connection,
             devices.Enrolment(
-                device=DeviceId(name), tenant="main", profile=profile, token_sha256="0" * 64, broker_hash="-", enrolled_at_ms=NOW_MS
+                device=DeviceId(name),
+                tenant="main",
+                profile=profile,
+                token_sha256="0" * 64,
+                broker_hash="-",
+                enrolled_at_ms=NOW_MS,
             ),
         )
 
@@ -44,7 +49,9 @@ def window(seq, release=RELEASE, at_ms=NOW_MS, **counters):
 
 
 def rows(*seqs, boot="b1", device=CAM, dropped=0):
-    return RowsHeard(DeviceId(device), Stream.WINDOWS, Batch(boot, tuple(map(window, seqs)), loss=Loss(dropped=dropped)))
+    return RowsHeard(
+        DeviceId(device), Stream.WINDOWS, Batch(boot, tuple(map(window, seqs)), loss=Loss(dropped=dropped))
+    )
 
 
 def stored_seqs(store):
@@ -64,7 +71,10 @@ def test_rows_that_are_sent_again_are_stored_once_and_acknowledged_again(store):
 
 def test_same_seq_of_another_boot_or_device_is_another_row(store):
     with store.write() as connection:
-        added = [telemetry_store.store_rows(connection, one, NOW_MS).added for one in (rows(1), rows(1, boot="b2"), rows(1, device="cam-2"))]
+        added = [
+            telemetry_store.store_rows(connection, one, NOW_MS).added
+            for one in (rows(1), rows(1, boot="b2"), rows(1, device="cam-2"))
+        ]
     assert added == [1, 1, 1]
 
 
@@ -76,7 +86,9 @@ def test_rows_after_a_gap_that_the_device_counted_are_acknowledged(store):
 
 
 def test_events_are_stored_once(store):
-    heard = RowsHeard(CAM, Stream.EVENTS, Batch("b1", events=(Event(5, "worker_crash", NOW_MS, "signal 11", RELEASE),)))
+    heard = RowsHeard(
+        CAM, Stream.EVENTS, Batch("b1", events=(Event(5, "worker_crash", NOW_MS, "signal 11", RELEASE),))
+    )
     with store.write() as connection:
         assert [telemetry_store.store_rows(connection, heard, NOW_MS).added for _ in range(2)] == [1, 0]
         (event,) = telemetry_store.recent_events(connection, 0, 10)
@@ -132,7 +144,10 @@ def test_assignment_outcome_is_decided_once(store):
 
 def test_evidence_without_bound_is_stored_as_a_number(store):
     rollout = Rollout(id="r1", plan=Plan(RELEASE), phase_since_ms=NOW_MS, created_at_ms=NOW_MS)
-    evidence = (MetricEvidence(Metric.WRONG, float("inf"), 0.5, 0.1, 10, 10), MetricEvidence(Metric.SLOW, float("-inf"), 0, 0, 0, 0))
+    evidence = (
+        MetricEvidence(Metric.WRONG, float("inf"), 0.5, 0.1, 10, 10),
+        MetricEvidence(Metric.SLOW, float("-inf"), 0, 0, 0, 0),
+    )
     with store.write() as connection:
         rollout_store.save(connection, rollout)
         rollout_store.save_event(connection, Decision(rollout, event="stopped", evidence=evidence), NOW_MS)
@@ -144,7 +159,10 @@ def test_unfinished_rollouts_are_those_that_still_go_somewhere(store):
     with store.write() as connection:
         for index, state in enumerate(RolloutState):
             plan = Plan(RELEASE)
-            rollout_store.save(connection, Rollout(id=f"r{index}", plan=plan, state=state, phase_since_ms=0, created_at_ms=index))
+            rollout_store.save(
+                connection,
+                Rollout(id=f"r{index}", plan=plan, state=state, phase_since_ms=0, created_at_ms=index),
+            )
         unfinished = {one.state for one in rollout_store.load_unfinished(connection)}
     assert unfinished == {RolloutState.RUNNING, RolloutState.PAUSED, RolloutState.ROLLING_BACK}
 

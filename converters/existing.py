@@ -1,0 +1,218 @@
+"""Bundles a model that exists already, as it is.
+
+Decides which files are taken, what is run in a child process before a bundle is written, and what stands in for
+real data where there are none: random inputs from a fixed seed, which show that a device computes the same, and nothing
+about whether the answers are any good.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from edgeml.errors import ArtifactError, BackendError, BudgetError, ConfigError, IncompatibleError
+from edgeml.golden import SAMPLES
+from edgeml.ids import digest_of, parse_name
+from edgeml.manifest import Manifest, Provenance, Quality, RuntimeFamily, ScoreKind, Task
+from edgeml.probe import describe, probe
+from edgeml.profile import DeviceRuntime, HardwareProfile
+from edgeml.reference import ROWS_MIN
+from edgeml.tensors import BATCH, DType, TensorSpec
+
+from .assemble import (
+    Array,
+    Content,
+    Meaning,
+    ReleaseName,
+    check_meaning,
+    check_storage,
+    golden_samples,
+    measurement_of,
+    members_of,
+    write,
+)
+from .dataset import Dataset, check_classes, read_evaluation
+from .metrics import ACCURACY, classes_of
+from .provenance import PACKAGING_LIBRARIES, git_commit, libraries
+from .report import Packaging
+from .select import size
+from .verify import LIMITS
+
+MODEL_BYTES_MAX: Final = 1 << 30
+SEED: Final = 0
+RANDOM_ORIGIN: Final = f"{SAMPLES} random inputs (seed {SEED}): no data were given"
+_RUNTIMES: Final = {
+    RuntimeFamily.ONNX: frozenset({DeviceRuntime.ONNXRUNTIME}),
+    RuntimeFamily.TFLITE: frozenset({DeviceRuntime.AI_EDGE_LITERT, DeviceRuntime.TFLITE_RUNTIME}),
+}
+Step = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackagingOrder:
+    """What to bundle and for whom.
+
+    `data` is an .npz with `evaluation_x` and, to score a classifier, `evaluation_y`; None if there are no data.
+    `task` None means: a classifier if `evaluation_y` is given.
+    """
+
+    model: Path
+    profiles: tuple[HardwareProfile, ...]
+    release: ReleaseName
+    out: Path
+    data: Path | None = None
+    task: Task | None = None
+    scores: ScoreKind = ScoreKind.LOGITS
+    labels: tuple[str, ...] = ()
+
+
+def package(order: PackagingOrder, on_step: Step = lambda _: None) -> Packaging:
+    """Check a model file in a child process and bundle it as it is.
+
+    Raises:
+        ConfigError: The file, the data or an argument cannot be used.
+        ArtifactError: The model keeps its weights in another file.
+        IncompatibleError: A profile has no runtime for it.
+        BackendError: Its runtime refuses it, or dies of it.
+        BudgetError: It does not fit a profile.
+        StorageError: The disk refused; no half-written bundle is left.
+    """
+    family = _check(order)
+    model = _read(order.model, family)
+    data = None if order.data is None else read_evaluation(order.data)
+    on_step("checking the model in a child process")
+    if data is None:
+        inputs = random_inputs(describe(model, family, limits=LIMITS).inputs)
+    else:
+        inputs = (data.evaluation_x,)
+    on_step("running it on its runtime")
+    result = probe(model, family, inputs, limits=LIMITS)
+    _check_budget(len(model), result.peak_memory_bytes, order.profiles)
+    meaning = _meaning(order, data)
+    answers = result.answers[0]
+    if data is not None:
+        check_meaning(meaning, result.outputs[0], answers)
+    quality = _quality(data, answers)
+    origin = RANDOM_ORIGIN if data is None else "evaluation samples"
+    manifest = Manifest(
+        model=order.release.model,
+        version=order.release.version,
+        variant=f"{family.value}-as-is",
+        runtime=family,
+        profiles=tuple(sorted(profile.name for profile in order.profiles)),
+        inputs=result.inputs,
+        outputs=result.outputs,
+        files=(),
+        measurement=measurement_of(result, LIMITS.threads),
+        provenance=Provenance(
+            source=order.model.name,
+            source_sha256=digest_of(model),
+            data_sha256=None if data is None else data.sha256,
+            reason=f"packaged as it is; golden vectors from {origin}",
+            git_commit=git_commit(order.model.absolute().parent),
+            libraries=libraries(PACKAGING_LIBRARIES),
+        ),
+        task=meaning.task,
+        scores=meaning.scores,
+        labels=meaning.labels,
+        quality=quality,
+    )
+    on_step("writing the bundle")
+    members = members_of(manifest, Content(model, inputs, result, None, with_monitor=data is not None))
+    check_storage(members, order.profiles)
+    return Packaging(
+        bundle=write(order.out, manifest, members),
+        host=result.host,
+        runtime=result.runtime,
+        latency_p50_ms=result.latency_p50_ms,
+        latency_p95_ms=result.latency_p95_ms,
+        peak_memory_bytes=result.peak_memory_bytes,
+        metric=ACCURACY,
+        value=None if quality is None else quality.value,
+        samples=0 if data is None else len(data.evaluation_x),
+        golden_samples=golden_samples(inputs),
+        golden_origin=origin,
+        has_monitor=data is not None,
+    )
+
+
+def random_inputs(specs: tuple[TensorSpec, ...]) -> tuple[Array, ...]:
+    """Make SAMPLES inputs from a fixed seed: reals from [0, 1), integers from all of their type's range.
+
+    Raises:
+        ConfigError: A dimension other than the batch is free, so nobody knows its size.
+    """
+    generator = np.random.Generator(np.random.PCG64(SEED))
+    arrays: list[Array] = []
+    for spec in specs:
+        if BATCH in spec.sample_shape:
+            raise ConfigError(
+                f"input {spec.name} has free dimensions besides the batch: {list(spec.shape)}",
+                hint="give --data with evaluation_x, or fix those dimensions",
+            )
+        shape = (SAMPLES, *spec.sample_shape)
+        kind = np.dtype(spec.dtype.value)
+        if spec.dtype is DType.BOOL:
+            arrays.append(generator.integers(0, 2, shape).astype(bool))
+        elif kind.kind == "f":
+            arrays.append(generator.random(shape).astype(kind))
+        else:
+            # Wide integers are mostly indices, whose range the file does not state; 0 and 1 are the safest ones.
+            low, high = (0, 2) if kind.itemsize > 2 else (np.iinfo(kind).min, np.iinfo(kind).max + 1)
+            arrays.append(generator.integers(low, high, shape).astype(kind))
+    return tuple(arrays)
+
+
+def _check(order: PackagingOrder) -> RuntimeFamily:
+    parse_name(order.release.model, "the model's name")
+    parse_name(order.release.version, "the version")
+    if not order.profiles or len({profile.name for profile in order.profiles}) != len(order.profiles):
+        raise ConfigError("give each profile once, and at least one", hint="`edgeml profiles list` shows them")
+    families = {f".{family.value}": family for family in RuntimeFamily}
+    if order.model.suffix not in families:
+        raise ConfigError(
+            f"{order.model.name} is neither .onnx nor .tflite",
+            hint="`edgeml convert` makes bundles from torch models; other formats have to be exported to ONNX first",
+        )
+    family = families[order.model.suffix]
+    for profile in order.profiles:
+        if not _RUNTIMES[family] & set(profile.runtimes):
+            shown = ", ".join(runtime.value for runtime in profile.runtimes) or "none"
+            raise IncompatibleError(
+                f"profile {profile.name} has no runtime for {order.model.suffix} models; it has {shown}",
+                hint="`edgeml profiles list` shows which profile has which runtime",
+            )
+    return family
+
+
+def _read(path: Path, family: RuntimeFamily) -> bytes:
+    try:
+        length_bytes = path.stat().st_size
+        if not length_bytes or length_bytes > MODEL_BYTES_MAX:
+            raise ConfigError(f"{path.name} has {length_bytes} bytes", hint=f"a model file has 1 to {MODEL_BYTES_MAX} bytes")
+        model = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}", hint="check the path") from error
+    if family is RuntimeFamily.ONNX:
+        _refuse_external_data(path, model)
+    return model
+
+
+def _refuse_external_data(path: Path, model: bytes) -> None:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        proto = onnx.load_from_string(model)
+    except DecodeError as error:
+        raise BackendError(f"{path.name} is no ONNX model", hint="it may be truncated; export it again") from error
+    if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in _tensors(proto)):
+        raise ArtifactError(
+            f"{path.name} keeps its weights in another file",
+            hint="save it as one file: onnx.save(onnx.load(path), path, save_as_external_data=False)",
+        )
