@@ -65,7 +65,9 @@ class Answering:
         key = ReleaseKey(served.manifest.release, served.digest)
         answer = served.answer
         with self.lock:
-            self._windows.answered(key, answer.latency_us, answer.predicted, request_id, slow=self._is_slow(served))
+            self._windows.answered(
+                key, answer.latency_us, answer.predicted, request_id, slow=self._is_slow(served)
+            )
         return served
 
     def feedback(self, request_id: str, label: int | str) -> bool:
@@ -110,7 +112,9 @@ class Answering:
             if earlier.sketch is not None:
                 sketch = earlier.sketch if sketch is None else merge(earlier.sketch, sketch)
             observed = Observed(
-                sketch, earlier.low_confidence + observed.low_confidence, max(earlier.memory_bytes, observed.memory_bytes)
+                sketch,
+                earlier.low_confidence + observed.low_confidence,
+                max(earlier.memory_bytes, observed.memory_bytes),
             )
         self._retired[key] = observed
 
@@ -124,7 +128,10 @@ class Answering:
         manifest = self.manifest()
         labels = manifest.labels if manifest else ()
         if label not in labels:
-            raise ConfigError(f"the model has no label {label!r}", hint=f"one of {', '.join(labels[:20])}" if labels else "give its number")
+            raise ConfigError(
+                f"the model has no label {label!r}",
+                hint=f"one of {', '.join(labels[:20])}" if labels else "give its number",
+            )
         return labels.index(label)
 
 

@@ -74,12 +74,21 @@ class Service:
         self._serving = Serving(self._supervisor)
         self._windows = Windows(config.telemetry.window_s)
         self._answering = Answering(self._serving, self._windows, self._clock)
-        tools = Tools(self._supervisor, self._serving, self._table, self._clock, self._answering.retire, self._answering.expect)
+        tools = Tools(
+            self._supervisor,
+            self._serving,
+            self._table,
+            self._clock,
+            self._answering.retire,
+            self._answering.expect,
+        )
         self._installer = DeviceInstaller(config, tools)
         self._executor = Executor(self._installer, config.profile)
         self._device = Device(config.device, self._journal, self._table)
         identity = Identity(TenantId(config.tenant), DeviceId(config.device), self._journal.boot)
-        self._link = Link(identity, self._device, Uplink(self._buffer, identity.tenant, identity.device), self._birth)
+        self._link = Link(
+            identity, self._device, Uplink(self._buffer, identity.tenant, identity.device), self._birth
+        )
         self._transport = self._connect()
         self._stop = threading.Event()
         self._performing: tuple[Perform, Future[Result]] | None = None
@@ -146,7 +155,11 @@ class Service:
 
     def _speak(self, now: Moment) -> None:
         self._link.speak(now)
-        while self._transport is not None and self._link.outbox and self._transport.publish(self._link.outbox[0]):
+        while (
+            self._transport is not None
+            and self._link.outbox
+            and self._transport.publish(self._link.outbox[0])
+        ):
             self._link.outbox.popleft()
 
     def _update(self, now: Moment) -> None:
@@ -171,9 +184,22 @@ class Service:
     def _after(self, performed: Perform) -> None:
         entry = self._device.entry
         if entry.outcome is not None and entry.outcome is not performed.entry.outcome:
-            logger.info("deployment %s: %s %s", entry.desired.deployment if entry.desired else "", entry.outcome.value, entry.reason)
+            logger.info(
+                "deployment %s: %s %s",
+                entry.desired.deployment if entry.desired else "",
+                entry.outcome.value,
+                entry.reason,
+            )
             release = entry.desired.release if entry.desired else None
-            self._buffer.append(Event(seq=0, kind=entry.outcome.value, at_ms=self._clock.now_ms(), detail=entry.reason, release=release))
+            self._buffer.append(
+                Event(
+                    seq=0,
+                    kind=entry.outcome.value,
+                    at_ms=self._clock.now_ms(),
+                    detail=entry.reason,
+                    release=release,
+                )
+            )
 
     def _look_into_inbox(self, now: Moment) -> None:
         """Start a deployment that was flashed, or clear away one that has ended."""

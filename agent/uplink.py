@@ -38,7 +38,9 @@ class Uplink:
 
     def __init__(self, buffer: Buffer, tenant: TenantId, device: DeviceId) -> None:
         self._buffer = buffer
-        self._topics = {stream: topics.device_topic(tenant, device, Leaf.TELEMETRY, stream) for stream in Stream}
+        self._topics = {
+            stream: topics.device_topic(tenant, device, Leaf.TELEMETRY, stream) for stream in Stream
+        }
         self._flights: dict[Stream, _Flight] = {}
 
     def on_link_up(self, _now_s: float) -> None:
@@ -82,5 +84,7 @@ class Uplink:
             return None
         rule = RULES[Leaf.TELEMETRY]
         message = Message(self._topics[stream], encode_batch(batch), rule.qos, rule.retain)
-        self._flights[stream] = _Flight(batch.boot, batch.rows[-1].seq, now_s + RESEND_FIRST_S, RESEND_FIRST_S, message)
+        self._flights[stream] = _Flight(
+            batch.boot, batch.rows[-1].seq, now_s + RESEND_FIRST_S, RESEND_FIRST_S, message
+        )
         return message

@@ -41,7 +41,7 @@ class Observed:
 class _Open:
     """The open window of one release."""
 
-    counters: Counters = Counters()
+    counters: Counters = field(default_factory=Counters)
     latency: list[int] = field(default_factory=lambda: [0] * LATENCY_BINS)
 
 
@@ -54,7 +54,9 @@ class Windows:
         self._predictions: OrderedDict[str, tuple[ReleaseKey, int]] = OrderedDict()
         self._began_s: float | None = None
 
-    def answered(self, key: ReleaseKey, latency_us: float, predicted: int | None, request_id: str, *, slow: bool) -> None:
+    def answered(
+        self, key: ReleaseKey, latency_us: float, predicted: int | None, request_id: str, *, slow: bool
+    ) -> None:
         """Count an answer, and remember what was predicted."""
         window = self._window(key)
         window.counters = window.counters.plus(Counters(inferences=1, slow=int(slow)))

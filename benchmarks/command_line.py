@@ -32,7 +32,9 @@ def main():
         "import sys\nfrom click.testing import CliRunner\nfrom edgeml.cli import edgeml\nCliRunner().invoke(edgeml, ['--help'])\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )
-    imported = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True).stdout.strip()
+    imported = subprocess.run(
+        [sys.executable, "-c", probe], check=True, capture_output=True, text=True
+    ).stdout.strip()
     result = {
         "help_s": statistics.median(helped),
         "bare_interpreter_s": statistics.median(bare),

@@ -15,14 +15,25 @@ def main():
     rounds = []
     for _ in range(arguments.rounds):
         started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "edgeml", "demo", "--json"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "edgeml", "demo", "--json"], capture_output=True, text=True, check=False
+        )
         told = json.loads(done.stdout) if done.returncode == 0 else {}
-        rounds.append({"seconds": time.perf_counter() - started, "exit_code": done.returncode, "outcomes": told.get("outcomes"), "drifted": told.get("drifted")})
+        rounds.append(
+            {
+                "seconds": time.perf_counter() - started,
+                "exit_code": done.returncode,
+                "outcomes": told.get("outcomes"),
+                "drifted": told.get("drifted"),
+            }
+        )
     if arguments.json:
         print(json.dumps(rounds))
         return
     for one in rounds:
-        print(f"{one['seconds']:.0f} s  exit code {one['exit_code']}  {one['outcomes']}  drifted: {one['drifted']}")
+        print(
+            f"{one['seconds']:.0f} s  exit code {one['exit_code']}  {one['outcomes']}  drifted: {one['drifted']}"
+        )
 
 
 if __name__ == "__main__":

@@ -69,7 +69,9 @@ class LoopbackBroker:
         self._random = random.Random(self._weather.seed)
         self._links: list[LoopbackTransport] = []
 
-    def connect(self, user: str, subscriptions: tuple[str, ...], will: Message | None = None) -> LoopbackTransport:
+    def connect(
+        self, user: str, subscriptions: tuple[str, ...], will: Message | None = None
+    ) -> LoopbackTransport:
         """Make a transport for an authenticated user; it connects when started."""
         return LoopbackTransport(self, user, subscriptions, will)
 
@@ -120,7 +122,9 @@ class LoopbackBroker:
 class LoopbackTransport:
     """One client of a loopback broker; implements `edgeml.transport.Transport`."""
 
-    def __init__(self, broker: LoopbackBroker, user: str, subscriptions: tuple[str, ...], will: Message | None) -> None:
+    def __init__(
+        self, broker: LoopbackBroker, user: str, subscriptions: tuple[str, ...], will: Message | None
+    ) -> None:
         self.user = user
         self._broker = broker
         self._will = will
@@ -191,17 +195,23 @@ class LoopbackTransport:
 
     def wants(self, topic: str) -> bool:
         """Tell whether a subscription matches and may be served."""
-        return any(_matches(one, topic) for one in self._filters) and topics.may_receive(self._broker.tenant, self.user, topic)
+        return any(_matches(one, topic) for one in self._filters) and topics.may_receive(
+            self._broker.tenant, self.user, topic
+        )
 
 
 def _matches(topic_filter: str, topic: str) -> bool:
     wanted, given = topic_filter.split("/"), topic.split("/")
     if wanted[-1] == "#":
         return given[: len(wanted) - 1] == wanted[:-1]
-    return len(wanted) == len(given) and all(want in {"+", have} for want, have in zip(wanted, given, strict=True))
+    return len(wanted) == len(given) and all(
+        want in {"+", have} for want, have in zip(wanted, given, strict=True)
+    )
 
 
-def sample_bundle(path: Path, version: str = "1.0.0", profiles: tuple[str, ...] = ("generic-x86-64",), seed: int = 0) -> Digest:
+def sample_bundle(
+    path: Path, version: str = "1.0.0", profiles: tuple[str, ...] = ("generic-x86-64",), seed: int = 0
+) -> Digest:
     """Write a tiny real bundle (a linear classifier, 4 features, 3 classes) and return its digest.
 
     Needs onnx, onnxruntime and numpy. Another seed gives another model; the same arguments give the same bytes.
@@ -257,7 +267,9 @@ def linear_model(seed: int = 0) -> bytes:
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
         [numpy_helper.from_array(weights, "w")],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10, producer_name="edgeml")
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10, producer_name="edgeml"
+    )
     onnx.checker.check_model(model)
     data: bytes = model.SerializeToString()
     return data

@@ -123,10 +123,10 @@ class SimulatedDevice:
         loaded = self._shared.load(serving.digest)
         self._owed += self._shared.scenario.inferences_per_s * LOOK_S
         count, self._owed = int(self._owed), self._owed % 1
-        picks = [self._random.randrange(len(self._shared.field.images)) for _ in range(count)]
+        picks = [self._random.randrange(len(self._shared.scene.images)) for _ in range(count)]
         if not picks:
             return
-        images = self._shared.field.images[picks]
+        images = self._shared.scene.images[picks]
         if self._config.device in self._shared.scenario.rotated:
             images = np.ascontiguousarray(np.rot90(images, axes=(-2, -1)))
         key = ReleaseKey(serving.release, serving.digest)
@@ -151,7 +151,7 @@ class SimulatedDevice:
                     (
                         now_s + self._shared.scenario.label_delay_s,
                         request,
-                        int(self._shared.field.labels[pick]),
+                        int(self._shared.scene.labels[pick]),
                     )
                 )
 

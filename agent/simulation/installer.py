@@ -75,24 +75,21 @@ class SharedInstaller:
     def restore(self, condemned: Digest | None) -> Slot | None:
         """Serve the best slot that is not condemned."""
         slots = self._table.slots
-        if slots.current is None:
-            self.serving = None
-            return None
-        while slots.current is not None:
-            if slots.current.digest != condemned:
+        was_installed = slots.current is not None
+        while (slot := slots.current) is not None:
+            if slot.digest != condemned:
                 try:
-                    self._shared.load(slots.current.digest)
+                    self._shared.load(slot.digest)
                 except EdgemlError as error:
                     logger.warning(
-                        "%s: slot %s cannot be served: %s",
-                        self._config.device,
-                        slots.current.release,
-                        error.message,
+                        "%s: slot %s cannot be served: %s", self._config.device, slot.release, error.message
                     )
                 else:
                     self._table.write(slots)
-                    self.serving = slots.current
-                    return slots.current
+                    self.serving = slot
+                    return slot
             slots = demote(slots)
         self.serving = None
-        raise StateError("no slot can be served")
+        if was_installed:
+            raise StateError("no slot can be served")
+        return None

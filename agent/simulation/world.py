@@ -59,7 +59,7 @@ class Shared:
     """What the simulated devices share."""
 
     directory: Path
-    field: Field
+    scene: Field
     scenario_path: Path | None
     models: dict[Digest, Loaded] = field(default_factory=dict)
     fetching: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -101,34 +101,46 @@ def write(out: Path, trainings: tuple[Training, ...], seed: int, progress: Progr
     """
     split = _split(seed)
     field = _camera(split["field"], COPIES, seed + 3)
-    trained = []
+    lab = _Lab(split, field, seed, progress)
     try:
-        for training in trainings:
-            trained.append(_write_release(out / training.name, training, split, field, seed, progress))
+        trained = tuple(lab.write_release(out / training.name, training) for training in trainings)
         # Last: whoever finds this file finds the releases.
         np.savez(out / "field.npz", field_x=field.images, field_y=field.labels)
     except OSError as error:
         raise storage_error(error, out) from error
-    return tuple(trained)
+    return trained
 
 
-def _write_release(
-    directory: Path, training: Training, split: dict[str, Scan], field: Scan, seed: int, progress: Progress
-) -> Trained:
-    from . import network
+@dataclass(frozen=True, slots=True)
+class _Lab:
+    """What every release is trained from."""
 
-    see = _inverted if training.flaw is Flaw.CONTRAST else _plain
-    lessons = see(_camera(split["train"], 4, seed + 1))
-    evaluation = see(_camera(split["evaluation"], COPIES, seed + 2))
-    calibration = see(_camera(split["calibration"], 1, seed + 4))
-    weights = _train(lessons, training, seed, progress)
-    directory.mkdir(parents=True, exist_ok=True)
-    np.savez(directory / "weights.npz", **weights)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
-    shutil.copyfile(network.__file__, directory / "digits.py")
-    np.savez(
-        directory / "data.npz", calibration_x=calibration.images, evaluation_x=evaluation.images, evaluation_y=evaluation.labels
-    )
-    return Trained(training.name, directory, _accuracy(weights, evaluation), _accuracy(weights, field))
+    split: dict[str, Scan]
+    field: Scan
+    seed: int
+    progress: Progress
+
+    def write_release(self, directory: Path, training: Training) -> Trained:
+        """Train one release and write it."""
+        from . import network
+
+        see = _inverted if training.flaw is Flaw.CONTRAST else _plain
+        lessons = see(_camera(self.split["train"], 4, self.seed + 1))
+        evaluation = see(_camera(self.split["evaluation"], COPIES, self.seed + 2))
+        calibration = see(_camera(self.split["calibration"], 1, self.seed + 4))
+        weights = _train(lessons, training, self.seed, self.progress)
+        directory.mkdir(parents=True, exist_ok=True)
+        np.savez(directory / "weights.npz", **weights)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
+        shutil.copyfile(network.__file__, directory / "digits.py")
+        np.savez(
+            directory / "data.npz",
+            calibration_x=calibration.images,
+            evaluation_x=evaluation.images,
+            evaluation_y=evaluation.labels,
+        )
+        return Trained(
+            training.name, directory, _accuracy(weights, evaluation), _accuracy(weights, self.field)
+        )
 
 
 def _split(seed: int) -> dict[str, Scan]:
@@ -141,7 +153,9 @@ def _split(seed: int) -> dict[str, Scan]:
     parts = {}
     rest = np.arange(len(images))
     for name, share in (("train", 0.4), ("calibration", 0.12), ("evaluation", 0.24)):
-        part, rest = train_test_split(rest, train_size=round(share * len(images)), random_state=seed, stratify=labels[rest])
+        part, rest = train_test_split(
+            rest, train_size=round(share * len(images)), random_state=seed, stratify=labels[rest]
+        )
         parts[name] = Scan(images[part], labels[part])
     parts["field"] = Scan(images[rest], labels[rest])
     return parts
@@ -166,7 +180,9 @@ def _inverted(scan: Scan) -> Scan:
     return Scan(1 - scan.images, scan.labels)
 
 
-def _train(lessons: Scan, training: Training, seed: int, progress: Progress) -> dict[str, npt.NDArray[np.generic]]:
+def _train(
+    lessons: Scan, training: Training, seed: int, progress: Progress
+) -> dict[str, npt.NDArray[np.generic]]:
     import torch
     from torch.nn import functional
 

@@ -14,14 +14,22 @@ from torch import nn
 CLASSES = 10
 
 
-class Digits(nn.Module):
+class Digits(nn.Module):  # type: ignore[misc]  # torch is not followed by the type checker
     """Three convolutions and a linear layer: images float32 [n, 1, 8, 8] in [0, 1] to logits float32 [n, 10]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for channels_in, channels_out, stride in ((1, width, 1), (width, 2 * width, 2), (2 * width, 2 * width, 1)):
-            layers += [nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False), nn.BatchNorm2d(channels_out), nn.ReLU()]
+        for channels_in, channels_out, stride in (
+            (1, width, 1),
+            (width, 2 * width, 2),
+            (2 * width, 2 * width, 1),
+        ):
+            layers += [
+                nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False),
+                nn.BatchNorm2d(channels_out),
+                nn.ReLU(),
+            ]
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(2 * width * 16, CLASSES)
 

@@ -96,9 +96,13 @@ def test_events_are_stored_once(store):
 
 
 def test_transaction_that_fails_stores_nothing(store):
-    with pytest.raises(RuntimeError, match="power cut"), store.write() as connection:
-        telemetry_store.store_rows(connection, rows(1, 2), NOW_MS)
-        raise RuntimeError("power cut")
+    def cut():
+        with store.write() as connection:
+            telemetry_store.store_rows(connection, rows(1, 2), NOW_MS)
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        cut()
     assert stored_seqs(store) == []
 
 

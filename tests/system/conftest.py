@@ -63,7 +63,9 @@ class LoopAgent:
         self.device = Device(self.name, self.journal, self.table)
         self.buffer = Buffer(storage / "telemetry.db", self.journal.boot)
         identity = Identity(self.world.tenant, DeviceId(self.name), self.journal.boot)
-        self.link = Link(identity, self.device, Uplink(self.buffer, identity.tenant, identity.device), self.birth)
+        self.link = Link(
+            identity, self.device, Uplink(self.buffer, identity.tenant, identity.device), self.birth
+        )
         self.windows = Windows(WINDOW_S)
         self.observers = {}
         self.owed = []
@@ -88,7 +90,13 @@ class LoopAgent:
         return Moment(self.world.clock.now_ms(), self.world.clock.monotonic_s())
 
     def birth(self, now):
-        return Birth(device=DeviceId(self.name), session=self.journal.boot, profile=PROFILE, agent_version="test", at_ms=now.wall_ms)
+        return Birth(
+            device=DeviceId(self.name),
+            session=self.journal.boot,
+            profile=PROFILE,
+            agent_version="test",
+            at_ms=now.wall_ms,
+        )
 
     def tick(self):
         while (arrival := self.transport.receive(0)) is not None:
@@ -110,8 +118,8 @@ class LoopAgent:
         if serving is None:
             return
         loaded = self.world.shared.load(serving.digest)
-        picks = [self.random.randrange(len(self.world.shared.field.images)) for _ in range(5)]
-        images = self.world.shared.field.images[picks]
+        picks = [self.random.randrange(len(self.world.shared.scene.images)) for _ in range(5)]
+        images = self.world.shared.scene.images[picks]
         if self.name in self.world.shifted:
             images = images + np.float32(2.0)
         answers = loaded.session.run([images])
@@ -120,15 +128,21 @@ class LoopAgent:
         for pick, predicted in zip(picks, answers[0].argmax(axis=1).tolist(), strict=True):
             self.asked += 1
             request = f"{self.journal.boot}-{self.asked}"
-            self.windows.answered(ReleaseKey(serving.release, serving.digest), 50.0, predicted, request, slow=False)
-            self.owed.append((request, int(self.world.shared.field.labels[pick])))
+            self.windows.answered(
+                ReleaseKey(serving.release, serving.digest), 50.0, predicted, request, slow=False
+            )
+            self.owed.append((request, int(self.world.shared.scene.labels[pick])))
 
     def close_windows(self):
         observations = {}
         for digest, observer in self.observers.items():
             taken = observer.take()
-            observations[ReleaseKey(self.world.shared.models[digest].manifest.release, digest)] = Observed(taken.sketch, taken.low_confidence, 0)
-        for window in self.windows.close(self.world.clock.now_ms(), self.world.clock.monotonic_s(), observations):
+            observations[ReleaseKey(self.world.shared.models[digest].manifest.release, digest)] = Observed(
+                taken.sketch, taken.low_confidence, 0
+            )
+        for window in self.windows.close(
+            self.world.clock.now_ms(), self.world.clock.monotonic_s(), observations
+        ):
             self.buffer.append(window)
             self.counted += window.counters.inferences
         self.buffer.flush()
@@ -143,7 +157,12 @@ class World:
         self.home = FleetHome(directory / "fleet")
         founding.found(self.home)
         config = load_config(self.home)
-        self.config = type(config)(**{**{f: getattr(config, f) for f in config.__struct_fields__}, "controller_loop": LoopSettings(slice_s=WINDOW_S)})
+        self.config = type(config)(
+            **{
+                **{f: getattr(config, f) for f in config.__struct_fields__},
+                "controller_loop": LoopSettings(slice_s=WINDOW_S),
+            }
+        )
         self.tenant = TenantId(self.config.tenant)
         self.store = Store(database_url(self.home, self.config))
         self.repository = Repository(self.home.repository)
@@ -152,13 +171,22 @@ class World:
         self.names = [f"cam-{index:02}" for index in range(devices_count)]
         shared = directory / "shared"
         (shared / "trust").mkdir(parents=True)
-        (shared / "trust" / "root.json").write_bytes((self.home.repository / "metadata" / "1.root.json").read_bytes())
+        (shared / "trust" / "root.json").write_bytes(
+            (self.home.repository / "metadata" / "1.root.json").read_bytes()
+        )
         self.shared = Shared(shared, self.field(), None)
         with self.store.write() as connection:
             for name in self.names:
                 devices.enrol(
                     connection,
-                    Enrolment(device=DeviceId(name), tenant=self.tenant, profile=PROFILE, token_sha256="0" * 64, broker_hash="", enrolled_at_ms=0),
+                    Enrolment(
+                        device=DeviceId(name),
+                        tenant=self.tenant,
+                        profile=PROFILE,
+                        token_sha256="0" * 64,
+                        broker_hash="",
+                        enrolled_at_ms=0,
+                    ),
                 )
         self.agents = {name: LoopAgent(self, name) for name in self.names}
         self.start_controller()
@@ -175,7 +203,9 @@ class World:
 
     def start_controller(self):
         self.controller_link = self.broker.connect(CONTROLLER_USER, topics.up_filters(self.tenant))
-        self.controller = Controller(self.store, self.repository, self.controller_link, self.clock, self.config)
+        self.controller = Controller(
+            self.store, self.repository, self.controller_link, self.clock, self.config
+        )
         self.controller_link.start()
 
     def restart_controller(self):
@@ -206,7 +236,9 @@ class World:
             view = overview.rollout(self.store, rollout_id)
             if view.rollout.state in FINISHED:
                 return view
-        raise AssertionError(f"still {view.rollout.state} {view.rollout.phase} wave {view.rollout.wave}: {view.rollout.reason}")
+        raise AssertionError(
+            f"still {view.rollout.state} {view.rollout.phase} wave {view.rollout.wave}: {view.rollout.reason}"
+        )
 
     def current(self):
         """The release each device runs, by its own slots."""

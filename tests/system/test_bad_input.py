@@ -71,7 +71,19 @@ def test_publishing_other_content_under_a_published_name(house, tmp_path):
 
 def test_publishing_with_another_fleets_keys(house, tmp_path):
     assert edgeml("keys", "init", "--dir", tmp_path / "theirs").returncode == 0
-    refused(edgeml("fleet", "publish", house / "two.edgeml", "--dir", house / "fleet", "--keys", tmp_path / "theirs" / "keys"), 2, "key")
+    refused(
+        edgeml(
+            "fleet",
+            "publish",
+            house / "two.edgeml",
+            "--dir",
+            house / "fleet",
+            "--keys",
+            tmp_path / "theirs" / "keys",
+        ),
+        2,
+        "key",
+    )
 
 
 def test_a_fleet_that_is_not_there(tmp_path):
@@ -85,22 +97,43 @@ def test_making_keys_twice_keeps_the_first(house):
 
 
 def test_rolling_out_what_is_not_published_lists_what_is(house):
-    refused(edgeml("fleet", "rollout", "start", "sample@9.9.9", "--dir", house / "fleet"), 2, "sample@9.9.9", "sample@1.0.0")
+    refused(
+        edgeml("fleet", "rollout", "start", "sample@9.9.9", "--dir", house / "fleet"),
+        2,
+        "sample@9.9.9",
+        "sample@1.0.0",
+    )
 
 
 def test_waves_that_make_no_sense(house):
-    refused(edgeml("fleet", "rollout", "start", "sample@1.0.0", "--waves", "50%,10%", "--dir", house / "fleet"), 2)
+    refused(
+        edgeml("fleet", "rollout", "start", "sample@1.0.0", "--waves", "50%,10%", "--dir", house / "fleet"), 2
+    )
 
 
 def test_flashing_what_is_not_signed(house, tmp_path):
-    refused(edgeml("flash", house / "two.edgeml", "--to", tmp_path / "state", "--fleet", house / "fleet"), 3, "no signed release", "publish")
+    refused(
+        edgeml("flash", house / "two.edgeml", "--to", tmp_path / "state", "--fleet", house / "fleet"),
+        3,
+        "no signed release",
+        "publish",
+    )
 
 
 def test_flashing_onto_a_device_of_another_fleet(house, tmp_path):
     assert edgeml("keys", "init", "--dir", tmp_path / "theirs").returncode == 0
     assert edgeml("fleet", "publish", house / "one.edgeml", "--dir", tmp_path / "theirs").returncode == 0
-    assert edgeml("flash", house / "one.edgeml", "--to", tmp_path / "state", "--fleet", house / "fleet").returncode == 0
-    refused(edgeml("flash", house / "one.edgeml", "--to", tmp_path / "state", "--fleet", tmp_path / "theirs"), 3, "trusts another fleet")
+    assert (
+        edgeml(
+            "flash", house / "one.edgeml", "--to", tmp_path / "state", "--fleet", house / "fleet"
+        ).returncode
+        == 0
+    )
+    refused(
+        edgeml("flash", house / "one.edgeml", "--to", tmp_path / "state", "--fleet", tmp_path / "theirs"),
+        3,
+        "trusts another fleet",
+    )
 
 
 def test_an_agent_without_settings(tmp_path):
@@ -114,7 +147,21 @@ def test_an_agent_with_a_misspelt_setting(tmp_path):
 
 def test_an_agent_whose_token_others_may_read(house, tmp_path):
     kit = tmp_path / "kit"
-    assert edgeml("fleet", "device", "add", "open", "--profile", "generic-x86-64", "--out", kit, "--dir", house / "fleet").returncode == 0
+    assert (
+        edgeml(
+            "fleet",
+            "device",
+            "add",
+            "open",
+            "--profile",
+            "generic-x86-64",
+            "--out",
+            kit,
+            "--dir",
+            house / "fleet",
+        ).returncode
+        == 0
+    )
     (kit / "token").chmod(0o644)
     refused(edgeml("agent", "run", "-c", kit / "agent.toml"), 2, "chmod 600")
 
@@ -130,12 +177,18 @@ def test_asking_an_agent_that_is_not_there(tmp_path):
 def test_a_full_disk_leaves_nothing_half_written(house, tmp_path):
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=False, capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=False, capture_output=True
+    )
     if mounted.returncode:
         pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.decode().strip()}")
     try:
         (small / "filler").write_bytes(b"x" * 40_000)
-        refused(edgeml("flash", house / "one.edgeml", "--to", small / "state", "--fleet", house / "fleet"), 5, "no space")
+        refused(
+            edgeml("flash", house / "one.edgeml", "--to", small / "state", "--fleet", house / "fleet"),
+            5,
+            "no space",
+        )
         assert not list(small.glob("state/inbox/*/desired.json"))
     finally:
         subprocess.run(["umount", small], check=True)

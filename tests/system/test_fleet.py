@@ -22,7 +22,10 @@ def settle(world, seconds=60):
 def test_a_release_reaches_everybody_and_a_worse_one_is_stopped_at_the_first_wave(make_world):
     world = make_world()
     first = world.publish("1.0.0")
-    assert world.run_until_finished(world.start_rollout(first, waves=(1.0,))).rollout.state is RolloutState.COMPLETED
+    assert (
+        world.run_until_finished(world.start_rollout(first, waves=(1.0,))).rollout.state
+        is RolloutState.COMPLETED
+    )
     assert set(world.current()) == {first}
     second = world.publish("1.1.0")
     assert world.run_until_finished(world.start_rollout(second)).rollout.state is RolloutState.COMPLETED
@@ -39,11 +42,18 @@ def test_a_release_reaches_everybody_and_a_worse_one_is_stopped_at_the_first_wav
     assert world.broker.refused == []
 
 
-@pytest.mark.parametrize("weather", [Weather(duplicated=0.3, reordered=0.3, seed=1), Weather(duplicated=1.0, reordered=1.0, seed=2)], ids=["bad", "awful"])
+@pytest.mark.parametrize(
+    "weather",
+    [Weather(duplicated=0.3, reordered=0.3, seed=1), Weather(duplicated=1.0, reordered=1.0, seed=2)],
+    ids=["bad", "awful"],
+)
 def test_duplicates_and_reordering_change_nothing(make_world, weather):
     world = make_world(weather=weather)
     release = world.publish("1.0.0")
-    assert world.run_until_finished(world.start_rollout(release, waves=(0.3, 1.0))).rollout.state is RolloutState.COMPLETED
+    assert (
+        world.run_until_finished(world.start_rollout(release, waves=(0.3, 1.0))).rollout.state
+        is RolloutState.COMPLETED
+    )
     assert set(world.current()) == {release}
     settle(world)
     assert stored_inferences(world) == sum(agent.counted for agent in world.agents.values())
@@ -107,7 +117,10 @@ def test_a_device_that_was_away_converges_when_it_comes_back(make_world):
     second = world.publish("1.1.0")
     view = world.run_until_finished(world.start_rollout(second, waves=(1.0,), wait_max_s=60.0))
     assert view.rollout.state is RolloutState.COMPLETED
-    assert world.current() == {second: [name for name in world.names if name != sleeper.name], first: [sleeper.name]}
+    assert world.current() == {
+        second: [name for name in world.names if name != sleeper.name],
+        first: [sleeper.name],
+    }
     sleeper.transport.heal()
     settle(world)
     assert set(world.current()) == {second}

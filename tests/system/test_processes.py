@@ -53,7 +53,9 @@ class Process:
 
     def start(self):
         with self.log.open("ab") as out:
-            self.process = subprocess.Popen(self.arguments, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+            self.process = subprocess.Popen(
+                self.arguments, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
 
     def kill(self):
         self.process.kill()
@@ -73,8 +75,14 @@ class House:
         self.directory = directory
         self.home = FleetHome(directory / "fleet")
         founding.found(self.home)
-        text = self.home.settings.read_text().replace("18830", str(free_port())).replace("18080", str(free_port()))
-        self.home.settings.write_text(text.replace("# tick_s = 1.0", "tick_s = 0.3").replace("# slice_s = 60.0", "slice_s = 1.0"))
+        text = (
+            self.home.settings.read_text()
+            .replace("18830", str(free_port()))
+            .replace("18080", str(free_port()))
+        )
+        self.home.settings.write_text(
+            text.replace("# tick_s = 1.0", "tick_s = 0.3").replace("# slice_s = 60.0", "slice_s = 1.0")
+        )
         self.config = load_config(self.home)
         self.store = Store(database_url(self.home, self.config))
         self.port = free_port()
@@ -103,19 +111,40 @@ class House:
         return self.run("agent", "agent", "run", "-c", settings or self.settings)
 
     def edgeml(self, *arguments):
-        done = subprocess.run([sys.executable, "-m", "edgeml", *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-m", "edgeml", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def start_rollout(self, release):
-        self.edgeml("fleet", "rollout", "start", release, "--waves", "100%", "--soak", "0s", "--trials", "1", "--dir", self.home.directory)
+        self.edgeml(
+            "fleet",
+            "rollout",
+            "start",
+            release,
+            "--waves",
+            "100%",
+            "--soak",
+            "0s",
+            "--trials",
+            "1",
+            "--dir",
+            self.home.directory,
+        )
 
     def device(self):
         return overview.status(self.store, 0).devices[0]
 
     def ask(self, values=(1, 2, 3, 4)):
         body = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": list(values)}]}
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/v2/models/sample/infer", json.dumps(body).encode(), method="POST")
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/v2/models/sample/infer", json.dumps(body).encode(), method="POST"
+        )
         with urllib.request.urlopen(request, timeout=5) as response:
             return json.load(response)
 
@@ -149,7 +178,7 @@ def parent_of(pid):
 def worker_pids(agent):
     pid = agent.process.pid
     found = []
-    for entry in os.listdir("/proc"):
+    for entry in (path.name for path in Path("/proc").iterdir()):
         if entry.isdecimal():
             with contextlib.suppress(OSError):
                 comm = Path(f"/proc/{entry}/comm").read_text().strip()
@@ -168,7 +197,12 @@ def test_a_release_reaches_a_real_device_answers_and_is_reported(house):
     for _ in range(20):
         house.ask()
     wait_for(lambda: house.stored_inferences() >= 21, "telemetry in the store")
-    assert json.loads(house.edgeml("agent", "status", "-c", house.settings, "--json"))["slots"]["current"]["release"] == "sample@1.0.0"
+    assert (
+        json.loads(house.edgeml("agent", "status", "-c", house.settings, "--json"))["slots"]["current"][
+            "release"
+        ]
+        == "sample@1.0.0"
+    )
     # The agent dies and comes back: the same model, no second installation, nothing lost that was kept.
     agent.kill()
     agent.start()
@@ -192,17 +226,29 @@ def test_a_flashed_release_is_installed_without_any_network_and_a_changed_one_is
     bundle = house.publish("1.0.0")
     text = house.settings.read_text()
     alone = house.settings.with_name("alone.toml")
-    alone.write_text("\n".join(line for line in text.splitlines() if line.split(" ")[0] in {"device", "tenant", "profile", "storage"}))
+    alone.write_text(
+        "\n".join(
+            line
+            for line in text.splitlines()
+            if line.split(" ")[0] in {"device", "tenant", "profile", "storage"}
+        )
+    )
     alone.write_text(f'{alone.read_text()}\n[serve]\nlisten = "127.0.0.1:{house.port}"\n')
     storage = house.settings.parent / "state"
-    said = json.loads(house.edgeml("flash", bundle, "--to", storage, "--fleet", house.home.directory, "--json"))
+    said = json.loads(
+        house.edgeml("flash", bundle, "--to", storage, "--fleet", house.home.directory, "--json")
+    )
     assert said["release"] == "sample@1.0.0"
     house.agent(alone)
     assert wait_for(house.ask, "an answer")["model_version"] == "1.0.0"
     # A second one, changed on its way: refused, and the first goes on answering.
     second = house.publish("1.1.0", seed=1)
-    inbox = json.loads(house.edgeml("flash", second, "--to", storage, "--fleet", house.home.directory, "--json"))["inbox"]
-    blob = next(path for path in (storage / "inbox").glob("*/repository/blobs/sha256/*") if path.stat().st_size > 1000)
+    inbox = json.loads(
+        house.edgeml("flash", second, "--to", storage, "--fleet", house.home.directory, "--json")
+    )["inbox"]
+    blob = next(
+        path for path in (storage / "inbox").glob("*/repository/blobs/sha256/*") if path.stat().st_size > 1000
+    )
     data = bytearray(blob.read_bytes())
     data[len(data) // 2] ^= 1
     blob.write_bytes(data)
@@ -218,7 +264,13 @@ def test_a_flashed_release_is_installed_without_any_network_and_a_changed_one_is
 def test_an_agent_stops_within_five_seconds_and_two_never_share_a_directory(house):
     agent = house.agent()
     wait_for(lambda: "runs on" in house.words(), "the agent to run")
-    second = subprocess.run([sys.executable, "-m", "edgeml", "agent", "run", "-c", str(house.settings)], capture_output=True, text=True, check=False, timeout=30)
+    second = subprocess.run(
+        [sys.executable, "-m", "edgeml", "agent", "run", "-c", str(house.settings)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
     assert second.returncode == 2
     assert "another agent runs" in second.stderr
     started = time.monotonic()
