@@ -25,12 +25,15 @@ from typing import Final, TypeAlias
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from .child import ChildLimits, check_memory, one_line, run_child, status_bytes
 from .errors import BackendError
 from .manifest import RuntimeFamily
-from .runtime import Array, Session, open_session
+from .runtime import Session, open_session
 from .tensors import BATCH, TensorSpec
+
+Array = npt.NDArray[np.generic]
 
 REPORT_BYTES_MAX: Final = 1 << 20
 ANSWERS_BYTES_MAX: Final = 1 << 30

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import http.client
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ from .ids import Digest, is_digest
 READ_BYTES: Final = 64 << 10
 CONNECT_TIMEOUT_S: Final = 10.0
 READ_TIMEOUT_S: Final = 20.0
-METADATA_NAME_MAX: Final = 128
+RATE_WINDOW_S: Final = 60.0
+RATE_MIN_BYTES_S: Final = 32.0
+"""A server slower than this over a whole window is as good as gone; it must not hold a device for ever."""
 _PERMANENT: Final = frozenset({400, 401, 403, 404, 405, 410, 414})
 
 
@@ -138,9 +141,20 @@ class HttpSource:
             response.close()
 
     def _pieces(self, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+        since_s, count = time.monotonic(), 0
         try:
-            while piece := response.read(READ_BYTES):
+            # read1 hands over what has come; read would lose it if the connection is cut before its buffer is full.
+            while piece := response.read1(READ_BYTES):
                 yield piece
+                count += len(piece)
+                if time.monotonic() - since_s >= RATE_WINDOW_S:
+                    if count < RATE_MIN_BYTES_S * RATE_WINDOW_S:
+                        raise StalledError(f"the server sent only {count} bytes in {RATE_WINDOW_S:.0f} s")
+                    since_s, count = time.monotonic(), 0
+            if response.length_remaining:
+                raise TransferError(
+                    f"the connection was cut {response.length_remaining} bytes before the end"
+                )
         except urllib3.exceptions.ReadTimeoutError as error:
             raise StalledError(f"the server sent nothing for {READ_TIMEOUT_S:.0f} s") from error
         except urllib3.exceptions.HTTPError as error:

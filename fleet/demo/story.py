@@ -104,7 +104,7 @@ class Story:
 
     def _tell_conversion(self, conversion: Conversion) -> None:
         for line in summarise(conversion.said):
-            self._telling.say(f"{MODEL}@{conversion.version} {line}")
+            self._telling.say(line if line.startswith(" ") else f"{MODEL}@{conversion.version} {line}")
 
     def _found_fleet(self) -> None:
         self._telling.chapter("2. A fleet: keys, a signed repository, devices")
@@ -324,7 +324,20 @@ class Story:
 
 def summarise(said: dict[str, Any]) -> list[str]:
     """Tell what a conversion came to, from what `edgeml convert --json` printed."""
-    return [str(line) for line in said.get("summary", [])]
+    report = said["report"]
+    rows = {row["variant"]: row for row in report["candidates"]}
+    plain = rows["onnx-fp32"]
+    lines = []
+    for bundle in said["bundles"]:
+        row = rows[bundle["variant"]]
+        reasons = {one["profile"]: one["reason"].rpartition("; ")[2] for one in row["verdicts"]}
+        lines.append(
+            f"for {', '.join(bundle['profiles'])}: {bundle['variant']}, {row['length_bytes'] / 1000:.1f} kB"
+            f" (fp32: {plain['length_bytes'] / 1000:.1f} kB), accuracy {row['value']:.3f} (before: {report['baseline']:.3f}),"
+            f" {row['latency_p50_ms'] * 1000:.0f} µs on this host"
+        )
+        lines += [f"    {profile}: {reason}" for profile, reason in reasons.items() if profile in bundle["profiles"]]
+    return lines
 
 
 def is_enrolled(store: Store, name: str) -> bool:

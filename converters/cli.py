@@ -1,0 +1,140 @@
+"""The workstation's commands: convert, package, sample.
+
+Parses, calls one function, prints. torch, onnx and rich are loaded inside the bodies.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+OUT = click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path(), show_default="here", help="Where bundles are written."
+)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help=".npz with calibration_x, evaluation_x, evaluation_y.")
+@click.option("--profile", "profiles", multiple=True, required=True, help="Hardware it is for; may be repeated.")
+@click.option("--name", required=True, help="The model's name.")
+@click.option("--version", required=True, help="The release's version.")
+@click.option("--max-drop", default="0.5%", show_default=True, help="How much of the metric may be lost.")
+@click.option("--labels", default="", help="Names of the classes, with commas between.")
+@click.option("--scores", type=click.Choice(["logits", "probabilities"]), default="logits", show_default=True, help="What the scores are.")
+@OUT
+@JSON
+def convert(
+    model: str, data: Path, profiles: tuple[str, ...], out: Path, as_json: bool, **options: str
+) -> None:
+    """Shrink MODEL for its hardware, verify every candidate on its runtime, bundle the best under the floor.
+
+    MODEL is file.py:factory (your own code: it is run) or an exported program (.pt2).
+
+    \b
+    Example:
+        edgeml convert digits.py:model --data data.npz --profile raspberry-pi-4 --name digits --version 1.0.0
+    """
+    from edgeml.manifest import ScoreKind
+    from edgeml.profile import load
+
+    from .assemble import ReleaseName
+    from .service import ConversionOrder
+    from .service import convert as run
+    from .show import fraction, print_json, steps, tell_conversion
+
+    order = ConversionOrder(
+        source=model,
+        data=data,
+        profiles=tuple(load(profile) for profile in profiles),
+        release=ReleaseName(options["name"], options["version"]),
+        max_drop=fraction(options["max_drop"]),
+        out=out,
+        labels=tuple(label for label in options["labels"].split(",") if label),
+        scores=ScoreKind(options["scores"]),
+    )
+    with steps(quiet=as_json) as on_step:
+        conversion = run(order, on_step)
+    if as_json:
+        print_json(conversion)
+    else:
+        tell_conversion(conversion)
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--profile", "profiles", multiple=True, required=True, help="Hardware it is for; may be repeated.")
+@click.option("--name", required=True, help="The model's name.")
+@click.option("--version", required=True, help="The release's version.")
+@click.option("--data", type=click.Path(path_type=Path), help=".npz with evaluation_x and, for a classifier, evaluation_y.")
+@click.option("--task", type=click.Choice(["classification", "other"]), help="What the first output means; default: from the data.")
+@click.option("--labels", default="", help="Names of the classes, with commas between.")
+@click.option("--scores", type=click.Choice(["logits", "probabilities"]), default="logits", show_default=True, help="What the scores are.")
+@OUT
+@JSON
+def package(
+    model: Path, data: Path | None, profiles: tuple[str, ...], out: Path, as_json: bool, **options: str | None
+) -> None:
+    """Bundle an existing MODEL (.onnx or .tflite) as it is, checked in a child process first.
+
+    \b
+    Example:
+        edgeml package ad01_int8.tflite --profile raspberry-pi-4 --name toycar --version 1.0.0
+    """
+    from edgeml.manifest import ScoreKind, Task
+    from edgeml.profile import load
+
+    from .assemble import ReleaseName
+    from .existing import PackagingOrder
+    from .existing import package as run
+    from .show import print_json, steps, tell_packaging
+
+    order = PackagingOrder(
+        model=model,
+        profiles=tuple(load(profile) for profile in profiles),
+        release=ReleaseName(str(options["name"]), str(options["version"])),
+        out=out,
+        data=data,
+        task=Task(options["task"]) if options["task"] else None,
+        scores=ScoreKind(options["scores"]),
+        labels=tuple(label for label in (options["labels"] or "").split(",") if label),
+    )
+    with steps(quiet=as_json) as on_step:
+        packaging = run(order, on_step)
+    if as_json:
+        print_json(packaging)
+    else:
+        tell_packaging(packaging)
+
+
+@click.group()
+def sample() -> None:
+    """Something to try edgeml on: models trained on the spot, on real data."""
+
+
+@sample.command()
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where models and data are written.")
+@click.option("--release", "releases", multiple=True, help="v1 (default), v2 (better) or v3 (good at home, bad in the field); may be repeated.")
+@click.option("--seed", default=0, show_default=True, help="Another seed gives another split and other weights.")
+@JSON
+def digits(out: Path, releases: tuple[str, ...], seed: int, as_json: bool) -> None:
+    """Train small CNNs on scikit-learn's digits: OUT/v1/digits.py, its weights and data, and OUT/field.npz.
+
+    \b
+    Example:
+        edgeml sample digits --out models
+        edgeml convert models/v1/digits.py:model --data models/v1/data.npz --name digits --version 1.0.0 \\
+            --profile generic-x86-64
+    """
+    from .samples import digits as digits_sample
+    from .show import print_json, training
+
+    with training(quiet=as_json) as on_epoch:
+        trained = digits_sample.write(out, digits_sample.find(releases), seed, on_epoch)
+    if as_json:
+        print_json(trained)
+        return
+    for one in trained:
+        click.echo(f"{one.name}: accuracy {one.accuracy:.3f} on its own evaluation data, {one.field_accuracy:.3f} in the field; {one.directory}")

@@ -1,0 +1,116 @@
+"""How conversions are shown to a person.
+
+Decides the looks only: progress while one waits, a table of candidates, the next command to type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from edgeml.errors import ConfigError
+
+from .report import CandidateRow, Conversion, Packaging
+from .select import size
+
+
+def fraction(text: str) -> float:
+    """Read `0.5%` or `0.005`.
+
+    Raises:
+        ConfigError: Neither, or not between 0 and 1.
+
+    >>> fraction("0.5%"), fraction("0.01")
+    (0.005, 0.01)
+    """
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise ConfigError(f"{text!r} is no drop", hint="write 0.5% or 0.005")
+    return value
+
+
+def print_json(content: Any) -> None:
+    """Print anything as JSON."""
+    click.echo(msgspec.json.format(msgspec.json.encode(content, enc_hook=str), indent=2).decode())
+
+
+@contextmanager
+def steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Show what is being done, and for how long, on a terminal."""
+    console = Console(stderr=True, quiet=quiet)
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+        yield lambda text: progress.update(task, description=text)
+
+
+@contextmanager
+def training(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar for each release that is trained."""
+    console = Console(stderr=True, quiet=quiet)
+    columns = (TextColumn("training {task.description}"), BarColumn(30), TextColumn("{task.completed}/{task.total} epochs"))
+    tasks: dict[str, Any] = {}
+    with Progress(*columns, console=console, transient=True) as progress:
+
+        def on_epoch(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task(name, total=total)
+            progress.update(tasks[name], completed=done)
+
+        yield on_epoch
+
+
+def tell_conversion(conversion: Conversion) -> None:
+    """Show the candidates, the bundles and what to do next."""
+    report = conversion.report
+    console = Console(highlight=False)
+    table = Table(title=f"{report.release}: {report.metric} {report.baseline:.4f} before, at most {report.max_drop:.2%} may be lost", title_justify="left")
+    for heading in ("candidate", "file", report.metric, "agreement", "latency here", "memory here", "verdict"):
+        table.add_column(heading, overflow="fold")
+    for row in report.candidates:
+        table.add_row(row.variant, size(row.length_bytes), *_figures(row), _verdicts(row))
+    console.print(table)
+    console.print(f"measured on {report.host} over {report.samples} samples; another machine's latency is another")
+    for warning in conversion.warnings:
+        console.print(f"note: {warning}")
+    for bundle in conversion.bundles:
+        console.print(f"{bundle.path}: {bundle.variant} for {', '.join(bundle.profiles)}, {size(bundle.length_bytes)}", soft_wrap=True)
+    console.print(f"next: edgeml fleet publish {' '.join(bundle.path for bundle in conversion.bundles)}", soft_wrap=True)
+
+
+def tell_packaging(packaging: Packaging) -> None:
+    """Show what was bundled."""
+    console = Console(highlight=False)
+    bundle = packaging.bundle
+    console.print(f"{bundle.path}: {bundle.variant} for {', '.join(bundle.profiles)}, {size(bundle.length_bytes)}", soft_wrap=True)
+    console.print(
+        f"checked in a child process on {packaging.runtime}: {packaging.latency_p50_ms:.3f} ms, {size(packaging.peak_memory_bytes)} of memory, "
+        f"measured on {packaging.host}",
+        soft_wrap=True,
+    )
+    if packaging.value is not None:
+        console.print(f"{packaging.metric} {packaging.value:.4f} on {packaging.samples} samples")
+    console.print(f"golden vectors: {packaging.golden_samples} samples, {packaging.golden_origin}", soft_wrap=True)
+    if not packaging.has_monitor:
+        console.print("no monitor: give --data to have drift told")
+
+
+def _figures(row: CandidateRow) -> tuple[str, str, str, str]:
+    if row.value is None or row.agreement is None or row.latency_p50_ms is None or row.peak_memory_bytes is None:
+        return "-", "-", "-", "-"
+    return f"{row.value:.4f}", f"{row.agreement:.4f}", f"{row.latency_p50_ms:.3f} ms", size(row.peak_memory_bytes)
+
+
+def _verdicts(row: CandidateRow) -> str:
+    if row.failure:
+        return row.failure
+    return "\n".join(f"{one.profile}: {one.verdict}, {one.reason}" for one in row.verdicts)

@@ -1,0 +1,213 @@
+"""The transport over paho, against a broker that does what a test tells it to."""
+
+import contextlib
+import queue
+import socket
+import struct
+import threading
+import time
+
+import pytest
+
+from edgeml import mqtt
+from edgeml.mqtt import Login, PahoTransport
+from edgeml.transport import LinkDown, LinkUp, Message
+
+WAIT_S = 8.0
+CONNECT, PUBLISH, PUBACK, SUBSCRIBE, DISCONNECT = 1, 3, 4, 8, 14
+
+
+class ScriptedBroker:
+    """Accepts one connection after the other; `answers` says how."""
+
+    def __init__(self):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.packets = queue.Queue()
+        self.connack = 0
+        self.suback = 1
+        self.confirms = True
+        self.connection = None
+        self.accepted = 0
+        self._stopped = False
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self):
+        while not self._stopped:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            self.connection = connection
+            self.accepted += 1
+            with contextlib.suppress(OSError):
+                self._talk(connection)
+            connection.close()
+
+    def _talk(self, connection):
+        with connection.makefile("rb") as stream:
+            while head := stream.read(1):
+                length, shift = 0, 0
+                while True:
+                    byte = stream.read(1)[0]
+                    length |= (byte & 0x7F) << shift
+                    shift += 7
+                    if not byte & 0x80:
+                        break
+                body = stream.read(length)
+                kind = head[0] >> 4
+                self.packets.put((kind, head[0] & 0x0F, body))
+                if kind == CONNECT:
+                    connection.sendall(bytes([0x20, 2, 0, self.connack]))
+                elif kind == SUBSCRIBE:
+                    filters = body.count(b"em/")
+                    connection.sendall(bytes([0x90, 2 + filters]) + body[:2] + bytes([self.suback]) * filters)
+                elif kind == PUBLISH and self.confirms:
+                    (size,) = struct.unpack("!H", body[:2])
+                    connection.sendall(b"\x40\x02" + body[2 + size : 4 + size])
+                elif kind == DISCONNECT:
+                    return
+
+    def send(self, topic, payload):
+        body = struct.pack("!H", len(topic)) + topic.encode() + payload
+        self.connection.sendall(bytes([0x31, len(body)]) + body)
+
+    def cut(self):
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def stop(self):
+        self._stopped = True
+        self.listener.close()
+        if self.connection is not None:
+            self.connection.close()
+
+    def next(self, kind):
+        until = time.monotonic() + WAIT_S
+        while time.monotonic() < until:
+            found, flags, body = self.packets.get(timeout=WAIT_S)
+            if found == kind:
+                return flags, body
+        raise AssertionError("no such packet")
+
+
+@pytest.fixture
+def broker():
+    started = ScriptedBroker()
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def make(broker, monkeypatch):
+    monkeypatch.setattr(mqtt.random, "randint", lambda *_: 0)
+    made = []
+
+    def make_transport(subscriptions=("em/v1/t/d/cam-1/desired",), will=None):
+        login = Login(
+            host="127.0.0.1", port=broker.port, username="cam-1", password="secret", client_id="cam-1"
+        )
+        made.append(PahoTransport(login, subscriptions=subscriptions, will=will))
+        made[-1].start()
+        return made[-1]
+
+    yield make_transport
+    for transport in made:
+        transport.close()
+
+
+def up(transport):
+    assert transport.receive(WAIT_S) == LinkUp()
+    return transport
+
+
+def test_link_is_up_only_after_the_subscription_is_answered(broker, make):
+    transport = up(make())
+    assert transport.connected
+    _, body = broker.next(CONNECT)
+    assert b"cam-1" in body
+    assert b"secret" in body
+    assert broker.next(SUBSCRIBE)[1].endswith(b"em/v1/t/d/cam-1/desired\x01")
+
+
+def test_without_subscriptions_the_login_is_enough(make):
+    assert up(make(subscriptions=())).connected
+
+
+def test_will_is_left_with_the_broker(broker, make):
+    up(make(will=Message("em/v1/t/d/cam-1/state", b"gone", 1, retain=True)))
+    _, body = broker.next(CONNECT)
+    assert b"em/v1/t/d/cam-1/state\x00\x04gone" in body
+    assert body[7] & 0x3C == 0x2C, "will flag, QoS 1, retain"
+    assert body[7] & 0x02, "clean session: the broker's queue is never relied upon"
+
+
+def test_refused_login_is_told_and_tried_again(broker, make):
+    broker.connack = 5
+    transport = make()
+    arrival = transport.receive(WAIT_S)
+    assert isinstance(arrival, LinkDown)
+    assert "refused" in arrival.reason
+    assert not transport.connected
+    broker.connack = 0
+    while arrival != LinkUp():
+        arrival = transport.receive(WAIT_S)
+        assert arrival is not None
+    assert broker.accepted >= 2
+
+
+def test_message_comes_out_of_the_inbox(broker, make):
+    transport = up(make())
+    broker.send("em/v1/t/d/cam-1/desired", b"payload")
+    assert transport.receive(WAIT_S) == Message("em/v1/t/d/cam-1/desired", b"payload", 0, retain=True)
+    assert transport.receive(0.0) is None
+
+
+def test_lost_link_refuses_messages_and_comes_back_by_itself(broker, make):
+    transport = up(make())
+    broker.cut()
+    assert isinstance(transport.receive(WAIT_S), LinkDown)
+    assert not transport.publish(Message("em/v1/t/d/cam-1/state", b"x"))
+    assert transport.receive(WAIT_S) == LinkUp()
+    assert transport.publish(Message("em/v1/t/d/cam-1/state", b"x"))
+
+
+def test_window_of_unconfirmed_messages_is_bounded(broker, make):
+    broker.confirms = False
+    transport = up(make())
+    taken = sum(transport.publish(Message("em/v1/t/d/cam-1/state", b"x")) for _ in range(500))
+    assert taken == mqtt.IN_FLIGHT_MAX * 5
+    assert transport.unconfirmed == taken
+
+
+def test_confirmed_messages_make_room(broker, make):
+    transport = up(make())
+    for _ in range(mqtt.IN_FLIGHT_MAX * 5 + 50):
+        until = time.monotonic() + WAIT_S
+        while not transport.publish(Message("em/v1/t/d/cam-1/state", b"x")):
+            assert time.monotonic() < until
+            time.sleep(0.005)
+    until = time.monotonic() + WAIT_S
+    while transport.unconfirmed:
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_retain_and_qos_are_sent_as_asked(broker, make):
+    transport = up(make())
+    transport.publish(Message("em/v1/t/d/cam-1/reported", b"x", 1, retain=True))
+    flags, _ = broker.next(PUBLISH)
+    assert flags == 0b0011
+
+
+def test_closing_twice_says_goodbye_once(broker, make):
+    transport = up(make())
+    transport.close()
+    transport.close()
+    broker.next(DISCONNECT)
+
+
+def test_password_is_in_no_representation():
+    login = Login(host="h", port=1, username="u", password="secret", client_id="c")
+    assert "secret" not in repr(login)
+    assert "secret" not in f"{login}"
