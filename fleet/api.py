@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import os
 import re
 import secrets
 import socket
@@ -178,7 +179,7 @@ def main(directory: str) -> None:
         click.echo(f"error: {error.message}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        click.echo(f"error: cannot listen: {error.strerror}", err=True)
+        click.echo(f"error: cannot listen: {os.strerror(error.errno or 0)}", err=True)
         sys.exit(1)
 
 

@@ -138,10 +138,15 @@ def write_logins(home: FleetHome, devices: Mapping[DeviceId, tuple[str, str]]) -
     atomic.write_bytes(mosquitto.passwords_path(home), passwords.encode())
 
 
-def users(home: FleetHome) -> frozenset[str]:
-    """Who may log in now."""
-    try:
-        lines = tokens_path(home).read_text().splitlines()
-    except FileNotFoundError:
-        return frozenset()
-    return frozenset(line.partition(":")[0] for line in lines)
+def end_connections(home: FleetHome) -> None:
+    """Ask `fleet serve` to restart the broker: no broker ends the connections of a login that was taken away.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    atomic.write_bytes(revoked_path(home), secrets.token_hex(8).encode())
+
+
+def revoked_path(home: FleetHome) -> Path:
+    """File that changes when a login is taken away."""
+    return home.broker / "revoked"

@@ -218,19 +218,27 @@ def drift(context: click.Context, directory: str | None, form: str | None) -> No
     metavar="DIR",
     help="Where to play it (default: a new one).",
 )
-@click.option("--keep", is_flag=True, help="Leave the directory, to look around in it.")
+@click.option("--keep", is_flag=True, help="Leave everything running at the end, and say what to look at.")
 @click.option(
-    "--devices", default=4, show_default=True, type=click.IntRange(2, 32), help="Simulated devices."
+    "--devices",
+    default=50,
+    show_default=True,
+    type=click.IntRange(8, 500),
+    help="Simulated devices, beside three real agents.",
 )
 @json_option
 def demo(directory: Path | None, keep: bool, devices: int, form: str | None) -> None:
-    """Play the whole way once on this machine: shrink, sign, roll out, roll back, drift.
+    """Watch the whole way once on this machine: train, shrink, sign, push, run, report, tell drift.
+
+    Starts a broker, a controller, three real agents and simulated devices; rolls out a first and a better release;
+    stops one that is worse in the field; finds two cameras that were turned. About two minutes. With --dir, a demo
+    that was interrupted goes on where it stopped.
 
     \b
     Example:
         edgeml demo
-        edgeml demo --devices 6 --keep --dir ./demo
+        edgeml demo --keep --dir ./demo
     """
     from . import demo as story
 
-    story.run(directory=directory, keep=keep, devices=devices, as_json=form == "json")
+    story.run(directory, keep=keep, devices=devices, as_json=form == "json")

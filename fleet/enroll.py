@@ -92,6 +92,7 @@ def remove(home: FleetHome, store: Store, name: str) -> None:
         if not devices.remove(connection, DeviceId(name)):
             raise ConfigError(f"there is no device {name}", hint="`edgeml fleet device list` names them")
         broker.write_logins(home, devices.logins(connection))
+    broker.end_connections(home)
 
 
 def trust_anchor(home: FleetHome) -> bytes:

@@ -110,8 +110,8 @@ class Supervisor:
             broker.write_logins(home, devices.logins(connection))
         store.close()
         operator_token(home)
-        self._logins = self._login_stamps()
-        self._users = broker.users(home)
+        self._logins = _stamps(broker.login_files(home))
+        self._revoked = _stamps((broker.revoked_path(home),))
         self._stopping = False
         self._started_at_ms = time.time_ns() // 1_000_000
         place = ("--dir", str(home.directory))
@@ -192,24 +192,16 @@ class Supervisor:
         self._tell_broker_of_logins()
 
     def _tell_broker_of_logins(self) -> None:
-        stamps = self._login_stamps()
-        if stamps == self._logins:
-            return
-        self._logins = stamps
-        before, self._users = self._users, broker.users(self._home)
+        before, self._logins = self._logins, _stamps(broker.login_files(self._home))
+        revoked_before, self._revoked = self._revoked, _stamps((broker.revoked_path(self._home),))
         process = self._children[0].process
         if process is None:
             return
-        if before - self._users:
+        if self._revoked != revoked_before:
             logger.info("a login was taken away; restarting the broker to end its connections")
             process.terminate()
-        elif self._launch.kind is BrokerKind.MOSQUITTO:
+        elif self._logins != before and self._launch.kind is BrokerKind.MOSQUITTO:
             process.send_signal(signal.SIGHUP)
-
-    def _login_stamps(self) -> tuple[int, ...]:
-        return tuple(
-            path.stat().st_mtime_ns if path.exists() else 0 for path in broker.login_files(self._home)
-        )
 
     def _stop_all(self) -> None:
         until_s = time.monotonic() + STOP_S
@@ -238,6 +230,10 @@ class Supervisor:
         atomic.write_bytes(self._state_path(), msgspec.json.encode(running))
 
 
+def _stamps(paths: tuple[Path, ...]) -> tuple[int, ...]:
+    return tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in paths)
+
+
 def _wait(child: Child, until_s: float) -> None:
     if child.process is None:
         return
@@ -255,7 +251,7 @@ def _check_free(section: str, host: str, port: int) -> None:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
         raise ConfigError(
-            f"cannot listen on {host}:{port}: {error.strerror}",
+            f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}",
             hint=f"stop what listens there, or change [{section}] in fleet.toml",
         ) from error
 

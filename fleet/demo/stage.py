@@ -115,13 +115,18 @@ class Stage:
 
 
 class Conversions:
-    """Converts versions one after the other, in the background."""
+    """Trains, then converts one version after the other, in the background."""
 
     def __init__(self, stage: Stage) -> None:
         self._pool = ThreadPoolExecutor(1, "convert")
+        self._trained: Future[None] = self._pool.submit(stage.train)
         self._futures: list[Future[Conversion]] = [
             self._pool.submit(stage.convert, index) for index in range(len(VERSIONS))
         ]
+
+    def wait_for_training(self) -> None:
+        """Wait until the models are trained."""
+        self._trained.result()
 
     def get(self, index: int) -> Conversion:
         """Wait for a version."""

@@ -97,7 +97,7 @@ class Story:
     def _make_models(self) -> None:
         self._telling.chapter("1. A model is trained and shrunk")
         with self._telling.waiting("training three versions of a small CNN on scikit-learn's digits"):
-            self._stage.train()
+            self._conversions.wait_for_training()
         with self._telling.waiting("converting 1.0.0, verifying every candidate on its runtime"):
             first = self._conversions.get(0)
         self._tell_conversion(first)

@@ -161,6 +161,56 @@ def test_ctrl_c_stops_everything(make):
     assert not [pid for pid in served.seen if alive(pid)]
 
 
+def login(served, token):
+    """Connect as cam-1; an event that is set when the connection is lost."""
+    import threading
+
+    import paho.mqtt.client as paho
+    from paho.mqtt.enums import CallbackAPIVersion
+
+    client = paho.Client(
+        CallbackAPIVersion.VERSION2, client_id="cam-1", protocol=paho.MQTTv311, reconnect_on_failure=False
+    )
+    client.username_pw_set("cam-1", token)
+    answered, lost, codes = threading.Event(), threading.Event(), []
+    client.on_connect = lambda _c, _d, _f, reason, _p: (codes.append(reason.is_failure), answered.set())
+    client.on_disconnect = lambda *_: lost.set()
+    client.connect("127.0.0.1", served.config.broker.port)
+    client.loop_start()
+    assert answered.wait(10)
+    return client, codes[0], lost
+
+
+@pytest.mark.parametrize("kind", ["mosquitto", "amqtt"])
+def test_device_logs_in_as_soon_as_it_is_added_and_is_thrown_out_when_removed(make, kind):
+    from fleet import enroll
+    from fleet.config import database_url
+    from fleet.store import Store
+
+    served = make(kind).start()
+    store = Store(database_url(served.home, served.config))
+    kit = served.home.directory.parent / "kit"
+    enroll.add(served.home, served.config, store, enroll.NewDevice("cam-1", "generic-x86-64", kit), 0)
+    token = (kit / "token").read_text()
+
+    def accepted():
+        client, refused, lost = login(served, token)
+        if refused:
+            client.loop_stop()
+            return None
+        return client, lost
+
+    client, lost = wait_for(accepted, "the new device to be let in", 5)
+    enroll.remove(served.home, store, "cam-1")
+    assert lost.wait(8), served.log.read_text()
+    client.loop_stop()
+    wait_for(served.answers, "the broker to be back")
+    client, refused, _ = login(served, token)
+    client.loop_stop()
+    assert refused
+    store.close()
+
+
 def run_serve(home):
     return subprocess.run(
         [sys.executable, "-m", "edgeml", "fleet", "serve", "--dir", str(home.directory)],
