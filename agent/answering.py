@@ -80,9 +80,9 @@ class Answering:
         with self.lock:
             return self._windows.labelled(request_id, code)
 
-    def expect(self, worker: Worker, latency_slow_ms: float | None) -> None:
-        """Hear of a worker that is about to serve, and from which latency on its answers count as slow."""
-        self._slow_ms[worker.digest] = latency_slow_ms
+    def expect(self, worker: Worker) -> None:
+        """Hear of a worker that is about to serve: its monitor says which answers are slow."""
+        self._slow_ms[worker.digest] = worker.latency_slow_ms
 
     def retire(self, worker: Worker) -> None:
         """Take the last counts of a worker that is about to be stopped."""

@@ -6,19 +6,18 @@ at any time produced = acknowledged + dropped + held. When to send what is `upli
 
 Durability. A file of its own, WAL with synchronous=NORMAL. A kill loses the rows since the last commit: at most
 COMMIT_ROWS, and none that were flushed or sent. A power cut loses at most the commits in the last LOG_PAGES pages of
-the log. Neither breaks the file nor the counts, and no number is given twice: what was lost is a gap in `seq`.
-Pages are 4096 bytes, the unit of flash and of SQLite; auto_vacuum stays off, for a full ring reuses its own free pages.
+the log. Neither breaks the file nor the counts, and no number is sent twice for different rows: `boot` is new with
+every life. auto_vacuum stays off, for a full ring reuses its own free pages.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
@@ -37,6 +36,10 @@ from edgeml.telemetry import (
 )
 from edgeml.twin import Ack
 
+from .buffer_file import LOG_PAGES, FilePath, is_corrupt, is_full, open_file, sql, start_over
+
+__all__ = ["LOG_PAGES", "Buffer", "BufferLimits"]
+
 logger = logging.getLogger(__name__)
 
 ROWS_PER_BATCH: Final = 100
@@ -44,14 +47,9 @@ COMMIT_ROWS: Final = 50
 UNWRITTEN_ROWS_MAX: Final = 4 * COMMIT_ROWS
 """Rows that wait in memory while the disk refuses them; above it the oldest are dropped."""
 EVICT_FRACTION: Final = 0.01
-LOG_PAGES: Final = 64
-_SCHEMA_VERSION: Final = 1
-_PAGE_BYTES: Final = 4096
-_PAGES_MIN: Final = 512
 _ROW_OVERHEAD_BYTES: Final = 32
 _ENVELOPE_BYTES: Final = 1024
 _DROPPED_FIRST: Final = (Stream.WINDOWS, Stream.EVENTS)
-_CORRUPT: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 Row = Window | Event
 
@@ -84,27 +82,20 @@ class Buffer:
         StorageError: The disk refused.
     """
 
-    def __init__(
-        self, path: Path | Literal[":memory:"], boot: str, limits: BufferLimits | None = None
-    ) -> None:
+    def __init__(self, path: FilePath, boot: str, limits: BufferLimits | None = None) -> None:
         self._path = path
         self._boot = boot
         self._limits = limits or BufferLimits()
         self._unwritten: list[tuple[Stream, int, bytes]] = []
-        self.quarantined: Path | None = None
         try:
-            try:
-                self._open()
-            except sqlite3.Error as error:
-                if not _is_corrupt(error):
-                    raise
-                self._set_aside()
-                self._open()
+            opened = open_file(path, self._limits.bytes_max)
+            self._connection = opened.connection
+            self.quarantined = opened.quarantined
+            self._tallies = {stream: self._recount(stream) for stream in Stream}
         except sqlite3.Error as error:
             raise StorageError(f"cannot open telemetry in {path}: {error}", hint="check the disk") from error
         except OSError as error:
             raise storage_error(error, Path(path)) from error
-        self._tallies = {stream: self._recount(stream) for stream in Stream}
 
     def append(self, row: Row) -> int:
         """Keep a row and return the seq it was given; the row's own seq means nothing.
@@ -134,19 +125,18 @@ class Buffer:
         Raises:
             StorageError: The disk refused even after the oldest rows were given up. What is unwritten waits in memory.
         """
+        started_over = False
         while self._unwritten:
             try:
                 self._write()
             except sqlite3.Error as error:
                 self._undo()
-                try:
-                    freed = _is_full(error) and self._evict()
-                except sqlite3.Error:
-                    self._undo()
-                    freed = False
-                if not freed:
-                    self._forget_oldest_unwritten()
+                if is_corrupt(error) and not started_over:
+                    started_over = True
                     self._survive(error)
+                elif not self._make_room(error):
+                    self._forget_oldest_unwritten()
+                    raise self._storage_error(error) from error
         try:
             while self._is_over() and self._evict():
                 pass
@@ -171,7 +161,9 @@ class Buffer:
                     size = len(encode_batch(batch))
                     if size <= bytes_max:
                         return batch
-                    rows = rows[: min(len(rows) - 1, len(rows) * bytes_max // size)]
+                    if len(rows) == 1:
+                        break
+                    rows = rows[: max(1, min(len(rows) - 1, len(rows) * bytes_max // size))]
                 logger.warning("a row in %s cannot be sent and is dropped", stream.value)
                 self._drop(stream, 1)
         except sqlite3.Error as error:
@@ -236,7 +228,7 @@ class Buffer:
             for stream in Stream:
                 rows = [(self._boot, seq, payload) for one, seq, payload in self._unwritten if one is stream]
                 statement = "INSERT INTO $rows (boot, seq, payload) VALUES (?, ?, ?)"
-                self._connection.executemany(_sql(statement, stream), rows)
+                self._connection.executemany(sql(statement, stream), rows)
                 self._save(stream, unwritten=0)
         self._unwritten.clear()
 
@@ -274,6 +266,14 @@ class Buffer:
         block = max(1, int(self._limits.rows_max * EVICT_FRACTION))
         return any(self._drop(stream, block) for stream in _DROPPED_FIRST)
 
+    def _make_room(self, error: sqlite3.Error) -> bool:
+        try:
+            return is_full(error) and self._evict()
+        except sqlite3.Error:
+            # A disk so full that not even the log of a deletion fits: the first error says it.
+            self._undo()
+            return False
+
     def _forget_oldest_unwritten(self) -> None:
         while len(self._unwritten) > UNWRITTEN_ROWS_MAX:
             index = next((i for i, row in enumerate(self._unwritten) if row[0] is Stream.WINDOWS), 0)
@@ -305,19 +305,12 @@ class Buffer:
         )
 
     def _recount(self, stream: Stream) -> _Tally:
-        try:
-            counts = self._connection.execute(
-                "SELECT produced, acknowledged, dropped, boot, seq FROM counts WHERE stream = ?",
-                (stream.value,),
-            ).fetchone()
-            held, payload_bytes = self._execute(
-                stream, "SELECT count(*), coalesce(sum(length(payload)), 0) FROM $rows"
-            ).fetchone()
-        except sqlite3.Error as error:
-            raise StorageError(
-                f"cannot read telemetry in {self._path}: {error}", hint="check the disk"
-            ) from error
-        produced, acknowledged, dropped, boot, seq = counts
+        produced, acknowledged, dropped, boot, seq = self._connection.execute(
+            "SELECT produced, acknowledged, dropped, boot, seq FROM counts WHERE stream = ?", (stream.value,)
+        ).fetchone()
+        held, payload_bytes = self._execute(
+            stream, "SELECT count(*), coalesce(sum(length(payload)), 0) FROM $rows"
+        ).fetchone()
         # Rows that a person has deleted from the file count as dropped.
         dropped += max(0, produced - acknowledged - dropped - held)
         produced = acknowledged + dropped + held
@@ -325,52 +318,12 @@ class Buffer:
         return _Tally(produced, acknowledged, dropped, seq if boot == self._boot else 0, held, held_bytes)
 
     def _execute(self, stream: Stream, statement: str, *values: int) -> sqlite3.Cursor:
-        return self._connection.execute(_sql(statement, stream), values)
+        return self._connection.execute(sql(statement, stream), values)
 
     def _undo(self) -> None:
         # SQLite may have rolled back by itself, or be unable to: either way nothing was written.
         with suppress(sqlite3.Error):
             self._connection.rollback()
-
-    def _open(self) -> None:
-        if isinstance(self._path, Path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-            os.fchmod(descriptor, 0o600)
-            os.close(descriptor)
-        self._connection = sqlite3.connect(self._path, check_same_thread=False)
-        for setting in (
-            f"page_size = {_PAGE_BYTES}",
-            "journal_mode = WAL",
-            "synchronous = NORMAL",
-            f"wal_autocheckpoint = {LOG_PAGES}",
-            f"journal_size_limit = {2 * LOG_PAGES * _PAGE_BYTES}",
-            f"max_page_count = {max(_PAGES_MIN, self._limits.bytes_max // _PAGE_BYTES)}",
-        ):
-            self._connection.execute(f"PRAGMA {setting}")
-        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-        if tables and (version != _SCHEMA_VERSION or self._check() != "ok"):
-            raise _unreadable()
-        with self._connection:
-            for stream in Stream:
-                self._execute(
-                    stream,
-                    "CREATE TABLE IF NOT EXISTS $rows (id INTEGER PRIMARY KEY, boot TEXT NOT NULL, seq INTEGER NOT NULL, "
-                    "payload BLOB NOT NULL)",
-                )
-            self._connection.execute(
-                "CREATE TABLE IF NOT EXISTS counts (stream TEXT PRIMARY KEY, produced INTEGER NOT NULL, "
-                "acknowledged INTEGER NOT NULL, dropped INTEGER NOT NULL, boot TEXT NOT NULL, seq INTEGER NOT NULL)"
-            )
-            self._connection.executemany(
-                "INSERT OR IGNORE INTO counts VALUES (?, 0, 0, 0, '', 0)", [(one.value,) for one in Stream]
-            )
-            self._connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-
-    def _check(self) -> str:
-        result: str = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        return result
 
     def _survive(self, error: sqlite3.Error) -> None:
         """Start over if the file is corrupt; the rows on disk are then counted as dropped.
@@ -379,12 +332,11 @@ class Buffer:
             StorageError: It is something else, or cannot be started over.
         """
         self._undo()
-        if not _is_corrupt(error):
-            hint = "free space on that file system" if _is_full(error) else "check the disk"
-            raise StorageError(f"cannot keep telemetry in {self._path}: {error}", hint=hint) from error
+        if not is_corrupt(error):
+            raise self._storage_error(error) from error
         try:
-            self._set_aside()
-            self._open()
+            opened = start_over(self._connection, self._path, self._limits.bytes_max)
+            self._connection, self.quarantined = opened.connection, opened.quarantined
             for stream, tally in self._tallies.items():
                 unwritten = [payload for one, _, payload in self._unwritten if one is stream]
                 tally.dropped += tally.held - len(unwritten)
@@ -398,25 +350,16 @@ class Buffer:
             ) from again
         logger.error("telemetry could not be read, was set aside as %s and starts over", self.quarantined)
 
-    def _set_aside(self) -> None:
-        self._connection.close()
-        if not isinstance(self._path, Path):
-            return
-        self.quarantined = self._path.with_suffix(".corrupt")
-        self._path.replace(self.quarantined)
-        for suffix in ("-wal", "-shm"):
-            Path(f"{self._path}{suffix}").unlink(missing_ok=True)
-
-
-def _sql(statement: str, stream: Stream) -> str:
-    return statement.replace("$rows", stream.value)
+    def _storage_error(self, error: sqlite3.Error) -> StorageError:
+        hint = "free space on that file system" if is_full(error) else "check the disk"
+        return StorageError(f"cannot keep telemetry in {self._path}: {error}", hint=hint)
 
 
 def _readable(found: list[tuple[int, str, bytes]], stream: Stream) -> list[Row]:
     """Decode the rows of the oldest boot, up to the size of a batch or the first that cannot be read."""
     rows: list[Row] = []
+    kind: type[Row] = Window if stream is Stream.WINDOWS else Event
     room = BATCH_RAW_BYTES_MAX - _ENVELOPE_BYTES
-    kind = Window if stream is Stream.WINDOWS else Event
     for _, boot, payload in found:
         room -= len(payload) + 1
         if boot != found[0][1] or room < 0:
@@ -426,18 +369,3 @@ def _readable(found: list[tuple[int, str, bytes]], stream: Stream) -> list[Row]:
         except (msgspec.MsgspecError, UnicodeDecodeError):
             break
     return rows
-
-
-def _is_full(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-
-
-def _is_corrupt(error: sqlite3.Error) -> bool:
-    # Extended codes carry the primary one in their low byte.
-    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _CORRUPT
-
-
-def _unreadable() -> sqlite3.DatabaseError:
-    error = sqlite3.DatabaseError("not a telemetry file of this version, or damaged")
-    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-    return error

@@ -24,7 +24,13 @@ def agent() -> None:
 
 @agent.command("run")
 @CONFIG
-@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Log lines for people or machines.",
+)
 def run_command(config_path: Path, log_format: str) -> None:
     """Run the agent until it is told to stop (SIGTERM or Ctrl-C).
 

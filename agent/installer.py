@@ -18,11 +18,19 @@ from typing import Final
 
 import msgspec
 
-from edgeml import errors, monitor
-from edgeml.bundle import GOLDEN, MONITOR, Bundle, read_verified
+from edgeml import atomic, errors
 from edgeml.clock import Clock
-from edgeml.errors import BackendError, BudgetError, ConfigError, EdgemlError, StateError, TransferError
-from edgeml.ids import Digest
+from edgeml.errors import (
+    BackendError,
+    BudgetError,
+    ConfigError,
+    DigestMismatchError,
+    EdgemlError,
+    StateError,
+    TransferError,
+)
+from edgeml.ids import Digest, digest_of_file
+from edgeml.manifest import GOLDEN
 from edgeml.trustfacts import SignedTarget
 from edgeml.twin import Desired, Slot, Slots
 
@@ -50,8 +58,8 @@ class Tools:
     clock: Clock
     on_retired: Callable[[Worker], None]
     """Called with a worker that no longer serves, before it is stopped."""
-    on_loaded: Callable[[Worker, float | None], None]
-    """Called with a worker before it serves, and the latency in ms from which on its answers are slow."""
+    on_loaded: Callable[[Worker], None]
+    """Called with a worker before it serves."""
     on_progress: Callable[[int, int], None] = lambda _done, _all: None
 
 
@@ -107,8 +115,21 @@ class DeviceInstaller:
             child.terminate()
 
     def verify(self, digest: Digest) -> None:
-        """Check the bundle on disk against its digest."""
-        read_verified(self._table.path(digest), digest).close()
+        """Check the bundle on disk against its digest; the worker checks it again before it loads it.
+
+        Raises:
+            DigestMismatchError: It is another one, or gone.
+            StorageError: The disk failed.
+        """
+        path = self._table.path(digest)
+        try:
+            observed = digest_of_file(path)
+        except FileNotFoundError as error:
+            raise DigestMismatchError(f"{path.name} is not there") from error
+        except OSError as error:
+            raise atomic.storage_error(error, path) from error
+        if observed != digest:
+            raise DigestMismatchError(f"{path.name} has digest {observed[:12]}…")
 
     def activate(self, slot: Slot) -> None:
         """Load the variant in a worker, prove it, and let it serve on trial.
@@ -185,7 +206,7 @@ class DeviceInstaller:
     def _load(self, slot: Slot) -> Worker:
         worker = self._tools.supervisor.load(self._table.path(slot.digest), slot.digest, self._limits)
         logger.info("loaded %s in %.0f ms", slot.release, worker.load_ms)
-        self._tools.on_loaded(worker, _slow_ms(worker.path))
+        self._tools.on_loaded(worker)
         return worker
 
     def _prove(self, worker: Worker) -> None:
@@ -248,12 +269,6 @@ class DeviceInstaller:
             # Killed, or out of memory: what it verified is kept, so trying again is right.
             raise TransferError(f"the fetching child ended with {child.returncode}")
         return last
-
-
-def _slow_ms(path: Path) -> float | None:
-    """Read what counts as slow from a bundle that its worker has just verified."""
-    with Bundle(path) as bundle:
-        return monitor.decode(bundle.read(MONITOR)).latency_slow_ms if bundle.has(MONITOR) else None
 
 
 def _error(answer: Answer) -> EdgemlError:

@@ -91,11 +91,12 @@ class LoadRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LoadResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What was loaded, and the worker's resident memory then."""
+    """What was loaded, the worker's resident memory then, and from which latency on its monitor calls an answer slow."""
 
     manifest: Manifest
     runtime: str
     memory_bytes: int
+    latency_slow_ms: float | None = None
 
 
 class Taken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -97,6 +97,7 @@ class Worker:
         self.load_ms = (time.monotonic() - started_s) * 1000
         self.manifest: Manifest = loaded.manifest
         self.runtime: str = loaded.runtime
+        self.latency_slow_ms: float | None = loaded.latency_slow_ms
 
     @property
     def pid(self) -> int:

@@ -22,7 +22,7 @@ RESEND_FIRST_S: Final = 5.0
 RESEND_MAX_S: Final = 300.0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Flight:
     """A batch that was sent and not acknowledged."""
 
@@ -30,7 +30,6 @@ class _Flight:
     last_seq: int
     again_at_s: float
     pause_s: float
-    message: Message
 
 
 class Uplink:
@@ -48,20 +47,20 @@ class Uplink:
         self._flights.clear()
 
     def due(self, now_s: float, *, link_up: bool) -> list[Message]:
-        """Return what to send now."""
+        """Return what to send now.
+
+        Raises:
+            StorageError: The buffer's disk refused.
+        """
         if not link_up:
             return []
         messages = []
         for stream in Stream:
             flight = self._flights.get(stream)
-            if flight is None:
-                message = self._launch(stream, now_s)
-            elif now_s >= flight.again_at_s:
-                flight.pause_s = min(flight.pause_s * 2, RESEND_MAX_S)
-                flight.again_at_s = now_s + flight.pause_s
-                message = flight.message
-            else:
-                message = None
+            if flight is not None and now_s < flight.again_at_s:
+                continue
+            pause_s = RESEND_FIRST_S if flight is None else min(flight.pause_s * 2, RESEND_MAX_S)
+            message = self._launch(stream, now_s, pause_s)
             if message is not None:
                 messages.append(message)
         return messages
@@ -71,6 +70,7 @@ class Uplink:
 
         Raises:
             ManifestError: It is no such message.
+            StorageError: The buffer's disk refused; the rows are sent and acknowledged again.
         """
         ack = twin.decode(payload, Ack)
         self._buffer.acknowledge(ack)
@@ -78,13 +78,12 @@ class Uplink:
             if stream.value == ack.stream and flight.boot == ack.boot and flight.last_seq <= ack.seq:
                 del self._flights[stream]
 
-    def _launch(self, stream: Stream, now_s: float) -> Message | None:
+    def _launch(self, stream: Stream, now_s: float, pause_s: float) -> Message | None:
+        # Read again for every sending: what was evicted meanwhile is counted as dropped and not sent any more.
         batch = self._buffer.pending(stream)
         if batch is None:
+            self._flights.pop(stream, None)
             return None
+        self._flights[stream] = _Flight(batch.boot, batch.rows[-1].seq, now_s + pause_s, pause_s)
         rule = RULES[Leaf.TELEMETRY]
-        message = Message(self._topics[stream], encode_batch(batch), rule.qos, rule.retain)
-        self._flights[stream] = _Flight(
-            batch.boot, batch.rows[-1].seq, now_s + RESEND_FIRST_S, RESEND_FIRST_S, message
-        )
-        return message
+        return Message(self._topics[stream], encode_batch(batch), rule.qos, rule.retain)

@@ -18,6 +18,8 @@ from edgeml.telemetry import LATENCY_BINS, Counters, Window, latency_bin
 
 PREDICTIONS_MAX: Final = 4096
 """Predictions that are remembered for late labels."""
+REQUEST_ID_MAX: Final = 128
+"""Characters of an id above which its prediction is not remembered: ids come from callers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +41,29 @@ class Observed:
 
 @dataclass(slots=True)
 class _Open:
-    """The open window of one release."""
+    """The open window of one release. Plain numbers: this is counted up on every inference."""
 
-    counters: Counters = field(default_factory=Counters)
+    inferences: int = 0
+    errors: int = 0
+    slow: int = 0
+    labelled: int = 0
+    wrong: int = 0
     latency: list[int] = field(default_factory=lambda: [0] * LATENCY_BINS)
+
+    def counters(self, low_confidence: int) -> Counters:
+        """Say what was counted."""
+        return Counters(
+            inferences=self.inferences,
+            errors=self.errors,
+            low_confidence=low_confidence,
+            slow=self.slow,
+            labelled=self.labelled,
+            wrong=self.wrong,
+        )
 
 
 class Windows:
-    """The open windows of a device."""
+    """The open windows of a device, `window_s` seconds long."""
 
     def __init__(self, window_s: float) -> None:
         self._window_s = window_s
@@ -57,19 +74,21 @@ class Windows:
     def answered(
         self, key: ReleaseKey, latency_us: float, predicted: int | None, request_id: str, *, slow: bool
     ) -> None:
-        """Count an answer, and remember what was predicted."""
+        """Count an answer, and remember what was predicted if it was a class and the id is not longer than allowed."""
         window = self._window(key)
-        window.counters = window.counters.plus(Counters(inferences=1, slow=int(slow)))
+        window.inferences += 1
+        window.slow += slow
         window.latency[latency_bin(latency_us)] += 1
-        if predicted is not None:
+        if predicted is not None and len(request_id) <= REQUEST_ID_MAX:
+            # The newest prediction of an id counts, and is the last to be forgotten.
+            self._predictions.pop(request_id, None)
             self._predictions[request_id] = (key, predicted)
             if len(self._predictions) > PREDICTIONS_MAX:
                 self._predictions.popitem(last=False)
 
     def failed(self, key: ReleaseKey) -> None:
         """Count a request that got no answer."""
-        window = self._window(key)
-        window.counters = window.counters.plus(Counters(errors=1))
+        self._window(key).errors += 1
 
     def labelled(self, request_id: str, label: int) -> bool:
         """Count a label; False if the prediction is not remembered (any more), or had its label."""
@@ -78,7 +97,8 @@ class Windows:
             return False
         key, predicted = found
         window = self._window(key)
-        window.counters = window.counters.plus(Counters(labelled=1, wrong=int(predicted != label)))
+        window.labelled += 1
+        window.wrong += predicted != label
         return True
 
     def due(self, now_s: float) -> bool:
@@ -93,9 +113,9 @@ class Windows:
         duration_ms = max(0, round((now_s - began_s) * 1000))
         closed = []
         for key in sorted({*self._open, *observations}, key=lambda one: (one.release, one.digest)):
-            opened = self._open.get(key, _Open())
+            opened = self._open.get(key) or _Open()
             observed = observations.get(key, Observed(None, 0, 0))
-            counters = opened.counters.plus(Counters(low_confidence=observed.low_confidence))
+            counters = opened.counters(observed.low_confidence)
             seen = observed.sketch is not None and observed.sketch.rows > 0
             if counters == Counters() and not seen:
                 continue
@@ -106,7 +126,8 @@ class Windows:
                     seq=0,
                     release=key.release,
                     digest=key.digest,
-                    started_at_ms=now_ms - duration_ms,
+                    # A clock that has not been set yet stands near 1970; no time is before it.
+                    started_at_ms=max(0, now_ms - duration_ms),
                     duration_ms=duration_ms,
                     counters=counters,
                     latency=tuple(opened.latency),
@@ -122,4 +143,4 @@ class Windows:
         return self._open.setdefault(key, _Open())
 
 
-__all__ = ["PREDICTIONS_MAX", "Observed", "ReleaseKey", "Windows"]
+__all__ = ["PREDICTIONS_MAX", "REQUEST_ID_MAX", "Observed", "ReleaseKey", "Windows"]

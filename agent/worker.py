@@ -23,9 +23,9 @@ import numpy.typing as npt
 
 from edgeml import golden as golden_vectors
 from edgeml import monitor as monitor_format
-from edgeml.bundle import GOLDEN, MONITOR, Bundle, read_verified
+from edgeml.bundle import Bundle, read_verified
 from edgeml.errors import IncompatibleError
-from edgeml.manifest import Manifest, Task
+from edgeml.manifest import GOLDEN, MONITOR, Manifest, Task
 from edgeml.monitor import Monitor
 from edgeml.observer import Observer
 from edgeml.runtime import Session, open_session
@@ -111,7 +111,10 @@ class Service:
             request = decode_message(frame.payload, LoadRequest)
             self._model = _Model(request)
             loaded = LoadResult(
-                self._model.manifest, self._model.session.runtime, self._memory.highest_bytes()
+                manifest=self._model.manifest,
+                runtime=self._model.session.runtime,
+                memory_bytes=self._memory.highest_bytes(),
+                latency_slow_ms=self._model.latency_slow_ms,
             )
             self._channel.send(Kind.LOADED, frame.request_id, encode_message(loaded))
             return
@@ -164,6 +167,7 @@ class _Model:
             self.session: Session = open_session(bundle.model(), self.manifest.runtime, request.threads)
         _check_alike(self.session.inputs, self.manifest.inputs, "inputs")
         _check_alike(self.session.outputs, self.manifest.outputs, "outputs")
+        self.latency_slow_ms = None if monitor is None else monitor.latency_slow_ms
         self.observer = None if monitor is None else self._observer(monitor)
         self._path = path
         self._request = request

@@ -62,19 +62,38 @@ class Content:
 def measurement_of(result: ProbeResult, threads: int) -> Measurement:
     """Turn a probe's figures into the manifest's."""
     return Measurement(
-        result.host, result.runtime, threads, result.latency_p50_ms, result.latency_p95_ms, result.peak_memory_bytes
+        result.host,
+        result.runtime,
+        threads,
+        result.latency_p50_ms,
+        result.latency_p95_ms,
+        result.peak_memory_bytes,
     )
 
 
 def check_meaning(meaning: Meaning, spec: TensorSpec, answers: Array) -> None:
-    """Refuse a meaning that the answers [samples, ...] of the first output do not bear out.
+    """Refuse a meaning that the answers [samples, ...] of the first output to real samples do not bear out.
 
     Raises:
-        ConfigError: Not one row of scores per sample, another number of labels, or other scores than stated.
+        ConfigError: As `check_shape`, or the scores are other ones than stated.
+    """
+    check_shape(meaning, answers)
+    if meaning.task is Task.CLASSIFICATION:
+        check_scores(to_real(answers, spec), meaning.scores)
+
+
+def check_shape(meaning: Meaning, answers: Array) -> None:
+    """Refuse a meaning that the shape of the answers [samples, ...] does not bear out.
+
+    Raises:
+        ConfigError: Not one row of scores per sample, or another number of labels.
     """
     if meaning.task is not Task.CLASSIFICATION:
         if meaning.labels:
-            raise ConfigError("--labels names classes, and the task is no classification", hint="give evaluation_y, or leave --labels")
+            raise ConfigError(
+                "--labels names classes, and the task is no classification",
+                hint="give evaluation_y, or leave --labels",
+            )
         return
     if answers.ndim != 2 or answers.shape[1] < 2:
         raise ConfigError(
@@ -83,9 +102,9 @@ def check_meaning(meaning: Meaning, spec: TensorSpec, answers: Array) -> None:
         )
     if meaning.labels and len(meaning.labels) != answers.shape[1]:
         raise ConfigError(
-            f"--labels names {len(meaning.labels)} classes, the model has {answers.shape[1]}", hint="name every class once, in order"
+            f"--labels names {len(meaning.labels)} classes, the model has {answers.shape[1]}",
+            hint="name every class once, in order",
         )
-    check_scores(to_real(answers, spec), meaning.scores)
 
 
 def members_of(manifest: Manifest, content: Content) -> dict[str, bytes]:
@@ -96,12 +115,15 @@ def members_of(manifest: Manifest, content: Content) -> dict[str, bytes]:
     """
     count = golden_samples(content.inputs)
     recorded = Golden(
-        tuple(array[:count] for array in content.inputs), tuple(array[:count] for array in content.result.answers)
+        tuple(array[:count] for array in content.inputs),
+        tuple(array[:count] for array in content.result.answers),
     )
     members = {manifest.runtime.model_member: content.model, bundle.GOLDEN: golden.encode(recorded)}
     if content.with_monitor:
         inputs = {spec.name: array for spec, array in zip(manifest.inputs, content.inputs, strict=True)}
-        outputs = {spec.name: array for spec, array in zip(manifest.outputs, content.result.answers, strict=True)}
+        outputs = {
+            spec.name: array for spec, array in zip(manifest.outputs, content.result.answers, strict=True)
+        }
         members[bundle.MONITOR] = monitor.encode(build_monitor(manifest, inputs, outputs))
     if content.report is not None:
         members[bundle.REPORT] = content.report

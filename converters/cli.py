@@ -11,19 +11,36 @@ import click
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 OUT = click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path(), show_default="here", help="Where bundles are written."
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(),
+    show_default="here",
+    help="Where bundles are written.",
 )
 
 
 @click.command()
 @click.argument("model")
-@click.option("--data", type=click.Path(path_type=Path), required=True, help=".npz with calibration_x, evaluation_x, evaluation_y.")
-@click.option("--profile", "profiles", multiple=True, required=True, help="Hardware it is for; may be repeated.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help=".npz with calibration_x, evaluation_x, evaluation_y.",
+)
+@click.option(
+    "--profile", "profiles", multiple=True, required=True, help="Hardware it is for; may be repeated."
+)
 @click.option("--name", required=True, help="The model's name.")
 @click.option("--version", required=True, help="The release's version.")
 @click.option("--max-drop", default="0.5%", show_default=True, help="How much of the metric may be lost.")
 @click.option("--labels", default="", help="Names of the classes, with commas between.")
-@click.option("--scores", type=click.Choice(["logits", "probabilities"]), default="logits", show_default=True, help="What the scores are.")
+@click.option(
+    "--scores",
+    type=click.Choice(["logits", "probabilities"]),
+    default="logits",
+    show_default=True,
+    help="What the scores are.",
+)
 @OUT
 @JSON
 def convert(
@@ -65,13 +82,29 @@ def convert(
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--profile", "profiles", multiple=True, required=True, help="Hardware it is for; may be repeated.")
+@click.option(
+    "--profile", "profiles", multiple=True, required=True, help="Hardware it is for; may be repeated."
+)
 @click.option("--name", required=True, help="The model's name.")
 @click.option("--version", required=True, help="The release's version.")
-@click.option("--data", type=click.Path(path_type=Path), help=".npz with evaluation_x and, for a classifier, evaluation_y.")
-@click.option("--task", type=click.Choice(["classification", "other"]), help="What the first output means; default: from the data.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help=".npz with evaluation_x and, for a classifier, evaluation_y.",
+)
+@click.option(
+    "--task",
+    type=click.Choice(["classification", "other"]),
+    help="What the first output means; default: from the data.",
+)
 @click.option("--labels", default="", help="Names of the classes, with commas between.")
-@click.option("--scores", type=click.Choice(["logits", "probabilities"]), default="logits", show_default=True, help="What the scores are.")
+@click.option(
+    "--scores",
+    type=click.Choice(["logits", "probabilities"]),
+    default="logits",
+    show_default=True,
+    help="What the scores are.",
+)
 @OUT
 @JSON
 def package(
@@ -115,9 +148,21 @@ def sample() -> None:
 
 
 @sample.command()
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Where models and data are written.")
-@click.option("--release", "releases", multiple=True, help="v1 (default), v2 (better) or v3 (good at home, bad in the field); may be repeated.")
-@click.option("--seed", default=0, show_default=True, help="Another seed gives another split and other weights.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Where models and data are written.",
+)
+@click.option(
+    "--release",
+    "releases",
+    multiple=True,
+    help="v1 (default), v2 (better) or v3 (good at home, bad in the field); may be repeated.",
+)
+@click.option(
+    "--seed", default=0, show_default=True, help="Another seed gives another split and other weights."
+)
 @JSON
 def digits(out: Path, releases: tuple[str, ...], seed: int, as_json: bool) -> None:
     """Train small CNNs on scikit-learn's digits: OUT/v1/digits.py, its weights and data, and OUT/field.npz.
@@ -137,4 +182,6 @@ def digits(out: Path, releases: tuple[str, ...], seed: int, as_json: bool) -> No
         print_json(trained)
         return
     for one in trained:
-        click.echo(f"{one.name}: accuracy {one.accuracy:.3f} on its own evaluation data, {one.field_accuracy:.3f} in the field; {one.directory}")
+        click.echo(
+            f"{one.name}: accuracy {one.accuracy:.3f} on its own evaluation data, {one.field_accuracy:.3f} in the field; {one.directory}"
+        )

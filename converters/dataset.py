@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -102,8 +103,10 @@ def _read(path: Path, names: tuple[str, ...]) -> dict[str, Array]:
                 )
             return {name: _array(archive, present[name], name) for name in names if name in present}
     except OSError as error:
-        raise ConfigError(f"cannot read data {path}: {error.strerror or error}", hint="check the path") from error
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, zipfile.zlib.error) as error:
+        raise ConfigError(
+            f"cannot read data {path}: {error.strerror or error}", hint="check the path"
+        ) from error
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, zlib.error) as error:
         raise ConfigError(f"{path} is no .npz file: {error}", hint="write it with numpy.savez") from error
 
 
@@ -112,14 +115,21 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Array:
         with archive.open(info) as member:
             shape, dtype, header_bytes = _header(member)
         if dtype.hasobject:
-            raise ConfigError(f"{name} holds Python objects", hint="give it a numeric type before you save it")
+            raise ConfigError(
+                f"{name} holds Python objects", hint="give it a numeric type before you save it"
+            )
         stated = math.prod(shape) * dtype.itemsize
         if stated + header_bytes != info.file_size:
-            raise ConfigError(f"{name} states {stated} bytes and has {info.file_size - header_bytes}", hint="write the file again")
+            raise ConfigError(
+                f"{name} states {stated} bytes and has {info.file_size - header_bytes}",
+                hint="write the file again",
+            )
         with archive.open(info) as member:
             array: Array = np.lib.format.read_array(member, allow_pickle=False)
     except ValueError as error:
-        raise ConfigError(f"{name} cannot be read: {error}", hint="write the file again with numpy.savez") from error
+        raise ConfigError(
+            f"{name} cannot be read: {error}", hint="write the file again with numpy.savez"
+        ) from error
     return array
 
 
@@ -134,19 +144,26 @@ def _header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], int]:
 _MODEL_TYPES: Final = frozenset({DType.FLOAT32, DType.INT64, DType.INT32, DType.UINT8})
 
 
-def _samples(arrays: dict[str, Array], name: str, least: int, kinds: frozenset[DType] = _MODEL_TYPES) -> Array:
+def _samples(
+    arrays: dict[str, Array], name: str, least: int, kinds: frozenset[DType] = _MODEL_TYPES
+) -> Array:
     if name not in arrays:
-        raise ConfigError(f"the data have no array {name}", hint=f"save it: numpy.savez('data.npz', {name}=..., ...)")
+        raise ConfigError(
+            f"the data have no array {name}", hint=f"save it: numpy.savez('data.npz', {name}=..., ...)"
+        )
     array = arrays[name]
     names = sorted(kind.value for kind in kinds)
     if array.dtype.name not in names or not array.dtype.isnative:
         raise ConfigError(
             f"{name} has type {array.dtype}; models take {', '.join(names)}",
-            hint=f"save {name}.astype('float32'), scaled as the model takes it" if array.dtype.kind == "f" else "save it in the type that the model takes",
+            hint=f"save {name}.astype('float32'), scaled as the model takes it"
+            if array.dtype.kind == "f"
+            else "save it in the type that the model takes",
         )
     if array.ndim < 2 or 0 in array.shape[1:]:
         raise ConfigError(
-            f"{name} has shape {list(array.shape)}", hint="its first dimension counts samples, the others are one sample's"
+            f"{name} has shape {list(array.shape)}",
+            hint="its first dimension counts samples, the others are one sample's",
         )
     if len(array) < least:
         raise ConfigError(

@@ -7,11 +7,10 @@ about whether the answers are any good.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -21,7 +20,6 @@ from edgeml.ids import digest_of, parse_name
 from edgeml.manifest import Manifest, Provenance, Quality, RuntimeFamily, ScoreKind, Task
 from edgeml.probe import describe, probe
 from edgeml.profile import DeviceRuntime, HardwareProfile
-from edgeml.reference import ROWS_MIN
 from edgeml.tensors import BATCH, DType, TensorSpec
 
 from .assemble import (
@@ -30,6 +28,7 @@ from .assemble import (
     Meaning,
     ReleaseName,
     check_meaning,
+    check_shape,
     check_storage,
     golden_samples,
     measurement_of,
@@ -95,7 +94,9 @@ def package(order: PackagingOrder, on_step: Step = lambda _: None) -> Packaging:
     _check_budget(len(model), result.peak_memory_bytes, order.profiles)
     meaning = _meaning(order, data)
     answers = result.answers[0]
-    if data is not None:
+    if data is None:
+        check_shape(meaning, answers)
+    else:
         check_meaning(meaning, result.outputs[0], answers)
     quality = _quality(data, answers)
     origin = RANDOM_ORIGIN if data is None else "evaluation samples"
@@ -172,7 +173,9 @@ def _check(order: PackagingOrder) -> RuntimeFamily:
     parse_name(order.release.model, "the model's name")
     parse_name(order.release.version, "the version")
     if not order.profiles or len({profile.name for profile in order.profiles}) != len(order.profiles):
-        raise ConfigError("give each profile once, and at least one", hint="`edgeml profiles list` shows them")
+        raise ConfigError(
+            "give each profile once, and at least one", hint="`edgeml profiles list` shows them"
+        )
     families = {f".{family.value}": family for family in RuntimeFamily}
     if order.model.suffix not in families:
         raise ConfigError(
@@ -194,7 +197,9 @@ def _read(path: Path, family: RuntimeFamily) -> bytes:
     try:
         length_bytes = path.stat().st_size
         if not length_bytes or length_bytes > MODEL_BYTES_MAX:
-            raise ConfigError(f"{path.name} has {length_bytes} bytes", hint=f"a model file has 1 to {MODEL_BYTES_MAX} bytes")
+            raise ConfigError(
+                f"{path.name} has {length_bytes} bytes", hint=f"a model file has 1 to {MODEL_BYTES_MAX} bytes"
+            )
         model = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}", hint="check the path") from error
@@ -205,14 +210,65 @@ def _read(path: Path, family: RuntimeFamily) -> bytes:
 
 def _refuse_external_data(path: Path, model: bytes) -> None:
     import onnx
-    from google.protobuf.message import DecodeError
 
     try:
         proto = onnx.load_from_string(model)
-    except DecodeError as error:
-        raise BackendError(f"{path.name} is no ONNX model", hint="it may be truncated; export it again") from error
-    if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in _tensors(proto)):
+    except Exception as error:  # protobuf's errors are not public, and onnx passes them on
+        raise BackendError(
+            f"{path.name} is no ONNX model", hint="it may be truncated; export it again"
+        ) from error
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(proto.graph)):
         raise ArtifactError(
             f"{path.name} keeps its weights in another file",
             hint="save it as one file: onnx.save(onnx.load(path), path, save_as_external_data=False)",
         )
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """All tensors of a graph that may keep their data elsewhere, those of subgraphs too."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.ByteSize():
+                    yield from _tensors(inner)
+
+
+def _check_budget(length_bytes: int, peak_memory_bytes: int, profiles: tuple[HardwareProfile, ...]) -> None:
+    for profile in profiles:
+        for observed, budget, what in (
+            (length_bytes, profile.model_storage.value, "storage"),
+            (
+                peak_memory_bytes,
+                profile.model_memory.value,
+                "memory (with its runtime, measured on this host)",
+            ),
+        ):
+            if observed > budget:
+                raise BudgetError(
+                    f"the model does not fit {profile.name}: {size(observed)} of {size(budget)} {what}",
+                    budget=budget, observed=observed, unit="bytes", hint="shrink the model, or choose another profile",
+                )  # fmt: skip
+
+
+def _meaning(order: PackagingOrder, data: Dataset | None) -> Meaning:
+    labelled = data is not None and data.evaluation_y is not None
+    task = order.task or (Task.CLASSIFICATION if labelled else Task.OTHER)
+    if labelled and task is not Task.CLASSIFICATION:
+        raise ConfigError(
+            f"--task {task.value}, and the data have evaluation_y",
+            hint="leave --task, or leave evaluation_y out",
+        )
+    return Meaning(task, order.scores if task is Task.CLASSIFICATION else ScoreKind.NONE, order.labels)
+
+
+def _quality(data: Dataset | None, answers: Array) -> Quality | None:
+    """Score a classifier. There is no other model to compare it with, so it is its own baseline."""
+    if data is None or data.evaluation_y is None:
+        return None
+    check_classes(data.evaluation_y, answers.shape[1])
+    value = float((classes_of(answers) == data.evaluation_y).mean())
+    return Quality(ACCURACY, value, value, len(data.evaluation_y), 1.0)

@@ -53,7 +53,9 @@ class Judge:
         """Score answers to the same samples."""
         if self.labels is not None:
             classes = classes_of(answers)
-            return Score(float((classes == self.labels).mean()), float((classes == classes_of(self.original)).mean()))
+            return Score(
+                float((classes == self.labels).mean()), float((classes == classes_of(self.original)).mean())
+            )
         original = self.original.reshape(len(self.original), -1).astype(np.float64)
         span = float(original.max() - original.min()) or 1.0
         off = np.abs(answers.reshape(len(answers), -1).astype(np.float64) - original).max(axis=1)

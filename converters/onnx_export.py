@@ -75,9 +75,13 @@ def _check(proto: Any, model: SourceModel) -> None:
             hint="an operator of the model does not exist in that opset; replace it",
         )
     if any(tensor.external_data for tensor in proto.graph.initializer):
-        raise ConfigError("the exported weights do not fit into one file", hint="the model is too large for ONNX in one file (2 GiB)")
+        raise ConfigError(
+            "the exported weights do not fit into one file",
+            hint="the model is too large for ONNX in one file (2 GiB)",
+        )
     first = proto.graph.input[0].type.tensor_type.shape.dim[0]
     if model.batch_is_free and first.dim_param != BATCH_NAME:
         raise ConfigError(
-            "the model fixes its batch dimension while it is traced", hint="do not use the batch size as a number in forward()"
+            "the model fixes its batch dimension while it is traced",
+            hint="do not use the batch size as a number in forward()",
         )

@@ -28,7 +28,9 @@ class _Calibration:
     """Feeds samples one at a time. onnxruntime exhausts it in one pass, so each call gets a new one."""
 
     def __init__(self, name: str, samples: Array) -> None:
-        rows = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), CALIBRATION_MAX)).round().astype(int))
+        rows = np.unique(
+            np.linspace(0, len(samples) - 1, min(len(samples), CALIBRATION_MAX)).round().astype(int)
+        )
         self._feeds: Iterator[dict[str, Array]] = iter([{name: samples[row : row + 1]} for row in rows])
 
     def get_next(self) -> dict[str, Array] | None:
@@ -55,7 +57,9 @@ def prepare(model: bytes) -> bytes:
         try:
             quant_pre_process(onnx.load_from_string(model), str(prepared))
         except Exception as error:  # the library raises errors of many kinds
-            raise BackendError(f"onnxruntime cannot prepare the model for int8: {first_line(error)}") from error
+            raise BackendError(
+                f"onnxruntime cannot prepare the model for int8: {first_line(error)}"
+            ) from error
         return prepared.read_bytes()
 
 

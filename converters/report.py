@@ -86,7 +86,9 @@ class Packaging(msgspec.Struct, frozen=True, kw_only=True):
     has_monitor: bool
 
 
-def candidate_rows(candidates: Sequence[Candidate], selections: Sequence[Selection]) -> tuple[CandidateRow, ...]:
+def candidate_rows(
+    candidates: Sequence[Candidate], selections: Sequence[Selection]
+) -> tuple[CandidateRow, ...]:
     """Join candidates with what became of them."""
     return tuple(_row(index, one, selections) for index, one in enumerate(candidates))
 

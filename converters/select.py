@@ -137,7 +137,9 @@ def _best(good: Sequence[Candidate], profile: HardwareProfile) -> tuple[Candidat
         if plain is None or best.length_bytes < plain.length_bytes:
             return best, f"within the floor, {_share(best, plain)}; {why}"
     assert plain is not None
-    return plain, "within the floor; " + ("no int8 candidate is smaller" if shrunk else "no int8 candidate is left")
+    return plain, "within the floor; " + (
+        "no int8 candidate is smaller" if shrunk else "no int8 candidate is left"
+    )
 
 
 def _best_int8(shrunk: Sequence[Candidate], profile: HardwareProfile) -> tuple[Candidate, str]:
@@ -146,7 +148,9 @@ def _best_int8(shrunk: Sequence[Candidate], profile: HardwareProfile) -> tuple[C
         return shrunk[0], "the only int8 candidate left"
     wanted = _by_instruction_set(profile)
     if wanted is not None:
-        return by_recipe[wanted], f"{_letters(wanted)} by the profile's instruction set ({_instructions(profile)})"
+        return by_recipe[
+            wanted
+        ], f"{_letters(wanted)} by the profile's instruction set ({_instructions(profile)})"
     unsigned, signed = by_recipe[Recipe.INT8_U8S8], by_recipe[Recipe.INT8_S8S8]
     fast, slow = sorted((unsigned, signed), key=_latency_ms)
     if _latency_ms(slow) - _latency_ms(fast) < NOISE_FRACTION * _latency_ms(slow):
@@ -170,21 +174,33 @@ def _passed_over(one: Candidate, chosen: Candidate, profile: HardwareProfile) ->
         if _by_instruction_set(profile) is not None:
             return f"{_letters(chosen.recipe)} suits the profile's instruction set ({_instructions(profile)})"
         return f"{_letters(chosen.recipe)} is at least as fast, measured on this host"
-    return f"larger than {chosen.recipe.variant}" if one.length_bytes > chosen.length_bytes else f"not smaller than {chosen.recipe.variant}"
+    return (
+        f"larger than {chosen.recipe.variant}"
+        if one.length_bytes > chosen.length_bytes
+        else f"not smaller than {chosen.recipe.variant}"
+    )
 
 
-def _nothing_left(candidates: Sequence[Candidate], profile: HardwareProfile, floor: Floor) -> BudgetError | SelectionError:
+def _nothing_left(
+    candidates: Sequence[Candidate], profile: HardwareProfile, floor: Floor
+) -> BudgetError | SelectionError:
     measured = [(one, one.outcome) for one in candidates if isinstance(one.outcome, Measured)]
     enough = [(one, outcome) for one, outcome in measured if floor.holds(outcome.value)]
     if enough:
         return _too_large(enough, profile)
     nearest = sorted(measured, key=lambda pair: floor.drop(pair[1].value))
     if not nearest:
-        failures = [f"{one.recipe.variant}: {one.outcome.reason}" for one in candidates if isinstance(one.outcome, Failed)]
+        failures = [
+            f"{one.recipe.variant}: {one.outcome.reason}"
+            for one in candidates
+            if isinstance(one.outcome, Failed)
+        ]
         return SelectionError(
             f"no candidate runs: {'; '.join(failures) or 'there is none'}", hint="run `edgeml doctor`"
         )
-    shown = ", ".join(f"{one.recipe.variant} drops {points(floor.drop(outcome.value))}" for one, outcome in nearest)
+    shown = ", ".join(
+        f"{one.recipe.variant} drops {points(floor.drop(outcome.value))}" for one, outcome in nearest
+    )
     return SelectionError(
         f"no candidate for {profile.name} keeps {floor.metric} within {points(floor.max_drop)} points of {floor.baseline:.2%}: {shown}",
         hint=f"allow --max-drop {floor.drop(nearest[0][1].value) * 100:.2g}% or more, or give calibration data nearer to the evaluation data",
@@ -228,7 +244,11 @@ def points(fraction: float) -> str:
 
 
 def _share(one: Candidate, plain: Candidate | None) -> str:
-    return f"{one.length_bytes / plain.length_bytes:.0%} of the fp32 file" if plain is not None else f"{size(one.length_bytes)}"
+    return (
+        f"{one.length_bytes / plain.length_bytes:.0%} of the fp32 file"
+        if plain is not None
+        else f"{size(one.length_bytes)}"
+    )
 
 
 def _letters(recipe: Recipe) -> str:

@@ -15,7 +15,17 @@ from edgeml.ids import parse_name, release_id
 from edgeml.manifest import Manifest, Provenance, Quality, RuntimeFamily, ScoreKind, Task
 from edgeml.profile import HardwareProfile
 
-from .assemble import Content, Meaning, ReleaseName, check_meaning, check_storage, measurement_of, members_of, write
+from .assemble import (
+    Content,
+    Meaning,
+    ReleaseName,
+    check_meaning,
+    check_shape,
+    check_storage,
+    measurement_of,
+    members_of,
+    write,
+)
 from .candidate import Measured, Recipe
 from .dataset import Dataset, check_classes, read_dataset
 from .metrics import Judge
@@ -69,17 +79,21 @@ def convert(order: ConversionOrder, on_step: Step = lambda _: None) -> Conversio
     _check_resolution(data, order.max_drop)
     on_step(f"loading {name.text}")
     model = load_source(name)
-    judge = _judge(model, data)
     meaning = _meaning(order, data)
+    judge = _judge(model, data, meaning)
     floor = Floor(judge.metric, judge.baseline, order.max_drop)
     verified = tuple(_candidates(model, data, judge, on_step))
     on_step("selecting")
-    selections = tuple(select([one.candidate for one in verified], profile, floor) for profile in order.profiles)
+    selections = tuple(
+        select([one.candidate for one in verified], profile, floor) for profile in order.profiles
+    )
     on_step("writing bundles")
     record = _Record(order, name, model, data, judge, meaning)
     host = next(one.result.host for one in verified if one.result is not None)
     rows = candidate_rows([one.candidate for one in verified], selections)
-    report = report_of(release_id(order.release.model, order.release.version), host, floor, len(data.evaluation_x), rows)
+    report = report_of(
+        release_id(order.release.model, order.release.version), host, floor, len(data.evaluation_x), rows
+    )
     chosen = [one for one in verified if any(each.chosen is one.candidate.recipe for each in selections)]
     ready = [record.bundle(one, selections, encode(report)) for one in chosen]
     return Conversion(
@@ -93,7 +107,9 @@ def _check(order: ConversionOrder) -> SourceName:
     parse_name(order.release.model, "the model's name")
     parse_name(order.release.version, "the version")
     if not order.profiles or len({profile.name for profile in order.profiles}) != len(order.profiles):
-        raise ConfigError("give each profile once, and at least one", hint="`edgeml profiles list` shows them")
+        raise ConfigError(
+            "give each profile once, and at least one", hint="`edgeml profiles list` shows them"
+        )
     for profile in order.profiles:
         check_runtime(profile)
     return parse_source(order.source)
@@ -108,15 +124,11 @@ def _check_resolution(data: Dataset, max_drop: float) -> None:
         )
 
 
-def _judge(model: SourceModel, data: Dataset) -> Judge:
+def _judge(model: SourceModel, data: Dataset, meaning: Meaning) -> Judge:
     ask(model, data.calibration_x[:2], "calibration_x")
     answers = ask(model, data.evaluation_x, "evaluation_x")
+    check_shape(meaning, answers)
     if data.evaluation_y is not None:
-        if answers.ndim != 2:
-            raise ConfigError(
-                f"a classifier answers with one row of scores per sample, this model with shape {list(answers.shape[1:])}",
-                hint="leave evaluation_y out of the data if the model is no classifier",
-            )
         check_classes(data.evaluation_y, answers.shape[1])
     return Judge(answers, data.evaluation_y)
 
@@ -156,7 +168,9 @@ class _Record:
     judge: Judge
     meaning: Meaning
 
-    def bundle(self, one: Verified, selections: Sequence[Selection], report: bytes) -> tuple[Manifest, dict[str, bytes]]:
+    def bundle(
+        self, one: Verified, selections: Sequence[Selection], report: bytes
+    ) -> tuple[Manifest, dict[str, bytes]]:
         """Make a chosen candidate's manifest and members."""
         assert one.result is not None
         assert isinstance(one.candidate.outcome, Measured)
@@ -186,7 +200,9 @@ class _Record:
                 one.candidate.outcome.agreement,
             ),
         )
-        members = members_of(manifest, Content(one.model, (self.data.evaluation_x,), one.result, report, with_monitor=True))
+        members = members_of(
+            manifest, Content(one.model, (self.data.evaluation_x,), one.result, report, with_monitor=True)
+        )
         check_storage(members, [profile for profile in self.order.profiles if profile.name in names])
         return manifest, members
 

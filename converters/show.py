@@ -5,7 +5,8 @@ Decides the looks only: progress while one waits, a table of candidates, the nex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +19,7 @@ from rich.table import Table
 from edgeml.errors import ConfigError
 
 from .report import CandidateRow, Conversion, Packaging
-from .select import size
+from .select import Verdict, size
 
 
 def fraction(text: str) -> float:
@@ -47,8 +48,16 @@ def print_json(content: Any) -> None:
 @contextmanager
 def steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
     """Show what is being done, and for how long, on a terminal."""
-    console = Console(stderr=True, quiet=quiet)
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True) as progress:
+    console = Console(
+        file=sys.stderr, quiet=quiet
+    )  # this stream for good: sys.stderr is exchanged while libraries talk
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    ) as progress:
         task = progress.add_task("starting", total=None)
         yield lambda text: progress.update(task, description=text)
 
@@ -56,8 +65,12 @@ def steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
 @contextmanager
 def training(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """Show a bar for each release that is trained."""
-    console = Console(stderr=True, quiet=quiet)
-    columns = (TextColumn("training {task.description}"), BarColumn(30), TextColumn("{task.completed}/{task.total} epochs"))
+    console = Console(file=sys.stderr, quiet=quiet)
+    columns = (
+        TextColumn("training {task.description}"),
+        BarColumn(30),
+        TextColumn("{task.completed}/{task.total} epochs"),
+    )
     tasks: dict[str, Any] = {}
     with Progress(*columns, console=console, transient=True) as progress:
 
@@ -73,25 +86,40 @@ def tell_conversion(conversion: Conversion) -> None:
     """Show the candidates, the bundles and what to do next."""
     report = conversion.report
     console = Console(highlight=False)
-    table = Table(title=f"{report.release}: {report.metric} {report.baseline:.4f} before, at most {report.max_drop:.2%} may be lost", title_justify="left")
-    for heading in ("candidate", "file", report.metric, "agreement", "latency here", "memory here", "verdict"):
-        table.add_column(heading, overflow="fold")
+    table = Table(
+        title=f"{report.release}: {report.metric} {report.baseline:.4f} before, at most {report.max_drop:.2%} may be lost",
+        title_justify="left",
+    )
+    for heading in ("candidate", "file", report.metric, "agreement", "latency here", "memory here", "chosen for"):
+        table.add_column(heading)
     for row in report.candidates:
-        table.add_row(row.variant, size(row.length_bytes), *_figures(row), _verdicts(row))
+        table.add_row(row.variant, size(row.length_bytes), *_figures(row), _takers(row))
     console.print(table)
-    console.print(f"measured on {report.host} over {report.samples} samples; another machine's latency is another")
+    console.print(
+        f"measured on {report.host} over {report.samples} samples; another machine's latency is another"
+    )
+    for line in _reasons(report.candidates):
+        console.print(line, soft_wrap=True)
     for warning in conversion.warnings:
         console.print(f"note: {warning}")
     for bundle in conversion.bundles:
-        console.print(f"{bundle.path}: {bundle.variant} for {', '.join(bundle.profiles)}, {size(bundle.length_bytes)}", soft_wrap=True)
-    console.print(f"next: edgeml fleet publish {' '.join(bundle.path for bundle in conversion.bundles)}", soft_wrap=True)
+        console.print(
+            f"{bundle.path}: {bundle.variant} for {', '.join(bundle.profiles)}, {size(bundle.length_bytes)}",
+            soft_wrap=True,
+        )
+    console.print(
+        f"next: edgeml fleet publish {' '.join(bundle.path for bundle in conversion.bundles)}", soft_wrap=True
+    )
 
 
 def tell_packaging(packaging: Packaging) -> None:
     """Show what was bundled."""
     console = Console(highlight=False)
     bundle = packaging.bundle
-    console.print(f"{bundle.path}: {bundle.variant} for {', '.join(bundle.profiles)}, {size(bundle.length_bytes)}", soft_wrap=True)
+    console.print(
+        f"{bundle.path}: {bundle.variant} for {', '.join(bundle.profiles)}, {size(bundle.length_bytes)}",
+        soft_wrap=True,
+    )
     console.print(
         f"checked in a child process on {packaging.runtime}: {packaging.latency_p50_ms:.3f} ms, {size(packaging.peak_memory_bytes)} of memory, "
         f"measured on {packaging.host}",
@@ -99,18 +127,37 @@ def tell_packaging(packaging: Packaging) -> None:
     )
     if packaging.value is not None:
         console.print(f"{packaging.metric} {packaging.value:.4f} on {packaging.samples} samples")
-    console.print(f"golden vectors: {packaging.golden_samples} samples, {packaging.golden_origin}", soft_wrap=True)
+    console.print(
+        f"golden vectors: {packaging.golden_samples} samples, {packaging.golden_origin}", soft_wrap=True
+    )
     if not packaging.has_monitor:
         console.print("no monitor: give --data to have drift told")
 
 
 def _figures(row: CandidateRow) -> tuple[str, str, str, str]:
-    if row.value is None or row.agreement is None or row.latency_p50_ms is None or row.peak_memory_bytes is None:
+    if (
+        row.value is None
+        or row.agreement is None
+        or row.latency_p50_ms is None
+        or row.peak_memory_bytes is None
+    ):
         return "-", "-", "-", "-"
-    return f"{row.value:.4f}", f"{row.agreement:.4f}", f"{row.latency_p50_ms:.3f} ms", size(row.peak_memory_bytes)
+    return (
+        f"{row.value:.4f}",
+        f"{row.agreement:.4f}",
+        f"{row.latency_p50_ms:.3f} ms",
+        size(row.peak_memory_bytes),
+    )
 
 
-def _verdicts(row: CandidateRow) -> str:
-    if row.failure:
-        return row.failure
-    return "\n".join(f"{one.profile}: {one.verdict}, {one.reason}" for one in row.verdicts)
+def _takers(row: CandidateRow) -> str:
+    return "\n".join(one.profile for one in row.verdicts if one.verdict == Verdict.CHOSEN.value) or "-"
+
+
+def _reasons(rows: Sequence[CandidateRow]) -> Iterator[str]:
+    """Say for each profile what became of each candidate, the chosen one first."""
+    for profile in dict.fromkeys(one.profile for row in rows for one in row.verdicts):
+        yield f"for {profile}:"
+        said = [(one, row.variant) for row in rows for one in row.verdicts if one.profile == profile]
+        for one, variant in sorted(said, key=lambda pair: pair[0].verdict != Verdict.CHOSEN.value):
+            yield f"  {variant} {one.verdict}: {one.reason}"

@@ -65,7 +65,9 @@ def parse_source(text: str) -> SourceName:
             other = text.endswith((".onnx", ".tflite"))
             raise ConfigError(
                 f"{text!r} is no model that can be converted",
-                hint="`edgeml package` bundles .onnx and .tflite files as they are" if other else "write file.py:factory, or give a .pt2 file",
+                hint="`edgeml package` bundles .onnx and .tflite files as they are"
+                if other
+                else "write file.py:factory, or give a .pt2 file",
             )
         name = SourceName(Path(file), factory)
     if not name.path.is_file():
@@ -121,11 +123,14 @@ def _from_factory(name: SourceName, sha256: Digest) -> SourceModel:
     with _module_of(name.path) as module:
         factory: Callable[[], Any] | None = getattr(module, name.factory, None)
         if not callable(factory):
-            raise ConfigError(f"{name.path.name} has no function {name.factory}", hint="name a function without arguments")
+            raise ConfigError(
+                f"{name.path.name} has no function {name.factory}", hint="name a function without arguments"
+            )
         model = _guarded(factory, f"{name.path.name}:{name.factory}()")
     if not isinstance(model, torch.nn.Module):
         raise ConfigError(
-            f"{name.text} returned {type(model).__name__}, not a torch.nn.Module", hint="return the model itself"
+            f"{name.text} returned {type(model).__name__}, not a torch.nn.Module",
+            hint="return the model itself",
         )
     return SourceModel(model.eval(), batch_is_free=True, sha256=sha256)
 
@@ -158,7 +163,9 @@ def _guarded(code: Callable[[], Any], what: str) -> Any:
     except EdgemlError:
         raise
     except (Exception, SystemExit) as error:  # the user's code may raise anything
-        raise ConfigError(f"{what} fails: {first_line(error)}", hint="run the file with Python to see where") from error
+        raise ConfigError(
+            f"{what} fails: {first_line(error)}", hint="run the file with Python to see where"
+        ) from error
 
 
 def _from_program(path: Path, sha256: Digest) -> SourceModel:
@@ -168,15 +175,20 @@ def _from_program(path: Path, sha256: Digest) -> SourceModel:
         try:
             program = torch.export.load(path)
             shapes = [
-                node.meta["val"].shape for node in program.graph.nodes if node.name in program.graph_signature.user_inputs
+                node.meta["val"].shape
+                for node in program.graph.nodes
+                if node.name in program.graph_signature.user_inputs
             ]
             module = program.module()
         except Exception as error:  # torch raises errors of many kinds for a file it cannot read
             raise ConfigError(
-                f"{path.name} cannot be loaded: {first_line(error)}", hint="write it with torch.export.save, by this version of torch"
+                f"{path.name} cannot be loaded: {first_line(error)}",
+                hint="write it with torch.export.save, by this version of torch",
             ) from error
     if len(shapes) != 1 or not len(shapes[0]):
-        raise ConfigError(f"{path.name} takes {len(shapes)} inputs", hint="only models with one input can be converted")
+        raise ConfigError(
+            f"{path.name} takes {len(shapes)} inputs", hint="only models with one input can be converted"
+        )
     batch = shapes[0][0]
     if isinstance(batch, int) and batch != 1:
         raise ConfigError(
@@ -187,4 +199,8 @@ def _from_program(path: Path, sha256: Digest) -> SourceModel:
 
 
 def _describe(answer: Any) -> str:
-    return f"a tensor of shape {list(answer.shape)}" if hasattr(answer, "shape") else f"a {type(answer).__name__}"
+    return (
+        f"a tensor of shape {list(answer.shape)}"
+        if hasattr(answer, "shape")
+        else f"a {type(answer).__name__}"
+    )

@@ -21,13 +21,20 @@ from . import manifest as manifest_format
 from .atomic import replacing
 from .errors import ArtifactError, ConfigError, DigestMismatchError
 from .ids import Digest, digest_of, digest_of_file
-from .manifest import FileEntry, Manifest
+from .manifest import GOLDEN, MANIFEST, MEMBERS, MONITOR, REPORT, FileEntry, Manifest
 
-MANIFEST: Final = "manifest.json"
-MONITOR: Final = "monitor.json"
-GOLDEN: Final = "golden.npz"
-REPORT: Final = "report.json"
-MEMBERS: Final = (MANIFEST, "model.onnx", "model.tflite", MONITOR, GOLDEN, REPORT)
+__all__ = [
+    "BUNDLE_BYTES_MAX",
+    "GOLDEN",
+    "MANIFEST",
+    "MEMBERS",
+    "MONITOR",
+    "REPORT",
+    "Bundle",
+    "read_verified",
+    "write_bundle",
+]
+
 BUNDLE_BYTES_MAX: Final = 1 << 31
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 

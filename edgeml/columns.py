@@ -8,6 +8,7 @@ few hundred inferences, never per inference.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -18,6 +19,7 @@ from .monitor import Column, Statistic
 from .tensors import TensorSpec
 
 THINNED_MAX: Final = 256
+_OF_SCORES: Final = {Statistic.SCORE, Statistic.CONFIDENCE, Statistic.CLASS}
 Floats = npt.NDArray[np.float32]
 
 
@@ -71,7 +73,8 @@ class Extractor:
     def __init__(self, columns: tuple[Column, ...], specs: tuple[TensorSpec, ...], kind: ScoreKind) -> None:
         self._specs = {spec.name: spec for spec in specs}
         self._kind = kind
-        self._columns = columns
+        self._count = len(columns)
+        self._groups = _grouped(columns)
         self._projections: dict[str, Floats] = {}
         for name, spec in self._specs.items():
             count = sum(
@@ -94,33 +97,52 @@ class Extractor:
         """
         real = {name: to_real(array, self._specs[name]) for name, array in rows.items()}
         count = next(iter(real.values())).shape[0]
-        result = np.empty((len(self._columns), count), np.float32)
-        scores: dict[str, Floats] = {}
-        projected = {name: real[name] @ matrix for name, matrix in self._projections.items()}
-        for position, column in enumerate(self._columns):
-            values = real[column.tensor]
-            match column.statistic:
+        result = np.empty((self._count, count), np.float32)
+        scores = {
+            name: probabilities(real[name], self._kind)
+            for name in {group.tensor for group in self._groups if group.statistic in _OF_SCORES}
+        }
+        for group in self._groups:
+            match group.statistic:
                 case Statistic.ELEMENT:
-                    result[position] = values[:, column.index]
+                    result[group.positions] = real[group.tensor][:, group.indices].T
                 case Statistic.MEAN:
-                    result[position] = values.mean(axis=1)
+                    result[group.positions] = real[group.tensor].mean(axis=1)
                 case Statistic.STD:
-                    result[position] = values.std(axis=1)
+                    result[group.positions] = real[group.tensor].std(axis=1)
                 case Statistic.PROJECTION:
-                    result[position] = projected[column.tensor][:, column.index]
-                case Statistic.SCORE | Statistic.CONFIDENCE | Statistic.CLASS:
-                    if column.tensor not in scores:
-                        scores[column.tensor] = probabilities(values, self._kind)
-                    result[position] = _of_scores(scores[column.tensor], column)
+                    projected = real[group.tensor] @ self._projections[group.tensor]
+                    result[group.positions] = projected[:, group.indices].T
+                case Statistic.SCORE:
+                    result[group.positions] = scores[group.tensor][:, group.indices].T
+                case Statistic.CONFIDENCE:
+                    result[group.positions] = scores[group.tensor].max(axis=1)
+                case Statistic.CLASS:
+                    result[group.positions] = _classes(scores[group.tensor])
         return result
 
 
-def _of_scores(scores: Floats, column: Column) -> Floats:
-    if column.statistic is Statistic.SCORE:
-        return scores[:, column.index]
-    if column.statistic is Statistic.CONFIDENCE:
-        highest: Floats = scores.max(axis=1)
-        return highest
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Columns that are computed at once: one statistic of one tensor."""
+
+    tensor: str
+    statistic: Statistic
+    positions: list[int]
+    indices: list[int]
+
+
+def _grouped(columns: tuple[Column, ...]) -> list[_Group]:
+    groups: dict[tuple[str, Statistic], _Group] = {}
+    for position, column in enumerate(columns):
+        key = (column.tensor, column.statistic)
+        group = groups.setdefault(key, _Group(*key, [], []))
+        group.positions.append(position)
+        group.indices.append(column.index)
+    return list(groups.values())
+
+
+def _classes(scores: Floats) -> Floats:
     classes: Floats = scores.argmax(axis=1).astype(np.float32)
     classes[~np.isfinite(scores).all(axis=1)] = np.nan
     return classes

@@ -19,6 +19,12 @@ from .tensors import TensorSpec
 
 FORMAT_VERSION: Final = 1
 MANIFEST_BYTES_MAX: Final = 1 << 20
+MANIFEST: Final = "manifest.json"
+MONITOR: Final = "monitor.json"
+GOLDEN: Final = "golden.npz"
+REPORT: Final = "report.json"
+MEMBERS: Final = (MANIFEST, "model.onnx", "model.tflite", MONITOR, GOLDEN, REPORT)
+"""Names that a bundle's members may have, in the order in which they are written."""
 
 
 class RuntimeFamily(enum.Enum):

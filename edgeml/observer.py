@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from .columns import Extractor, thinned_size, thinning_step
+from .columns import Extractor, thin, thinned_size, thinning_step
 from .ids import Digest
 from .manifest import Manifest
 from .monitor import Monitor, Statistic
@@ -45,7 +45,8 @@ class Observer:
         ]
         kept = [(spec, side, index) for spec, side, index in specs if spec.name in used]
         self._extractor = Extractor(monitor.columns, tuple(spec for spec, _, _ in kept), manifest.scores)
-        self._rings = [_Ring(spec, side == "in", index) for spec, side, index in kept]
+        self._inputs = [_Ring(spec, index) for spec, side, index in kept if side == "in"]
+        self._outputs = [_Ring(spec, index) for spec, side, index in kept if side == "out"]
         self._filled = 0
         self._bins = [len(column.spacings) + 1 for column in monitor.columns]
         self._offsets = np.concatenate([[0], np.cumsum(self._bins)]).astype(np.intp)
@@ -55,27 +56,25 @@ class Observer:
         )
         self._centre = np.array([[column.centre] for column in monitor.columns])
         self._spread = np.array([[column.spread] for column in monitor.columns])
-        self._numeric = np.array([[not column.is_categorical] for column in monitor.columns])
+        self._codes = [i for i, column in enumerate(monitor.columns) if column.is_categorical]
         self._reset()
 
     def observe(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         """Remember one request of any batch size; arrays are copied."""
-        samples = 1
-        if inputs and inputs[0].ndim:
-            samples = inputs[0].shape[0]
-        if samples == 1:
-            position = self._filled
-            for ring in self._rings:
-                source = inputs[ring.index] if ring.is_input else outputs[ring.index]
-                ring.rows[position] = source.reshape(-1)[:: ring.step]
-            self._filled = position + 1
-            if position + 1 == RING_ROWS:
-                self._flush()
+        samples = inputs[0].shape[0] if inputs and inputs[0].ndim else 1
+        if samples != 1:
+            self._observe_batch(inputs, outputs, samples)
             return
-        for row in range(samples):
-            self.observe(
-                [array[row : row + 1] for array in inputs], [array[row : row + 1] for array in outputs]
-            )
+        position = self._filled
+        for ring in self._inputs:
+            source = inputs[ring.index]
+            ring.rows[position] = source if ring.step == 1 else source.reshape(-1)[:: ring.step]
+        for ring in self._outputs:
+            source = outputs[ring.index]
+            ring.rows[position] = source if ring.step == 1 else source.reshape(-1)[:: ring.step]
+        self._filled = position + 1
+        if position + 1 == RING_ROWS:
+            self._flush()
 
     def take(self) -> Observation:
         """Return all that was counted since the last call, and start again from zero."""
@@ -97,6 +96,20 @@ class Observer:
         self._reset()
         return observation
 
+    def _observe_batch(self, inputs: Sequence[Array], outputs: Sequence[Array], samples: int) -> None:
+        first = 0
+        while first < samples:
+            position = self._filled
+            last = min(samples, first + RING_ROWS - position)
+            for rings, arrays in ((self._inputs, inputs), (self._outputs, outputs)):
+                for ring in rings:
+                    rows = ring.rows[position : position + last - first]
+                    rows[:] = thin(arrays[ring.index][first:last], last - first).reshape(rows.shape)
+            self._filled = position + last - first
+            first = last
+            if self._filled == RING_ROWS:
+                self._flush()
+
     def _reset(self) -> None:
         self._counts = np.zeros(int(self._offsets[-1]), np.int64)
         self._sums = np.zeros(len(self._bins), np.int64)
@@ -108,7 +121,9 @@ class Observer:
         filled, self._filled = self._filled, 0
         if not filled:
             return
-        values = self._extractor.extract({ring.name: ring.rows[:filled] for ring in self._rings})
+        values = self._extractor.extract(
+            {ring.name: ring.rows[:filled].reshape(filled, -1) for ring in (*self._inputs, *self._outputs)}
+        )
         finite = np.isfinite(values)
         index = np.empty(values.shape, np.intp)
         for position, column in enumerate(self._monitor.columns):
@@ -118,15 +133,19 @@ class Observer:
                 index[position] = np.where((codes < 0) | (codes > last), last, codes)
             else:
                 index[position] = self._edges[position].searchsorted(values[position], "right")
-        index[~finite] = (np.array(self._bins)[:, None] - 1).repeat(filled, axis=1)[~finite]
+        if not finite.all():
+            index[~finite] = (np.array(self._bins)[:, None] - 1).repeat(filled, axis=1)[~finite]
         index += self._offsets[:-1, None]
         self._counts += np.bincount(index.ravel(), minlength=len(self._counts))
-        standard = np.clip(
-            (values.astype(np.float64) - self._centre) / self._spread, -STANDARD_LIMIT, STANDARD_LIMIT
-        )
-        standard = np.where(finite & self._numeric, standard, 0.0)
-        self._sums += np.rint(standard * STANDARD_SCALE).astype(np.int64).sum(axis=1)
-        self._squares += np.rint(standard * standard * STANDARD_SCALE).astype(np.int64).sum(axis=1)
+        standard = values - self._centre
+        standard /= self._spread
+        np.clip(standard, -STANDARD_LIMIT, STANDARD_LIMIT, out=standard)
+        standard[~finite] = 0.0
+        standard[self._codes] = 0.0
+        # All are whole numbers far below 2^53, so float64 adds them without error.
+        self._sums += np.rint(standard * STANDARD_SCALE).sum(axis=1).astype(np.int64)
+        standard *= standard
+        self._squares += np.rint(standard * STANDARD_SCALE).sum(axis=1).astype(np.int64)
         self._rows += filled
         if self._confidence is not None and self._monitor.confidence_low is not None:
             # A confidence that is not finite is counted as low: nothing could be less sure.
@@ -134,11 +153,16 @@ class Observer:
 
 
 class _Ring:
-    """Rows of one tensor that wait to be counted."""
+    """Rows of one tensor that wait to be counted: [RING_ROWS, 1, ...] as the tensor is, or [RING_ROWS, kept elements]."""
 
-    def __init__(self, spec: TensorSpec, is_input: bool, index: int) -> None:
+    def __init__(self, spec: TensorSpec, index: int) -> None:
         self.name = spec.name
-        self.is_input = is_input
         self.index = index
         self.step = thinning_step(spec.sample_elements)
-        self.rows = np.zeros((RING_ROWS, thinned_size(spec.sample_elements)), spec.dtype.value)
+        whole = self.step == 1
+        shape = (
+            (1, *(max(size, 1) for size in spec.sample_shape))
+            if whole
+            else (thinned_size(spec.sample_elements),)
+        )
+        self.rows = np.zeros((RING_ROWS, *shape), spec.dtype.value)

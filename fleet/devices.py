@@ -111,20 +111,28 @@ def token_sha256(connection: sa.Connection, device: str) -> str | None:
     return connection.scalar(sa.select(table.c.token_sha256).where(table.c.device == device))
 
 
-def save(connection: sa.Connection, device: Device) -> None:
-    """Store what was heard from an enrolled device."""
-    values: dict[str, Any] = {
-        "online": device.online,
-        "session": device.session,
-        "first_seen_ms": device.first_seen_ms,
-        "last_seen_ms": device.last_seen_ms,
-        "release": device.release,
-        "birth": encode(device.birth).decode() if device.birth else None,
-        "reported": encode(device.reported).decode() if device.reported else None,
-        "reported_generation": device.reported_generation,
-        "reported_session": device.reported_session,
-    }
-    connection.execute(table.update().where(table.c.device == device.device).values(**values))
+def save(connection: sa.Connection, heard_of: Iterable[Device]) -> None:
+    """Store what was heard from enrolled devices."""
+    rows = [
+        {
+            "_device": device.device,
+            "online": device.online,
+            "session": device.session,
+            "first_seen_ms": device.first_seen_ms,
+            "last_seen_ms": device.last_seen_ms,
+            "release": device.release,
+            "birth": encode(device.birth).decode() if device.birth else None,
+            "reported": encode(device.reported).decode() if device.reported else None,
+            "reported_generation": device.reported_generation,
+            "reported_session": device.reported_session,
+        }
+        for device in heard_of
+    ]
+    if rows:
+        columns: dict[str, Any] = {name: sa.bindparam(name) for name in rows[0] if name != "_device"}
+        connection.execute(
+            table.update().where(table.c.device == sa.bindparam("_device")).values(columns), rows
+        )
 
 
 def save_desired(connection: sa.Connection, device: DeviceId, desired: Desired) -> DesiredRow:

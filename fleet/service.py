@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import Counter
 from typing import Final, Protocol
 
 import msgspec
@@ -20,7 +19,6 @@ from edgeml import topics, twin
 from edgeml.clock import Clock
 from edgeml.errors import ManifestError
 from edgeml.ids import DeviceId, ReleaseId, TenantId
-from edgeml.telemetry import Stream
 from edgeml.topics import RULES, Leaf
 from edgeml.transport import Arrival, LinkDown, LinkUp, Message, Transport
 from edgeml.trustfacts import SignedTarget
@@ -33,20 +31,21 @@ from .deployments import desired_for
 from .devices import DesiredRow, Device
 from .facts import gather
 from .ingest import BirthHeard, Heard, PresenceHeard, ReportHeard, RowsHeard
+from .refusals import Refusals
 from .rollout import FINISHED, Decision, Facts, MetricEvidence, Rollout
 from .rollout_store import AssignmentRow
 from .store import Store, upsert
-from .telemetry_store import SliceBook
+from .telemetry_store import SliceBook, Stored, StreamKey
 
 logger = logging.getLogger(__name__)
 
 BATCH_S: Final = 0.1
-BATCH_MAX: Final = 1000
-LOG_EVERY_S: Final = 60.0
+BATCH_MAX: Final = 500
+BATCH_BYTES_MAX: Final = 128 << 10
+"""Bounds one transaction: while it lasts, commands wait."""
 HEARTBEAT_S: Final = 10.0
 PRUNE_S: Final = 3600.0
 GOODBYE_S: Final = 1.0
-_LOG_KEYS_MAX: Final = 10_000
 _DAY_MS: Final = 24 * 3600 * 1000
 
 
@@ -95,13 +94,13 @@ class Controller:
         self._link_since_ms = self._started_at_ms
         self._connected = False
         self._greet = False
-        self._acks: dict[tuple[DeviceId, str, Stream], int] = {}
+        self._acks: dict[StreamKey, int] = {}
         self._outbox: dict[DeviceId, DesiredRow] = {}
         self._books: dict[str, SliceBook] = {}
         self._evidence: dict[str, tuple[MetricEvidence, ...]] = {}
         self._due: dict[str, float] = {}
-        self._log_after: dict[str, float] = {}
-        self.refused: Counter[str] = Counter()
+        self._refusals = Refusals()
+        self.refused = self._refusals.counts
         """Messages that were not taken in, by reason."""
         self.rows_stored = 0
         """Telemetry rows stored for the first time since the start."""
@@ -138,9 +137,15 @@ class Controller:
         arrivals: list[Arrival] = []
         arrival = self._transport.receive(timeout_s)
         until_s = self._clock.monotonic_s() + BATCH_S
+        payload_bytes = 0
         while arrival is not None:
             arrivals.append(arrival)
-            if len(arrivals) >= BATCH_MAX or self._clock.monotonic_s() >= until_s:
+            payload_bytes += len(arrival.payload) if isinstance(arrival, Message) else 0
+            if (
+                len(arrivals) >= BATCH_MAX
+                or payload_bytes >= BATCH_BYTES_MAX
+                or self._clock.monotonic_s() >= until_s
+            ):
                 break
             arrival = self._transport.receive(0.0)
         return arrivals
@@ -160,7 +165,9 @@ class Controller:
                     self._read(arrival, heard)
         if heard:
             with self._store.write() as connection:
-                self._store_heard(connection, heard)
+                stored = self._store_heard(connection, heard)
+            self.rows_stored += stored.added
+            self._acks |= stored.highest
 
     def _read(self, message: Message, heard: list[Heard]) -> None:
         if not message.payload:
@@ -181,19 +188,23 @@ class Controller:
             self._outbox = device_store.load_desired(connection)
         logger.info("connected to the broker; telling it what is wanted of %d devices", len(self._outbox))
 
-    def _store_heard(self, connection: sa.Connection, heard: list[Heard]) -> None:
+    def _store_heard(self, connection: sa.Connection, heard: list[Heard]) -> Stored:
         now_ms = self._clock.now_ms()
         known = device_store.load_many(connection, {one.device for one in heard})
         before = dict(known)
+        rows: list[RowsHeard] = []
         for one in heard:
             device = known.get(one.device)
             if device is None:
                 self._refuse("unknown device", one.device, "it is not enrolled (any more)")
                 continue
             known[one.device] = self._apply(connection, device, one, now_ms)
-        for name, device in known.items():
-            if device is not before[name]:
-                device_store.save(connection, device)
+            if isinstance(one, RowsHeard):
+                rows.append(one)
+        device_store.save(
+            connection, [device for name, device in known.items() if device is not before[name]]
+        )
+        return telemetry_store.store_rows(connection, rows, now_ms)
 
     def _apply(self, connection: sa.Connection, device: Device, heard: Heard, now_ms: int) -> Device:
         match heard:
@@ -213,9 +224,6 @@ class Controller:
                     self._judge(connection, device.device, reported, now_ms)
                 return after
             case RowsHeard():
-                stored = telemetry_store.store_rows(connection, heard, now_ms)
-                self.rows_stored += stored.added
-                self._acks[device.device, heard.batch.boot, heard.stream] = stored.seq
                 return twins.on_rows(device, now_ms)
 
     def _judge(
@@ -231,12 +239,12 @@ class Controller:
         logger.info("%s: %s %s %s", device, row.release, verdict.outcome.value, verdict.reason)
 
     def _say_acks(self) -> None:
-        for (device, boot, stream), seq in list(self._acks.items()):
-            payload = twin.encode(twin.Ack(boot=boot, stream=stream.value, seq=seq))
-            if not self._publish(Leaf.ACK, device, payload):
+        for key, seq in list(self._acks.items()):
+            payload = twin.encode(twin.Ack(boot=key.boot, stream=key.stream.value, seq=seq))
+            if not self._publish(Leaf.ACK, key.device, payload):
                 # The device sends the rows again, and is then acknowledged again.
                 break
-            del self._acks[device, boot, stream]
+            del self._acks[key]
         if not self._connected:
             self._acks.clear()
 
@@ -381,12 +389,4 @@ class Controller:
         return True
 
     def _refuse(self, why: str, who: str, detail: str) -> None:
-        self.refused[why] += 1
-        now_s = self._clock.monotonic_s()
-        key = f"{why} {who}"
-        if now_s < self._log_after.get(key, now_s):
-            return
-        if len(self._log_after) >= _LOG_KEYS_MAX:
-            self._log_after.clear()
-        self._log_after[key] = now_s + LOG_EVERY_S
-        logger.warning("%s: %s: %s", who, why, detail)
+        self._refusals.add(why, who, detail, self._clock.monotonic_s())

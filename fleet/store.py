@@ -7,7 +7,7 @@ differs between them is in this file only. Tables are in `schema`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -66,12 +66,19 @@ def insert_new(connection: sa.Connection, table: sa.Table, rows: list[dict[str, 
     return max(0, connection.execute(statement, rows).rowcount)
 
 
-def upsert(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> None:
+def upsert(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> None:
     """Insert a row, or replace its columns where the primary key is there."""
+    upsert_all(connection, table, [row])
+
+
+def upsert_all(connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
+    """Insert rows of the same columns, or replace these columns where the primary key is there."""
+    if not rows:
+        return
     keys = [column.name for column in table.primary_key.columns]
-    statement = _dialect(connection).insert(table).values(**row)
-    changed = {name: statement.excluded[name] for name in row if name not in keys}
-    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed))
+    statement = _dialect(connection).insert(table)
+    changed = {name: statement.excluded[name] for name in rows[0] if name not in keys}
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), rows)
 
 
 def _dialect(connection: sa.Connection) -> Any:

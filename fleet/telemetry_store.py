@@ -6,8 +6,8 @@ acknowledged. Checking rows is `ingest`'s business, what the counts mean `facts`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
@@ -21,18 +21,26 @@ from edgeml.telemetry import Counters, Event, Loss, Stream, Window
 
 from . import schema
 from .ingest import RowsHeard, judged_at_ms
-from .store import insert_new, upsert
+from .store import insert_new, upsert, upsert_all
 
 COUNTERS: Final = Counters.__struct_fields__
 
 
+class StreamKey(NamedTuple):
+    """Whose rows are numbered together."""
+
+    device: DeviceId
+    boot: str
+    stream: Stream
+
+
 class Stored(msgspec.Struct, frozen=True):
-    """What storing a batch came to."""
+    """What storing batches came to."""
 
     added: int
     """Rows that were not stored before."""
-    seq: int
-    """Highest sequence number stored of the batch's boot and stream."""
+    highest: dict[StreamKey, int]
+    """Highest sequence number stored of each boot and stream: what is acknowledged."""
 
 
 class SliceCounts(msgspec.Struct, frozen=True):
@@ -59,16 +67,13 @@ class StoredEvent(msgspec.Struct, frozen=True):
     event: Event
 
 
-def store_rows(connection: sa.Connection, heard: RowsHeard, received_at_ms: int) -> Stored:
-    """Store a batch whose rows may be there already."""
-    batch = heard.batch
-    if heard.stream is Stream.WINDOWS:
-        rows = [_window_row(heard, window, received_at_ms) for window in batch.windows]
-        added = insert_new(connection, schema.windows, rows)
-    else:
-        rows = [_event_row(heard, event, received_at_ms) for event in batch.events]
-        added = insert_new(connection, schema.events, rows)
-    return Stored(added, _raise_high(connection, heard, received_at_ms))
+def store_rows(connection: sa.Connection, batches: Sequence[RowsHeard], received_at_ms: int) -> Stored:
+    """Store batches whose rows may be there already."""
+    rows = [_window_row(heard, window, received_at_ms) for heard in batches for window in heard.batch.windows]
+    added = insert_new(connection, schema.windows, rows)
+    rows = [_event_row(heard, event, received_at_ms) for heard in batches for event in heard.batch.events]
+    added += insert_new(connection, schema.events, rows)
+    return Stored(added, _raise_highs(connection, batches, received_at_ms))
 
 
 class SliceBook:
@@ -181,21 +186,34 @@ def prune(connection: sa.Connection, before_ms: int) -> int:
     return deleted
 
 
-def _raise_high(connection: sa.Connection, heard: RowsHeard, received_at_ms: int) -> int:
+def _raise_highs(
+    connection: sa.Connection, batches: Sequence[RowsHeard], received_at_ms: int
+) -> dict[StreamKey, int]:
     table = schema.stream_high
-    key = {"device": heard.device, "boot": heard.batch.boot, "stream": heard.stream.value}
-    known = connection.scalar(sa.select(table.c.seq).filter_by(**key))
-    # A batch that is sent again must not lower it.
-    seq = max(heard.last_seq, -1 if known is None else int(known))
-    loss = heard.batch.loss
-    counted = {
-        "seq": seq,
-        "produced": loss.produced,
-        "dropped": loss.dropped,
-        "updated_at_ms": received_at_ms,
-    }
-    upsert(connection, table, key | counted)
-    return seq
+    known = connection.execute(
+        sa.select(table.c.device, table.c.boot, table.c.stream, table.c.seq).where(
+            table.c.device.in_({heard.device for heard in batches})
+        )
+    )
+    stored = {(row.device, row.boot, row.stream): int(row.seq) for row in known}
+    highs: dict[StreamKey, int] = {}
+    changed: dict[StreamKey, dict[str, Any]] = {}
+    for heard in batches:
+        key = StreamKey(heard.device, heard.batch.boot, heard.stream)
+        # A batch that is sent again must not lower it.
+        before = highs.get(key, stored.get((heard.device, heard.batch.boot, heard.stream.value), -1))
+        highs[key] = max(heard.last_seq, before)
+        changed[key] = {
+            "device": heard.device,
+            "boot": heard.batch.boot,
+            "stream": heard.stream.value,
+            "seq": highs[key],
+            "produced": heard.batch.loss.produced,
+            "dropped": heard.batch.loss.dropped,
+            "updated_at_ms": received_at_ms,
+        }
+    upsert_all(connection, table, list(changed.values()))
+    return highs
 
 
 def _window(row: Any) -> Window:

@@ -14,6 +14,7 @@ from agent.machine import diagram
 from edgeml import errors, topics
 from edgeml.cli import edgeml
 from edgeml.errors import EdgemlError
+from fleet import config as fleet_config
 
 ROOT = Path(__file__).parents[2]
 DOCS = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
@@ -95,9 +96,14 @@ def config_fields(struct, prefix=""):
             yield f"{prefix}{field.name}"
 
 
-@pytest.mark.parametrize("field", config_fields(agent_config.AgentConfig))
+@pytest.mark.parametrize("field", list(config_fields(agent_config.AgentConfig)))
 def test_every_setting_of_the_agent_is_documented(field):
     assert f"`{field}`" in DOCS["agent-config.md"]
+
+
+@pytest.mark.parametrize("field", list(config_fields(fleet_config.FleetConfig)))
+def test_every_setting_of_the_fleet_is_documented(field):
+    assert f"`{field}`" in DOCS["fleet-config.md"]
 
 
 def test_the_diagram_of_the_machine_is_the_table():
@@ -133,7 +139,7 @@ def public_functions():
 
 
 @pytest.mark.parametrize(
-    ("name", "node"), public_functions(), ids=lambda value: value if isinstance(value, str) else ""
+    ("name", "node"), list(public_functions()), ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_every_public_name_has_a_docstring(name, node):
     assert ast.get_docstring(node), name

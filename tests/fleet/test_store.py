@@ -1,6 +1,7 @@
 """The fleet's database: exactly once, durable, and of a known version."""
 
 import threading
+from typing import NamedTuple
 
 import pytest
 import sqlalchemy as sa
@@ -54,6 +55,18 @@ def rows(*seqs, boot="b1", device=CAM, dropped=0):
     )
 
 
+class Kept(NamedTuple):
+    added: int
+    seq: int
+
+
+def store_one(connection, heard, now_ms=NOW_MS):
+    """Store a batch: how many of its rows were new, and what is acknowledged."""
+    stored = telemetry_store.store_rows(connection, [heard], now_ms)
+    (seq,) = stored.highest.values()
+    return Kept(stored.added, seq)
+
+
 def stored_seqs(store):
     with store.read() as connection:
         return list(connection.scalars(sa.select(schema.windows.c.seq).order_by(schema.windows.c.id)))
@@ -61,27 +74,38 @@ def stored_seqs(store):
 
 def test_rows_that_are_sent_again_are_stored_once_and_acknowledged_again(store):
     with store.write() as connection:
-        first = telemetry_store.store_rows(connection, rows(1, 2, 3), NOW_MS)
-        again = telemetry_store.store_rows(connection, rows(2, 3, 4), NOW_MS)
-        late = telemetry_store.store_rows(connection, rows(1, 2), NOW_MS)
+        first = store_one(connection, rows(1, 2, 3), NOW_MS)
+        again = store_one(connection, rows(2, 3, 4), NOW_MS)
+        late = store_one(connection, rows(1, 2), NOW_MS)
     assert (first.added, again.added, late.added) == (3, 1, 0)
     assert (first.seq, again.seq, late.seq) == (3, 4, 4)
     assert stored_seqs(store) == [1, 2, 3, 4]
 
 
+def test_batches_of_one_transaction_are_stored_together(store):
+    enough = [rows(1, 2), rows(1, 2), rows(3), rows(2, 3), rows(7, boot="b2"), rows(1, device="cam-2")]
+    with store.write() as connection:
+        stored = telemetry_store.store_rows(connection, enough, NOW_MS)
+    assert stored.added == 5
+    assert {(key.device, key.boot): seq for key, seq in stored.highest.items()} == {
+        ("cam-1", "b1"): 3,
+        ("cam-1", "b2"): 7,
+        ("cam-2", "b1"): 1,
+    }
+
+
 def test_same_seq_of_another_boot_or_device_is_another_row(store):
     with store.write() as connection:
         added = [
-            telemetry_store.store_rows(connection, one, NOW_MS).added
-            for one in (rows(1), rows(1, boot="b2"), rows(1, device="cam-2"))
+            store_one(connection, one).added for one in (rows(1), rows(1, boot="b2"), rows(1, device="cam-2"))
         ]
     assert added == [1, 1, 1]
 
 
 def test_rows_after_a_gap_that_the_device_counted_are_acknowledged(store):
     with store.write() as connection:
-        telemetry_store.store_rows(connection, rows(1, 2), NOW_MS)
-        assert telemetry_store.store_rows(connection, rows(40, 41, dropped=37), NOW_MS).seq == 41
+        store_one(connection, rows(1, 2), NOW_MS)
+        assert store_one(connection, rows(40, 41, dropped=37), NOW_MS).seq == 41
         assert telemetry_store.losses(connection)[CAM].dropped == 37
 
 
@@ -90,7 +114,7 @@ def test_events_are_stored_once(store):
         CAM, Stream.EVENTS, Batch("b1", events=(Event(5, "worker_crash", NOW_MS, "signal 11", RELEASE),))
     )
     with store.write() as connection:
-        assert [telemetry_store.store_rows(connection, heard, NOW_MS).added for _ in range(2)] == [1, 0]
+        assert [store_one(connection, heard).added for _ in range(2)] == [1, 0]
         (event,) = telemetry_store.recent_events(connection, 0, 10)
     assert (event.device, event.event.kind, event.event.detail) == (CAM, "worker_crash", "signal 11")
 
@@ -98,7 +122,7 @@ def test_events_are_stored_once(store):
 def test_transaction_that_fails_stores_nothing(store):
     def cut():
         with store.write() as connection:
-            telemetry_store.store_rows(connection, rows(1, 2), NOW_MS)
+            store_one(connection, rows(1, 2), NOW_MS)
             raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError, match="power cut"):
@@ -109,12 +133,12 @@ def test_transaction_that_fails_stores_nothing(store):
 def test_slice_book_adds_new_windows_to_what_it_knows(store):
     book = SliceBook(NOW_MS, 60_000)
     with store.write() as connection:
-        telemetry_store.store_rows(connection, rows(1, 2), NOW_MS)
+        store_one(connection, rows(1, 2), NOW_MS)
         assert book.update(connection)
         assert not book.update(connection)
         early = RowsHeard(CAM, Stream.WINDOWS, Batch("b0", (window(9, at_ms=NOW_MS - 1),)))
-        telemetry_store.store_rows(connection, rows(2, 3), NOW_MS)
-        telemetry_store.store_rows(connection, early, NOW_MS)
+        store_one(connection, rows(2, 3), NOW_MS)
+        store_one(connection, early)
         book.update(connection)
     (counted,) = book.counts()
     assert (counted.device, counted.release, counted.slice) == (CAM, RELEASE, NOW_MS // 60_000)
@@ -123,10 +147,10 @@ def test_slice_book_adds_new_windows_to_what_it_knows(store):
 
 def test_old_telemetry_is_pruned_and_a_replay_of_its_batch_still_acknowledged(store):
     with store.write() as connection:
-        telemetry_store.store_rows(connection, rows(1, 2), NOW_MS)
-        telemetry_store.store_rows(connection, rows(3), NOW_MS + 1000)
+        store_one(connection, rows(1, 2), NOW_MS)
+        store_one(connection, rows(3), NOW_MS + 1000)
         assert telemetry_store.prune(connection, NOW_MS + 500) == 2
-        assert telemetry_store.store_rows(connection, rows(3), NOW_MS + 2000).seq == 3
+        assert store_one(connection, rows(3), NOW_MS + 2000).seq == 3
 
 
 def test_assignment_outcome_is_decided_once(store):
@@ -173,7 +197,7 @@ def test_unfinished_rollouts_are_those_that_still_go_somewhere(store):
 
 def test_commit_survives_a_process_that_never_closes_its_connection(store, tmp_path):
     with store.write() as connection:
-        telemetry_store.store_rows(connection, rows(1), NOW_MS)
+        store_one(connection, rows(1), NOW_MS)
     other = Store(f"sqlite:///{tmp_path / 'fleet.db'}")
     assert stored_seqs(other) == [1]
     other.close()
@@ -184,7 +208,7 @@ def test_writers_wait_for_each_other_and_readers_do_not_wait(store):
 
     def slow_writer():
         with store.write() as connection:
-            telemetry_store.store_rows(connection, rows(1), NOW_MS)
+            store_one(connection, rows(1), NOW_MS)
             inside.set()
             leave.wait(5)
 
@@ -194,7 +218,7 @@ def test_writers_wait_for_each_other_and_readers_do_not_wait(store):
     assert stored_seqs(store) == []
     threading.Timer(0.2, leave.set).start()
     with store.write() as connection:
-        telemetry_store.store_rows(connection, rows(2), NOW_MS)
+        store_one(connection, rows(2), NOW_MS)
     thread.join()
     assert stored_seqs(store) == [1, 2]
 
@@ -229,7 +253,7 @@ def test_unusable_url_is_the_users_to_fix(url):
 def test_removed_device_leaves_its_telemetry_behind(store):
     enrol(store)
     with store.write() as connection:
-        telemetry_store.store_rows(connection, rows(1), NOW_MS)
+        store_one(connection, rows(1), NOW_MS)
         assert devices.remove(connection, CAM)
         assert not devices.remove(connection, CAM)
     assert stored_seqs(store) == [1]

@@ -1,0 +1,146 @@
+"""The file of the telemetry buffer: how it is opened, when it is unreadable, and what becomes of it then.
+
+Decides SQLite's settings, the tables and their version. A file that is damaged, or of another version, is set aside as
+`*.corrupt` (the last one is kept) and a new one begun: telemetry never stops an agent from starting. What is in the
+tables is `buffer`'s business.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from edgeml.telemetry import Stream
+
+FilePath = Path | Literal[":memory:"]
+
+PAGE_BYTES: Final = 4096
+"""The unit of flash, and SQLite's default."""
+PAGES_MIN: Final = 512
+LOG_PAGES: Final = 64
+"""Pages of the log after which they are synced into the file: what a power cut may take."""
+SCHEMA_VERSION: Final = 1
+_CORRUPT: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An open file; `quarantined` is the one that was set aside for it."""
+
+    connection: sqlite3.Connection
+    quarantined: Path | None
+
+
+def open_file(path: FilePath, bytes_max: int) -> Opened:
+    """Open or create the file, mode 0600.
+
+    Raises:
+        sqlite3.Error: It cannot be opened for another reason than being unreadable.
+        OSError: The directory or the file cannot be made.
+    """
+    connection = _connect(path, bytes_max)
+    try:
+        if _is_sound(connection):
+            _create_tables(connection)
+            return Opened(connection, None)
+    except sqlite3.Error as error:
+        connection.close()
+        if not is_corrupt(error):
+            raise
+    return start_over(connection, path, bytes_max)
+
+
+def start_over(connection: sqlite3.Connection, path: FilePath, bytes_max: int) -> Opened:
+    """Close an unreadable file, set it aside and begin a new one.
+
+    Raises:
+        sqlite3.Error: The new one cannot be opened.
+        OSError: The old one cannot be renamed.
+    """
+    connection.close()
+    quarantined = None
+    if isinstance(path, Path):
+        quarantined = path.with_suffix(".corrupt")
+        path.replace(quarantined)
+        for suffix in ("-wal", "-shm"):
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+    connection = _connect(path, bytes_max)
+    _create_tables(connection)
+    return Opened(connection, quarantined)
+
+
+def sql(statement: str, stream: Stream) -> str:
+    """Put the name of a stream's table in the place of `$rows`."""
+    return statement.replace("$rows", stream.value)
+
+
+def is_full(error: sqlite3.Error) -> bool:
+    """Tell whether the disk, or the file's own limit, is reached."""
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+
+
+def is_corrupt(error: sqlite3.Error) -> bool:
+    """Tell whether the file is unreadable, whatever the disk does."""
+    # Extended codes carry the primary one in their low byte.
+    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _CORRUPT
+
+
+def _connect(path: FilePath, bytes_max: int) -> sqlite3.Connection:
+    if isinstance(path, Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        os.fchmod(descriptor, 0o600)
+        os.close(descriptor)
+    connection = sqlite3.connect(path, check_same_thread=False)
+    try:
+        _set_up(connection, bytes_max)
+    except sqlite3.Error as error:
+        if not is_corrupt(error):
+            connection.close()
+            raise
+    return connection
+
+
+def _set_up(connection: sqlite3.Connection, bytes_max: int) -> None:
+    for setting in (
+        f"page_size = {PAGE_BYTES}",
+        "journal_mode = WAL",
+        "synchronous = NORMAL",
+        f"wal_autocheckpoint = {LOG_PAGES}",
+        f"journal_size_limit = {2 * LOG_PAGES * PAGE_BYTES}",
+        # A backstop: the buffer evicts by its own count before.
+        f"max_page_count = {max(PAGES_MIN, bytes_max // PAGE_BYTES)}",
+    ):
+        connection.execute(f"PRAGMA {setting}")
+
+
+def _is_sound(connection: sqlite3.Connection) -> bool:
+    tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    if not tables:
+        return True
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    checked = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    return bool(version == SCHEMA_VERSION and checked == "ok")
+
+
+def _create_tables(connection: sqlite3.Connection) -> None:
+    with connection:
+        for stream in Stream:
+            connection.execute(
+                sql(
+                    "CREATE TABLE IF NOT EXISTS $rows (id INTEGER PRIMARY KEY, boot TEXT NOT NULL, seq INTEGER NOT NULL, "
+                    "payload BLOB NOT NULL)",
+                    stream,
+                )
+            )
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS counts (stream TEXT PRIMARY KEY, produced INTEGER NOT NULL, "
+            "acknowledged INTEGER NOT NULL, dropped INTEGER NOT NULL, boot TEXT NOT NULL, seq INTEGER NOT NULL)"
+        )
+        connection.executemany(
+            "INSERT OR IGNORE INTO counts VALUES (?, 0, 0, 0, '', 0)", [(one.value,) for one in Stream]
+        )
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

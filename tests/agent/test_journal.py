@@ -1,0 +1,107 @@
+"""The journal and the slots on a real disk: what they survive."""
+
+import sqlite3
+import stat
+
+import pytest
+
+from agent.journal import Entry, Journal, peek
+from agent.slots import SlotTable, demote, promote
+from edgeml.errors import StateError
+from edgeml.ids import Digest, ReleaseId
+from edgeml.twin import DeviceState, Slot, Slots
+
+ENTRY = Entry(state=DeviceState.TRIAL, generation=7, attempt=2, counters={"m": 3}, refused=(Digest("a" * 64),))
+
+
+def slot(version):
+    return Slot(ReleaseId(f"m@{version}"), Digest(f"{version:064x}"), "t", version)
+
+
+def test_what_was_written_is_read_back_and_boots_never_repeat(tmp_path):
+    boots = []
+    for _ in range(3):
+        journal = Journal(tmp_path / "journal.db")
+        boots.append(journal.boot)
+        journal.write(ENTRY)
+        journal.close()
+    journal = Journal(tmp_path / "journal.db")
+    assert journal.load() == ENTRY
+    assert boots == sorted(set(boots))
+    assert stat.S_IMODE((tmp_path / "journal.db").stat().st_mode) == 0o600
+    journal.close()
+
+
+def test_a_journal_that_is_no_database_is_set_aside_and_a_new_one_begun(tmp_path):
+    path = tmp_path / "journal.db"
+    path.write_bytes(b"this is no database at all, not even a little" * 100)
+    journal = Journal(path)
+    assert journal.load() == Entry()
+    assert journal.quarantined is not None
+    assert journal.quarantined.read_bytes().startswith(b"this is no database")
+    journal.close()
+
+
+def test_an_entry_that_cannot_be_read_is_set_aside(tmp_path):
+    journal = Journal(tmp_path / "journal.db")
+    journal.write(ENTRY)
+    journal.close()
+    with sqlite3.connect(tmp_path / "journal.db") as connection:
+        connection.execute("UPDATE journal SET entry = '{\"state\": \"dancing\"}'")
+    connection.close()
+    journal = Journal(tmp_path / "journal.db")
+    assert journal.load() == Entry()
+    assert journal.quarantined is not None
+    journal.close()
+
+
+def test_a_journal_of_a_newer_agent_is_refused_not_destroyed(tmp_path):
+    journal = Journal(tmp_path / "journal.db")
+    journal.write(ENTRY)
+    journal.close()
+    with sqlite3.connect(tmp_path / "journal.db") as connection:
+        connection.execute("UPDATE journal SET version = 99")
+    connection.close()
+    journal = Journal(tmp_path / "journal.db")
+    with pytest.raises(StateError, match="version 99"):
+        journal.load()
+    journal.close()
+
+
+def test_a_journal_can_be_looked_at_while_an_agent_uses_it(tmp_path):
+    assert peek(tmp_path / "journal.db") is None
+    journal = Journal(tmp_path / "journal.db")
+    assert peek(tmp_path / "journal.db") == Entry()
+    journal.write(ENTRY)
+    assert peek(tmp_path / "journal.db") == ENTRY
+    journal.close()
+
+
+def test_slots_survive_and_a_broken_table_is_set_aside(tmp_path):
+    table = SlotTable(tmp_path)
+    table.write(promote(promote(Slots(), slot(1)), slot(2)))
+    assert SlotTable(tmp_path).slots == Slots(slot(2), slot(1), slot(1))
+    (tmp_path / "slots.json").write_bytes(b"\x00" * 50)
+    broken = SlotTable(tmp_path)
+    assert broken.slots == Slots()
+    assert broken.quarantined is not None
+
+
+def test_cleaning_keeps_what_slots_name_and_what_is_being_fetched(tmp_path):
+    table = SlotTable(tmp_path)
+    table.write(promote(promote(Slots(), slot(1)), slot(2)))
+    table.store.mkdir()
+    for version in (1, 2, 3, 4):
+        table.path(slot(version).digest).write_bytes(b"x")
+    (table.store / f"{slot(4).digest}.part").write_bytes(b"x")
+    assert table.clean(frozenset({slot(3).digest})) == 2
+    assert sorted(path.name for path in table.store.iterdir()) == sorted(f"{slot(v).digest}.edgeml" for v in (1, 2, 3))
+
+
+def test_giving_slots_up_goes_to_previous_then_factory_then_nothing():
+    slots = promote(promote(promote(Slots(), slot(1)), slot(2)), slot(3))
+    assert slots == Slots(slot(3), slot(2), slot(1))
+    after = [demote(slots)]
+    after += [demote(after[-1])]
+    after += [demote(after[-1])]
+    assert [one.current for one in after] == [slot(2), slot(1), None]

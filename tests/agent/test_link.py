@@ -1,0 +1,101 @@
+"""What a device says on every new link, and what it makes of what it hears."""
+
+from agent.buffer import Buffer
+from agent.device import Device, Moment
+from agent.journal import Journal
+from agent.link import Identity, Link
+from agent.slots import SlotTable
+from agent.uplink import Uplink
+from edgeml import twin
+from edgeml.ids import DeploymentId, DeviceId, Digest, ReleaseId, TenantId
+from edgeml.telemetry import Event, Stream, decode_batch
+from edgeml.transport import LinkDown, LinkUp, Message
+from edgeml.twin import Birth, Desired, DeviceState, Presence, Reported
+
+NOW = Moment(1_000, 10.0)
+BASE = "em/v1/acme/d/cam-1"
+
+
+class Talk:
+    def __init__(self, directory):
+        self.journal = Journal(directory / "journal.db")
+        self.device = Device("cam-1", self.journal, SlotTable(directory))
+        self.buffer = Buffer(directory / "telemetry.db", self.journal.boot)
+        identity = Identity(TenantId("acme"), DeviceId("cam-1"), self.journal.boot)
+        birth = Birth(device=DeviceId("cam-1"), session=self.journal.boot, profile="p", agent_version="1")
+        self.link = Link(identity, self.device, Uplink(self.buffer, identity.tenant, identity.device), lambda _now: birth)
+        self.device.start(NOW)
+
+    def said(self):
+        self.link.speak(NOW)
+        found = list(self.link.outbox)
+        self.link.outbox.clear()
+        return found
+
+    def close(self):
+        self.buffer.close()
+        self.journal.close()
+
+
+def test_a_new_link_is_told_presence_inventory_state_and_what_waits(tmp_path):
+    talk = Talk(tmp_path)
+    talk.buffer.append(Event(seq=0, kind="started", at_ms=1))
+    assert talk.said() == [], "nothing is said without a link"
+    for _ in range(2):
+        talk.link.hear(LinkUp(), NOW)
+        messages = {message.topic: message for message in talk.said()}
+        assert list(messages) == [f"{BASE}/state", f"{BASE}/birth", f"{BASE}/reported", f"{BASE}/tele/events"]
+        assert twin.decode(messages[f"{BASE}/state"].payload, Presence).online
+        assert [messages[f"{BASE}/{leaf}"].retain for leaf in ("state", "birth", "reported")] == [True, False, True]
+        assert decode_batch(messages[f"{BASE}/tele/events"].payload).events[0].kind == "started"
+        talk.link.hear(LinkDown("cut"), NOW)
+    talk.close()
+
+
+def test_the_will_is_of_this_session_and_says_offline(tmp_path):
+    talk = Talk(tmp_path)
+    will = talk.link.will
+    assert (will.topic, will.retain) == (f"{BASE}/state", True)
+    assert twin.decode(will.payload, Presence) == Presence(online=False, session=talk.journal.boot)
+    talk.close()
+
+
+def test_a_wish_is_heard_and_the_change_reported_once(tmp_path):
+    talk = Talk(tmp_path)
+    talk.link.hear(LinkUp(), NOW)
+    talk.said()
+    wanted = Desired(generation=1, deployment=DeploymentId("d"), release=ReleaseId("m@1"), target="m/1/v.edgeml", digest=Digest("a" * 64))
+    talk.link.hear(Message(f"{BASE}/desired", twin.encode(wanted)), NOW)
+    [report] = talk.said()
+    assert twin.decode(report.payload, Reported).state is DeviceState.FETCHING
+    assert talk.said() == []
+    talk.close()
+
+
+def test_messages_of_others_too_long_or_senseless_change_nothing(tmp_path):
+    talk = Talk(tmp_path)
+    talk.link.hear(LinkUp(), NOW)
+    talk.said()
+    before = talk.device.entry
+    for topic, payload in (
+        ("em/v1/acme/d/cam-2/desired", b"{}"),
+        (f"{BASE}/desired", b"x" * 100_000),
+        (f"{BASE}/desired", b"\xff\xfe"),
+        (f"{BASE}/ack", b'{"boot": 1}'),
+        ("nonsense", b""),
+    ):
+        talk.link.hear(Message(topic, payload), NOW)
+    assert talk.device.entry == before
+    assert talk.said() == []
+    talk.close()
+
+
+def test_an_acknowledgement_empties_the_buffer(tmp_path):
+    talk = Talk(tmp_path)
+    seq = talk.buffer.append(Event(seq=0, kind="started", at_ms=1))
+    talk.link.hear(LinkUp(), NOW)
+    talk.said()
+    ack = twin.Ack(boot=talk.journal.boot, stream="events", seq=seq)
+    talk.link.hear(Message(f"{BASE}/ack", twin.encode(ack)), NOW)
+    assert talk.buffer.held(Stream.EVENTS) == 0
+    talk.close()
