@@ -49,6 +49,8 @@ UNWRITTEN_ROWS_MAX: Final = 4 * COMMIT_ROWS
 EVICT_FRACTION: Final = 0.01
 _ROW_OVERHEAD_BYTES: Final = 32
 _ENVELOPE_BYTES: Final = 1024
+_COMPRESSION_FIRST: Final = 4.0
+"""By how much rows are thought to shrink before a batch has shown it: compressing too much is slow on a small device."""
 _DROPPED_FIRST: Final = (Stream.WINDOWS, Stream.EVENTS)
 
 Row = Window | Event
@@ -87,6 +89,7 @@ class Buffer:
         self._boot = boot
         self._limits = limits or BufferLimits()
         self._unwritten: list[tuple[Stream, int, bytes]] = []
+        self._compression = _COMPRESSION_FIRST
         try:
             opened = open_file(path, self._limits.bytes_max)
             self._connection = opened.connection
@@ -155,10 +158,11 @@ class Buffer:
         self.flush()
         try:
             while found := self._oldest(stream):
-                boot, rows = found[0][1], _readable(found, stream)
+                boot, rows = found[0][1], _readable(found, stream, int(bytes_max * self._compression))
                 while rows:
                     batch = self._batch(stream, boot, rows)
                     size = len(encode_batch(batch))
+                    self._compression = sum(len(row[2]) for row in found[: len(rows)]) / size
                     if size <= bytes_max:
                         return batch
                     if len(rows) == 1:
@@ -355,14 +359,14 @@ class Buffer:
         return StorageError(f"cannot keep telemetry in {self._path}: {error}", hint=hint)
 
 
-def _readable(found: list[tuple[int, str, bytes]], stream: Stream) -> list[Row]:
-    """Decode the rows of the oldest boot, up to the size of a batch or the first that cannot be read."""
+def _readable(found: list[tuple[int, str, bytes]], stream: Stream, raw_bytes_max: int) -> list[Row]:
+    """Decode the first rows of the oldest boot: one, or as many as fit, up to the first that cannot be read."""
     rows: list[Row] = []
     kind: type[Row] = Window if stream is Stream.WINDOWS else Event
-    room = BATCH_RAW_BYTES_MAX - _ENVELOPE_BYTES
+    room = min(raw_bytes_max, BATCH_RAW_BYTES_MAX - _ENVELOPE_BYTES)
     for _, boot, payload in found:
         room -= len(payload) + 1
-        if boot != found[0][1] or room < 0:
+        if boot != found[0][1] or (rows and room < 0):
             break
         try:
             rows.append(msgspec.json.decode(payload, type=kind))

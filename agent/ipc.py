@@ -241,7 +241,7 @@ def _parse_heads(heads: bytes) -> Layout:
     at, end = _COUNTS.size, len(heads)
     dtypes, shapes, spans = [], [], []
     for _ in range(count):
-        code, rank = heads[at : at + 2] if end - at >= 8 else (255, 0)
+        code, rank = heads[at : at + 2] if len(heads) - at >= 8 else (255, 0)
         if code >= len(_DTYPES) or rank > RANK_MAX or len(heads) - at < _HEADS[rank].size:
             raise ManifestError("a tensor of an unknown type, of too many dimensions, or cut short")
         shape = _HEADS[rank].unpack_from(heads, at)[2:]

@@ -292,8 +292,11 @@ def _packed(tensor: _Input) -> bytes:
         raise ConfigError(f"input {tensor.name} has no data")
     try:
         values = msgspec.json.decode(tensor.data, type=kind)
-    except msgspec.ValidationError:
-        values = _convert(_flat(_decode(tensor.data, Any), tensor), kind)
+    except msgspec.ValidationError as error:
+        nested = _decode(tensor.data, Any)
+        if not isinstance(nested, list) or not any(isinstance(one, list) for one in nested):
+            raise ConfigError(f"input {tensor.name}: {error}") from error
+        values = _convert(_flat(nested, tensor), kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"input {tensor.name}: {error}") from error
     if None in values:

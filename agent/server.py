@@ -12,8 +12,8 @@ import ipaddress
 import logging
 import socket
 import threading
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
 
 import msgspec
 
@@ -44,6 +44,8 @@ CONNECTIONS_MAX: Final = 64
 START_TIMEOUT_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 3.0
 RETRY_AFTER_S: Final = 1
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
 
 
 class Inference(Protocol):
@@ -198,7 +200,7 @@ def make_app(inference: Inference) -> Starlette:
             Route(path + "/ready", endpoints.model_ready),
             Route(path + "/infer", endpoints.infer, methods=["POST"]),
         ]
-    handlers = {HTTPException: _refuse, EdgemlError: _report, Exception: _fail}
+    handlers = {HTTPException: _refuse, EdgemlError: _report}
     return Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]  # its stub wants handlers of Exception
 
 
@@ -229,20 +231,17 @@ class _Endpoints:
         return _json({"name": manifest.model, "ready": ready}, 200 if ready else 503)
 
     async def infer(self, request: Request) -> Response:
-        from starlette.concurrency import run_in_threadpool
-
         manifest = self._manifest(request)
         body = await _body(request)
         length = _json_length(request, len(body))
-        return await run_in_threadpool(self._answer, manifest, body, length)
+        return await _in_thread(self._answer, manifest, body, length)
 
     async def feedback(self, request: Request) -> Response:
-        from starlette.concurrency import run_in_threadpool
         from starlette.exceptions import HTTPException
 
         self._manifest(request)
         feedback = decode_feedback(await _body(request))
-        if not await run_in_threadpool(self._inference.feedback, feedback.id, feedback.label):
+        if not await _in_thread(self._inference.feedback, feedback.id, feedback.label):
             raise HTTPException(404, f"no recent request has the id {feedback.id!r}")
         return _json({"matched": True})
 
@@ -267,6 +266,22 @@ class _Endpoints:
         if (name, version) != (manifest.model, manifest.version):
             raise HTTPException(404, f"no such model here; {manifest.release} is")
         return manifest
+
+
+async def _in_thread(
+    function: Callable[_Given, _Result], *given: _Given.args, **named: _Given.kwargs
+) -> _Result:
+    """Run what may take time. What it does not foresee is logged and becomes a 500, and the connection lives on."""
+    from starlette.concurrency import run_in_threadpool
+    from starlette.exceptions import HTTPException
+
+    try:
+        return await run_in_threadpool(function, *given, **named)
+    except (EdgemlError, HTTPException):
+        raise
+    except Exception as error:
+        logger.exception("a request failed")
+        raise HTTPException(500, "internal error; the device's log has more") from error
 
 
 async def _body(request: Request) -> bytes:
@@ -328,8 +343,3 @@ async def _refuse(_request: Request, error: Exception) -> Response:
     response = _json({"error": error.detail}, error.status_code)
     response.headers.update(error.headers or {})
     return response
-
-
-async def _fail(_request: Request, error: Exception) -> Response:
-    logger.error("a request failed", exc_info=error)
-    return _json({"error": "internal error; the device's log has more"}, 500)

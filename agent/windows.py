@@ -140,7 +140,10 @@ class Windows:
         return closed
 
     def _window(self, key: ReleaseKey) -> _Open:
-        return self._open.setdefault(key, _Open())
+        window = self._open.get(key)
+        if window is None:
+            window = self._open[key] = _Open()
+        return window
 
 
 __all__ = ["PREDICTIONS_MAX", "REQUEST_ID_MAX", "Observed", "ReleaseKey", "Windows"]

@@ -57,12 +57,14 @@ class Process:
         )
 
     def ready(self):
+        """Return the numbers that the child says."""
         words = self.child.stdout.readline().split()
         assert words, "the child ended"
         assert words[0] == "ready", words
         return [int(word) for word in words[1:]]
 
     def stop(self):
+        """End it."""
         self.child.stdin.close()
         self.child.terminate()
         self.child.wait(10)

@@ -91,10 +91,12 @@ class Echo:
         self.buffer = bytearray(1 << 16)
 
     def call(self):
+        """Ask once."""
         self.ours.send(bytes(self.size))
         self.ours.recv_into(self.buffer)
 
     def close(self):
+        """End the child."""
         self.ours.close()
         os.waitpid(self.child, 0)
 
@@ -115,6 +117,7 @@ class OverHttp:
         self.headers = {JSON_LENGTH_HEADER: str(len(head))}
 
     def call(self):
+        """Ask once."""
         self.connection.request("POST", "/v2/models/bench/infer", self.body, self.headers)
         response = self.connection.getresponse()
         body = response.read()
@@ -128,15 +131,19 @@ class Direct:
         self.serving = serving
 
     def manifest(self):
+        """What serves."""
         return self.serving.active.manifest
 
     def ready(self):
+        """Always."""
         return True
 
     def infer(self, tensors, _request_id):
+        """Answer, and count nothing."""
         return self.serving.infer(tensors)
 
     def feedback(self, _request_id, _label):
+        """Remember nothing."""
         return False
 
 
@@ -177,7 +184,7 @@ def measure(directory, rounds):
         "http": OverHttp(server.url, array.tobytes()).call,
     }
     taken = {name: [] for name in ways}
-    for name, call in ways.items():
+    for call in ways.values():
         for _ in range(WARM_UP):
             call()
     for _ in range(rounds):

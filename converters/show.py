@@ -8,10 +8,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import click
 import msgspec
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -21,9 +22,11 @@ from edgeml.errors import ConfigError
 from .report import CandidateRow, Conversion, Packaging
 from .select import Verdict, size
 
+BARE_FRACTION_MAX: Final = 0.1
+
 
 def fraction(text: str) -> float:
-    """Read `0.5%` or `0.005`.
+    """Read `0.5%` or `0.005`. A bare 0.5 is refused: it would be 50 %, and mostly 0.5 % is meant.
 
     Raises:
         ConfigError: Neither, or not between 0 and 1.
@@ -31,12 +34,17 @@ def fraction(text: str) -> float:
     >>> fraction("0.5%"), fraction("0.01")
     (0.005, 0.01)
     """
+    percent = text.endswith("%")
     try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        value = float(text.removesuffix("%")) / (100 if percent else 1)
     except ValueError:
         value = -1.0
     if not 0 <= value < 1:
         raise ConfigError(f"{text!r} is no drop", hint="write 0.5% or 0.005")
+    if not percent and value > BARE_FRACTION_MAX:
+        raise ConfigError(
+            f"a drop of {text} would be {value:.0%}", hint=f"write {text}%, or {value:.0%} if you mean that"
+        )
     return value
 
 
@@ -89,14 +97,16 @@ def tell_conversion(conversion: Conversion) -> None:
     table = Table(
         title=f"{report.release}: {report.metric} {report.baseline:.4f} before, at most {report.max_drop:.2%} may be lost",
         title_justify="left",
+        box=box.SIMPLE_HEAD,
     )
-    for heading in ("candidate", "file", report.metric, "agreement", "latency here", "memory here", "chosen for"):
-        table.add_column(heading)
+    for heading in ("candidate", "file", report.metric, "agreement", "latency here", "memory here"):
+        table.add_column(heading, no_wrap=True)
     for row in report.candidates:
-        table.add_row(row.variant, size(row.length_bytes), *_figures(row), _takers(row))
+        table.add_row(row.variant, size(row.length_bytes), *_figures(row))
     console.print(table)
     console.print(
-        f"measured on {report.host} over {report.samples} samples; another machine's latency is another"
+        f"here: measured on {report.host} over {report.samples} samples, one thread; another machine's latency is another",
+        soft_wrap=True,
     )
     for line in _reasons(report.candidates):
         console.print(line, soft_wrap=True)
@@ -148,10 +158,6 @@ def _figures(row: CandidateRow) -> tuple[str, str, str, str]:
         f"{row.latency_p50_ms:.3f} ms",
         size(row.peak_memory_bytes),
     )
-
-
-def _takers(row: CandidateRow) -> str:
-    return "\n".join(one.profile for one in row.verdicts if one.verdict == Verdict.CHOSEN.value) or "-"
 
 
 def _reasons(rows: Sequence[CandidateRow]) -> Iterator[str]:

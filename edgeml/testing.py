@@ -1,13 +1,14 @@
 """What tests of devices and fleets need, shipped for users' own tests.
 
 A clock that is moved by hand, a broker in memory behind the `Transport` port, and a tiny real bundle. Decides how the
-loopback broker behaves: as MQTT 3.1.1 allows, with duplicates, reordering and loss of links on demand, access by
-the authenticated user, and a restart that forgets everything. Needs no pytest.
+loopback broker behaves: as MQTT 3.1.1 allows and as brokers do, with duplicates, reordering, loss of messages and links
+on demand, access by the authenticated user, and a restart that forgets everything. Needs no pytest.
 """
 
 from __future__ import annotations
 
 import random
+import threading
 from collections import deque
 from pathlib import Path
 from typing import Final
@@ -15,12 +16,14 @@ from typing import Final
 import msgspec
 
 from . import topics
-from .ids import Digest, TenantId, digest_of_file
+from .ids import Digest, TenantId, digest_of_file, is_name
 from .transport import Arrival, LinkDown, LinkUp, Message
 
 START_MS: Final = 1_800_000_000_000
 CLASSES: Final = 3
 FEATURES: Final = 4
+INBOX_MAX: Final = 10_000
+"""Arrivals that wait for a receiver; later ones are lost, as with `edgeml.mqtt`."""
 
 
 class FakeClock:
@@ -49,74 +52,96 @@ class FakeClock:
 
 
 class Weather(msgspec.Struct, frozen=True):
-    """How badly the loopback broker treats messages, as fractions; everything MQTT 3.1.1 with QoS 1 allows."""
+    """How badly the loopback broker treats messages, as fractions of deliveries.
+
+    MQTT 3.1.1 with QoS 1 allows duplicates; brokers in clusters reorder, and drop what overflows a queue.
+    """
 
     duplicated: float = 0.0
     reordered: float = 0.0
+    """Mixed with what waits in the inbox."""
+    delayed: float = 0.0
+    """Held back until the next message, or the second look into an empty inbox; lost if the link is."""
+    lost: float = 0.0
     seed: int = 0
 
 
 class LoopbackBroker:
-    """A broker in memory. Delivery is immediate, into the receiver's inbox."""
+    """A broker in memory. Delivery is immediate, into the receiver's inbox. Safe to use from several threads."""
 
     def __init__(self, tenant: TenantId, weather: Weather | None = None) -> None:
         self.tenant = tenant
         self.retained: dict[str, Message] = {}
         self.refused: list[tuple[str, str]] = []
-        """(user, topic) of what access control did not let through."""
+        """(user, topic or filter) of what access control did not let through."""
         self.published = 0
-        self._weather = weather or Weather()
-        self._random = random.Random(self._weather.seed)
+        self.weather = weather or Weather()
+        """May be replaced at any time."""
+        self.lock = threading.RLock()
+        self._random = random.Random(self.weather.seed)
         self._links: list[LoopbackTransport] = []
 
     def connect(
         self, user: str, subscriptions: tuple[str, ...], will: Message | None = None
     ) -> LoopbackTransport:
-        """Make a transport for an authenticated user; it connects when started."""
+        """Make a transport for an authenticated user; it connects when started, and takes over the user's older one."""
         return LoopbackTransport(self, user, subscriptions, will)
 
     def restart_empty(self) -> None:
-        """Forget every retained message and drop every link, as a broker without persistence does when it is killed."""
-        self.retained.clear()
-        for link in list(self._links):
-            link.drop("broker restarted", say_will=False)
+        """Forget every retained message and drop every link, as a broker without persistence does when it is killed.
+
+        Links stay down until their `heal`.
+        """
+        with self.lock:
+            self.retained.clear()
+            for link in list(self._links):
+                link.drop("broker restarted", say_will=False)
 
     def publish(self, user: str, message: Message) -> None:
-        """Route a message."""
-        if not topics.may_publish(self.tenant, user, message.topic):
-            self.refused.append((user, message.topic))
-            return
-        self.published += 1
-        if message.retain:
-            if message.payload:
-                self.retained[message.topic] = message
-            else:
-                self.retained.pop(message.topic, None)
-        for link in list(self._links):
-            if link.wants(message.topic):
-                self._deliver(link, message)
+        """Route a message. One that access control forbids is confirmed and thrown away, as brokers do for 3.1.1."""
+        with self.lock:
+            if not topics.may_publish(self.tenant, user, message.topic):
+                self.refused.append((user, message.topic))
+                return
+            self.published += 1
+            if message.retain:
+                if message.payload:
+                    self.retained[message.topic] = message
+                else:
+                    self.retained.pop(message.topic, None)
+            for link in list(self._links):
+                if link.wants(message.topic):
+                    self._deliver(link, Message(message.topic, message.payload, message.qos))
 
     def attach(self, link: LoopbackTransport) -> None:
         """Take a link up and give it what is retained."""
-        for other in [one for one in self._links if one.user == link.user]:
-            other.drop("taken over", say_will=False)
-        self._links.append(link)
-        link.put(LinkUp())
-        for topic, message in sorted(self.retained.items()):
-            if link.wants(topic):
-                self._deliver(link, message)
+        with self.lock:
+            for other in [one for one in self._links if one.user == link.user]:
+                other.drop("taken over", say_will=True)
+            self.refused += [(link.user, one) for one in link.refused]
+            self._links.append(link)
+            link.put(LinkUp())
+            for topic, message in sorted(self.retained.items()):
+                if link.wants(topic):
+                    self._deliver(link, message)
 
     def detach(self, link: LoopbackTransport) -> None:
         """Forget a link."""
-        if link in self._links:
-            self._links.remove(link)
+        with self.lock:
+            if link in self._links:
+                self._links.remove(link)
 
     def _deliver(self, link: LoopbackTransport, message: Message) -> None:
-        link.put(message)
-        if self._random.random() < self._weather.duplicated:
+        if self._random.random() < self.weather.lost:
+            return
+        copies = 2 if self._random.random() < self.weather.duplicated else 1
+        for _ in range(copies):
+            if self._random.random() < self.weather.delayed:
+                link.hold(message)
+                continue
             link.put(message)
-        if self._random.random() < self._weather.reordered:
-            link.shuffle(self._random)
+            if self._random.random() < self.weather.reordered:
+                link.shuffle(self._random)
 
 
 class LoopbackTransport:
@@ -126,10 +151,16 @@ class LoopbackTransport:
         self, broker: LoopbackBroker, user: str, subscriptions: tuple[str, ...], will: Message | None
     ) -> None:
         self.user = user
+        self.refused = tuple(
+            one for one in subscriptions if not topics.may_subscribe(broker.tenant, user, one)
+        )
+        """Filters that access control forbids; the link works without them."""
         self._broker = broker
         self._will = will
-        self._filters = tuple(one for one in subscriptions if topics.may_subscribe(broker.tenant, user, one))
+        self._filters = tuple(one for one in subscriptions if one not in self.refused)
         self._inbox: deque[Arrival] = deque()
+        self._held: deque[Message] = deque()
+        self._looked = False
         self._up = False
 
     @property
@@ -144,34 +175,50 @@ class LoopbackTransport:
 
     def start(self) -> None:
         """Connect."""
-        if not self._up:
+        with self._broker.lock:
+            if self._up:
+                return
+            if self.user != topics.CONTROLLER_USER and not is_name(self.user):
+                self.put(LinkDown("login refused: no such user"))
+                return
             self._up = True
             self._broker.attach(self)
 
     def publish(self, message: Message) -> bool:
         """Hand a message over; False if the link is down."""
-        if not self._up:
-            return False
-        self._broker.publish(self.user, message)
-        return True
+        with self._broker.lock:
+            if not self._up:
+                return False
+            self._broker.publish(self.user, message)
+            return True
 
     def receive(self, timeout_s: float) -> Arrival | None:  # noqa: ARG002 - part of the port; time is not spent here
         """Return the next arrival, or None; never waits."""
-        return self._inbox.popleft() if self._inbox else None
+        with self._broker.lock:
+            if self._inbox:
+                self._looked = False
+                return self._inbox.popleft()
+            if self._held and self._looked:
+                self._looked = False
+                return self._held.popleft()
+            self._looked = True
+            return None
 
     def close(self) -> None:
         """Disconnect in order: no will."""
         self.drop("closed", say_will=False)
 
     def drop(self, reason: str, *, say_will: bool) -> None:
-        """Lose the link."""
-        if not self._up:
-            return
-        self._up = False
-        self._broker.detach(self)
-        self.put(LinkDown(reason))
-        if say_will and self._will is not None:
-            self._broker.publish(self.user, self._will)
+        """Lose the link, and with it what was held back."""
+        with self._broker.lock:
+            if not self._up:
+                return
+            self._up = False
+            self._broker.detach(self)
+            self._held.clear()
+            self.put(LinkDown(reason))
+            if say_will and self._will is not None:
+                self._broker.publish(self.user, self._will)
 
     def cut(self) -> None:
         """Lose the link without a word; the broker says the will."""
@@ -182,16 +229,24 @@ class LoopbackTransport:
         self.start()
 
     def put(self, arrival: Arrival) -> None:
-        """Put something into the inbox."""
-        self._inbox.append(arrival)
+        """Put something into the inbox, and behind it what was held back."""
+        held = list(self._held) if isinstance(arrival, Message) else []
+        for one in (arrival, *held):
+            if len(self._inbox) < INBOX_MAX:
+                self._inbox.append(one)
+        if held:
+            self._held.clear()
+
+    def hold(self, message: Message) -> None:
+        """Keep a message back until something overtakes it."""
+        self._held.append(message)
 
     def shuffle(self, source: random.Random) -> None:
-        """Mix up messages that wait; changes of the link keep their places."""
-        positions = [index for index, arrival in enumerate(self._inbox) if isinstance(arrival, Message)]
-        messages = [self._inbox[index] for index in positions]
+        """Mix up messages that wait since the last change of the link."""
+        first = max((i + 1 for i, one in enumerate(self._inbox) if not isinstance(one, Message)), default=0)
+        messages = [self._inbox.pop() for _ in range(len(self._inbox) - first)]
         source.shuffle(messages)
-        for index, message in zip(positions, messages, strict=True):
-            self._inbox[index] = message
+        self._inbox.extend(messages)
 
     def wants(self, topic: str) -> bool:
         """Tell whether a subscription matches and may be served."""
@@ -201,9 +256,15 @@ class LoopbackTransport:
 
 
 def _matches(topic_filter: str, topic: str) -> bool:
+    """Match as MQTT 3.1.1 section 4.7 does; no wildcard matches a first level that begins with `$`."""
     wanted, given = topic_filter.split("/"), topic.split("/")
+    if given[0].startswith("$") and wanted[0] in {"+", "#"}:
+        return False
     if wanted[-1] == "#":
-        return given[: len(wanted) - 1] == wanted[:-1]
+        wanted = wanted[:-1]
+        if len(given) < len(wanted):
+            return False
+        given = given[: len(wanted)]
     return len(wanted) == len(given) and all(
         want in {"+", have} for want, have in zip(wanted, given, strict=True)
     )
@@ -239,7 +300,7 @@ def sample_bundle(
         inputs=session.inputs,
         outputs=session.outputs,
         files=(),
-        measurement=Measurement("sample", "onnxruntime", 1, 0.01, 0.02, 50 << 20),
+        measurement=Measurement("not measured", session.runtime.split()[0], 1, 0.0, 0.0, 0),
         provenance=Provenance("sample", digest_of(model)),
         task=Task.CLASSIFICATION,
         scores=ScoreKind.LOGITS,

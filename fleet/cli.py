@@ -65,7 +65,7 @@ def init(context: click.Context, directory: str | None, passphrase_file: Path | 
     click.echo(f"made a fleet in {home.directory}")
     click.echo(f"  {home.settings}: settings")
     click.echo(
-        f"  {home.keys}: signing keys; move root and targets to a safe place and name them with --keys"
+        f"  {home.keys}: signing keys; move offline/ to a medium of its own, and name its parent with --keys"
     )
     click.echo(f"  {home.repository}: what devices fetch")
 

@@ -43,6 +43,8 @@ BATCH_S: Final = 0.1
 BATCH_MAX: Final = 500
 BATCH_BYTES_MAX: Final = 128 << 10
 """Bounds one transaction: while it lasts, commands wait."""
+DECIDING_MAX_FRACTION: Final = 0.2
+"""Share of the time that may go into decisions: with a large fleet rollouts are looked at less often."""
 HEARTBEAT_S: Final = 10.0
 PRUNE_S: Final = 3600.0
 GOODBYE_S: Final = 1.0
@@ -99,6 +101,7 @@ class Controller:
         self._books: dict[str, SliceBook] = {}
         self._evidence: dict[str, tuple[MetricEvidence, ...]] = {}
         self._due: dict[str, float] = {}
+        self._decided_in_s = 0.0
         self._refusals = Refusals()
         self.refused = self._refusals.counts
         """Messages that were not taken in, by reason."""
@@ -123,8 +126,12 @@ class Controller:
         """
         self._take_in(self._drain(timeout_s))
         self._say_acks()
-        if self._is_due("tick", self._config.controller_loop.tick_s):
+        if self._is_due(
+            "tick", max(self._config.controller_loop.tick_s, self._decided_in_s / DECIDING_MAX_FRACTION)
+        ):
+            started_s = self._clock.monotonic_s()
             self._decide()
+            self._decided_in_s = self._clock.monotonic_s() - started_s
         if self._is_due("lagging", self._config.controller_loop.republish_s):
             self._ask_again()
         if self._is_due("heartbeat", HEARTBEAT_S):

@@ -6,7 +6,7 @@ acknowledged. Checking rows is `ingest`'s business, what the counts mean `facts`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -83,7 +83,7 @@ class SliceBook:
         self._since_ms = since_ms
         self._slice_ms = slice_ms
         self._last_id = 0
-        self._counts: dict[tuple[DeviceId, ReleaseId, int], Counters] = {}
+        self._counts: dict[tuple[DeviceId, ReleaseId, int], SliceCounts] = {}
 
     def update(self, connection: sa.Connection) -> bool:
         """Take in what was stored since the last time; return whether there was anything."""
@@ -102,14 +102,13 @@ class SliceBook:
             key = (DeviceId(row.device), ReleaseId(row.release), int(row.slice_start) // self._slice_ms)
             counters = Counters(*(int(getattr(row, name)) for name in COUNTERS))
             known = self._counts.get(key)
-            self._counts[key] = known.plus(counters) if known else counters
+            self._counts[key] = SliceCounts(*key, known.counters.plus(counters) if known else counters)
         self._last_id = newest
         return True
 
-    def counts(self) -> Iterator[SliceCounts]:
-        """Yield what was counted."""
-        for (device, release, index), counters in self._counts.items():
-            yield SliceCounts(device, release, index, counters)
+    def counts(self) -> Collection[SliceCounts]:
+        """Return what was counted."""
+        return self._counts.values()
 
 
 def recent_windows(

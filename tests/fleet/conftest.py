@@ -93,9 +93,11 @@ class Cam:
         self.link.publish(Message(self.topic(leaf, stream if leaf is Leaf.TELEMETRY else None), payload))
 
     def listen(self):
-        while (arrival := self.link.receive(0)) is not None:
-            if isinstance(arrival, Message):
-                self.heard.append(arrival)
+        # More than once: messages may be held back for a while.
+        for _ in range(20):
+            while (arrival := self.link.receive(0)) is not None:
+                if isinstance(arrival, Message):
+                    self.heard.append(arrival)
         return self.heard
 
     def desired(self):

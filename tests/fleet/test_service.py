@@ -67,7 +67,7 @@ def test_duplicates_and_reordering_change_nothing_in_the_end(make_world, seed):
             cam.rows(first, first + 1, first + 2)
         if first % 4 == 0:
             world.step()
-    world.step(times=3)
+    world.step(times=20)
     assert world.count() == 3 * 30
     assert all(max(cam.acks()) == 30 for cam in cams)
 

@@ -218,8 +218,8 @@ class World:
         founding.publish(self.home, self.store, [path], self.home.keys)
         return f"sample@{version}"
 
-    def start_rollout(self, release, waves=(0.3, 0.6, 1.0), **more):
-        plan = Plan(release=release, waves=waves, soak_s=40.0, trials_min=10, **more)
+    def start_rollout(self, release, waves=(0.3, 0.6, 1.0), soak_s=40.0, **more):
+        plan = Plan(release=release, waves=waves, soak_s=soak_s, trials_min=10, **more)
         return campaigns.start(self.store, self.repository, plan, self.clock.now_ms()).id
 
     def step(self):
