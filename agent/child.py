@@ -125,6 +125,8 @@ class Child:
             reason = "closed its connection and was killed"
         with _forking:
             if not self.wait(0):
+                # Said before it is done: whoever waits for an answer sees the end at once and asks why.
+                self._end = self._end or reason
                 self._process.kill()
         if not self.wait(REAP_TIMEOUT_S):
             logger.error("worker %d cannot be killed", self.pid)

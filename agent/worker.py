@@ -24,7 +24,7 @@ import numpy.typing as npt
 from edgeml import golden as golden_vectors
 from edgeml import monitor as monitor_format
 from edgeml.bundle import Bundle, read_verified
-from edgeml.errors import IncompatibleError
+from edgeml.errors import EdgemlError, IncompatibleError
 from edgeml.manifest import GOLDEN, MONITOR, Manifest, Task
 from edgeml.monitor import Monitor
 from edgeml.observer import Observer
@@ -102,9 +102,9 @@ class Service:
             except (
                 Exception
             ) as error:  # the process boundary: whatever a model or runtime raises goes to the caller
-                failure = Failure.of(error)
-                logger.warning("%s failed: %s", frame.kind.name.lower(), failure.message)
-                self._channel.send(Kind.FAILURE, frame.request_id, encode_message(failure))
+                if not isinstance(error, EdgemlError):
+                    logger.exception("%s failed unexpectedly", frame.kind.name.lower())
+                self._channel.send(Kind.FAILURE, frame.request_id, encode_message(Failure.of(error)))
 
     def _handle(self, frame: Frame) -> None:
         if frame.kind is Kind.LOAD:

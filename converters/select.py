@@ -21,6 +21,8 @@ VNNI: Final = frozenset({"avx512_vnni", "avx_vnni"})
 """Extensions that multiply uint8 by int8 without saturating."""
 NOISE_FRACTION: Final = 0.15
 """Latencies of one host that differ by less are taken as equal."""
+NOISE_MS: Final = 0.05
+"""So are those that differ by less than this: a call's own overhead, and what a busy host adds to it."""
 _ROUNDING: Final = 1e-9
 _ARM: Final = frozenset({Architecture.AARCH64, Architecture.ARMV7})
 
@@ -153,7 +155,7 @@ def _best_int8(shrunk: Sequence[Candidate], profile: HardwareProfile) -> tuple[C
         ], f"{_letters(wanted)} by the profile's instruction set ({_instructions(profile)})"
     unsigned, signed = by_recipe[Recipe.INT8_U8S8], by_recipe[Recipe.INT8_S8S8]
     fast, slow = sorted((unsigned, signed), key=_latency_ms)
-    if _latency_ms(slow) - _latency_ms(fast) < NOISE_FRACTION * _latency_ms(slow):
+    if _latency_ms(slow) - _latency_ms(fast) < max(NOISE_MS, NOISE_FRACTION * _latency_ms(slow)):
         return signed, "s8s8, onnxruntime's default: both are equally fast, measured on this host"
     caution = " (without VNNI u8s8 may saturate: verify it on such a machine)" if fast is unsigned else ""
     return fast, f"{_letters(fast.recipe)} is the faster, measured on this host{caution}"

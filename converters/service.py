@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from edgeml.errors import BackendError, ConfigError
 from edgeml.ids import parse_name, release_id
 from edgeml.manifest import Manifest, Provenance, Quality, RuntimeFamily, ScoreKind, Task
@@ -19,7 +21,6 @@ from .assemble import (
     Content,
     Meaning,
     ReleaseName,
-    check_meaning,
     check_shape,
     check_storage,
     measurement_of,
@@ -28,7 +29,7 @@ from .assemble import (
 )
 from .candidate import Measured, Recipe
 from .dataset import Dataset, check_classes, read_dataset
-from .metrics import Judge
+from .metrics import Judge, check_scores
 from .onnx_export import export_onnx
 from .onnx_quantize import prepare, quantize
 from .provenance import CONVERSION_LIBRARIES, git_commit, libraries
@@ -130,6 +131,7 @@ def _judge(model: SourceModel, data: Dataset, meaning: Meaning) -> Judge:
     check_shape(meaning, answers)
     if data.evaluation_y is not None:
         check_classes(data.evaluation_y, answers.shape[1])
+        check_scores(answers.astype(np.float32), meaning.scores)
     return Judge(answers, data.evaluation_y)
 
 
@@ -174,7 +176,6 @@ class _Record:
         """Make a chosen candidate's manifest and members."""
         assert one.result is not None
         assert isinstance(one.candidate.outcome, Measured)
-        check_meaning(self.meaning, one.result.outputs[0], one.result.answers[0])
         recipe = one.candidate.recipe
         takers = [each for each in selections if each.chosen is recipe]
         names = tuple(sorted(each.profile for each in takers))

@@ -56,15 +56,15 @@ def print_json(content: Any) -> None:
 @contextmanager
 def steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
     """Show what is being done, and for how long, on a terminal."""
-    console = Console(
-        file=sys.stderr, quiet=quiet
-    )  # this stream for good: sys.stderr is exchanged while libraries talk
+    # This stream for good: sys.stderr is exchanged while libraries talk.
+    console = Console(file=sys.stderr)
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
         console=console,
         transient=True,
+        disable=quiet or not console.is_terminal,
     ) as progress:
         task = progress.add_task("starting", total=None)
         yield lambda text: progress.update(task, description=text)
@@ -73,14 +73,16 @@ def steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
 @contextmanager
 def training(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """Show a bar for each release that is trained."""
-    console = Console(file=sys.stderr, quiet=quiet)
+    console = Console(file=sys.stderr)
     columns = (
         TextColumn("training {task.description}"),
         BarColumn(30),
         TextColumn("{task.completed}/{task.total} epochs"),
     )
     tasks: dict[str, Any] = {}
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(
+        *columns, console=console, transient=True, disable=quiet or not console.is_terminal
+    ) as progress:
 
         def on_epoch(name: str, done: int, total: int) -> None:
             if name not in tasks:

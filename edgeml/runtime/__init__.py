@@ -1,7 +1,7 @@
 """Runtimes: one loaded model behind one small face.
 
 Decides the `Session` port and which adapter loads which family. Loading native code on a file is done only after the
-file was verified, and of foreign files only in a child process (`edgeml.runtime.probe`).
+file was verified, and of foreign files only in a child process (`edgeml.probe`).
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ DIGEST = Digest("ab" * 32)
 def window(at_ms=0):
     return Window(
         seq=0, release=ReleaseId("m@1"), digest=DIGEST, started_at_ms=at_ms, duration_ms=1000,
-        counters=Counters(inferences=5), sketch=sketch,
+        counters=Counters(inferences=5),
     )  # fmt: skip
 
 
@@ -124,8 +124,14 @@ def test_a_file_that_another_process_locks_is_a_storage_error_and_is_left_alone(
     with pytest.raises(StorageError):
         buffer.flush()
     other.execute("ROLLBACK")
-    other.close()
     buffer.flush()
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StorageError):
+        buffer.acknowledge(ack("b1", Stream.WINDOWS, 1))
+    assert buffer.loss(Stream.WINDOWS) == Loss(produced=1)
+    other.execute("ROLLBACK")
+    other.close()
+    assert balanced(buffer)
     assert seqs(buffer.pending(Stream.WINDOWS)) == [1]
     assert buffer.quarantined is None
 
@@ -218,6 +224,17 @@ def test_rows_that_a_person_deleted_count_as_dropped(open_buffer, path):
     assert buffer.acknowledge(ack("b1", Stream.WINDOWS, 5)) == 3
     assert seqs(buffer.pending(Stream.WINDOWS)) == [6, 7, 8, 10]
     assert balanced(buffer)
+
+
+def test_rows_that_a_kill_took_from_memory_were_never_counted(open_buffer):
+    buffer = open_buffer()
+    buffer.append(window())
+    buffer.flush()
+    buffer.append(window())
+    buffer.acknowledge(ack("b1", Stream.WINDOWS, 1))
+    assert buffer.loss(Stream.WINDOWS) == Loss(produced=2, acknowledged=1)
+    buffer._connection.close()
+    assert open_buffer("b2").loss(Stream.WINDOWS) == Loss(produced=1, acknowledged=1)
 
 
 KILLED = """

@@ -10,11 +10,9 @@ import time
 import httpx
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from agent.ipc import Answer, TensorBytes
-from agent.protocol import BODY_BYTES_MAX, JSON_BYTES_MAX, decode_call, decode_feedback, encode_reply
+from agent.ipc import Answer
+from agent.protocol import BODY_BYTES_MAX, JSON_BYTES_MAX
 from agent.server import JSON_LENGTH_HEADER, Exposure, Server, parse_listen
 from agent.serving import NoModelError, Served
 from agent.supervisor import check_request
@@ -343,73 +341,3 @@ def test_addresses_that_others_reach_need_a_word(listen):
     with pytest.raises(ConfigError, match="other machines"):
         parse_listen(listen, Exposure.LOOPBACK)
     assert parse_listen(listen, Exposure.NETWORK)[1] > 0
-
-
-@settings(deadline=None)
-@given(st.binary(max_size=300), st.integers(0, 400))
-def test_any_bytes_are_a_call_or_a_config_error(body, json_length):
-    for decode in (lambda: decode_call(body, json_length, MANIFEST), lambda: decode_feedback(body)):
-        try:
-            decode()
-        except ConfigError:
-            continue
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(st.sampled_from(["name", "data", "shape"]), inner, max_size=3)
-    ),
-    max_leaves=15,
-)
-
-
-@settings(deadline=None)
-@given(
-    json_values,
-    st.sampled_from(["FP32", "FP16", "FP64", "BOOL", "INT8", "UINT8", "INT64"]),
-    st.lists(st.integers(0, 4), max_size=3),
-)
-def test_any_data_of_any_type_is_a_tensor_or_a_config_error(data, datatype, shape):
-    body = msgspec.json.encode(
-        {"inputs": [{"name": "x", "datatype": datatype, "shape": shape, "data": data}]}
-    )
-    one = msgspec.structs.replace(
-        MANIFEST, inputs=(TensorSpec("x", DType.from_protocol_name(datatype), tuple(shape)),)
-    )
-    try:
-        found = decode_call(body, len(body), one)
-    except ConfigError:
-        return
-    assert isinstance(found.tensors[0].data, bytes)
-
-
-@given(st.sampled_from(DType), st.integers(0, 20), st.data())
-def test_every_type_survives_json(dtype, count, data):
-    raw = data.draw(st.binary(min_size=count * dtype.item_bytes, max_size=count * dtype.item_bytes))
-    if dtype is DType.BOOL:
-        raw = bytes(byte & 1 for byte in raw)
-    spec = TensorSpec("x", dtype, (count,))
-    manifest = msgspec.structs.replace(MANIFEST, inputs=(spec,), outputs=(spec,))
-    request = msgspec.json.encode(
-        {
-            "inputs": [
-                {
-                    "name": "x",
-                    "datatype": dtype.protocol_name,
-                    "shape": [count],
-                    "data": [0] * count if dtype is not DType.BOOL else [False] * count,
-                }
-            ]
-        }
-    )
-    decoded = decode_call(request, len(request), manifest)
-    served = Served(manifest, "0" * 64, Answer((TensorBytes(dtype, (count,), raw),), 1.0, None))
-    values = msgspec.json.decode(encode_reply(served, decoded).body)["outputs"][0]["data"]
-    again = msgspec.json.encode(
-        {"inputs": [{"name": "x", "datatype": dtype.protocol_name, "shape": [count], "data": values}]}
-    )
-    tensor = decode_call(again, len(again), manifest).tensors[0]
-    if None not in values:
-        assert tensor.data == raw

@@ -75,6 +75,12 @@ BROKEN = Failed("the runtime died of SIGABRT")
         ),
         (three(u8s8={"latency": 2.0}), PLAIN, Recipe.INT8_S8S8, "s8s8 is the faster, measured on this host"),
         (three(s8s8={"latency": 1.1}), PLAIN, Recipe.INT8_S8S8, "equally fast, measured on this host"),
+        (
+            three(u8s8={"latency": 0.02}, s8s8={"latency": 0.06}),
+            PLAIN,
+            Recipe.INT8_S8S8,
+            "equally fast, measured on this host",
+        ),
         (three(u8s8=BAD), VNNI, Recipe.INT8_S8S8, "the only int8 candidate left"),
         (three(s8s8=BAD), ARM, Recipe.INT8_U8S8, "the only int8 candidate left"),
         (three(u8s8=BAD, s8s8=BAD), ARM, Recipe.FP32, "no int8 candidate is left"),

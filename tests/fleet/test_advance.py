@@ -653,7 +653,9 @@ class Rolling(RuleBasedStateMachine):
     def check(self, before: Rollout, facts: Facts, decision: Decision) -> None:
         after, plan = decision.rollout, before.plan
         assert advance(before, facts, self.field.now_ms) == decision
-        if decision.assignments and self.field.now_ms != before.issued_at_ms:
+        if decision.assignments and self.field.now_ms > max(
+            (one.assigned_at_ms or 0 for one in facts.devices), default=0
+        ):
             assert advance(after, facts, self.field.now_ms).assignments == ()
         devices = {one.device: one for one in facts.devices}
         waves = members(
