@@ -104,6 +104,7 @@ class Service:
         server = self._start_server()
         try:
             self._begin()
+            _give_back_memory()
             if self._transport is not None:
                 self._transport.start()
             logger.info("agent %s runs on %s", self._config.device, self._storage)
@@ -173,6 +174,7 @@ class Service:
                 return
             self._performing = None
             self._device.done(performed, future.result(), now)
+            _give_back_memory()
             self._after(performed)
         perform = self._device.next(now)
         if perform is not None:
@@ -303,7 +305,11 @@ class Service:
 
 def _stay_small() -> None:
     """Keep the C library from holding memory for each thread; the supervisor has several that allocate little."""
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_M_ARENA_MAX, 1)
+    ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+    _give_back_memory()
+
+
+def _give_back_memory() -> None:
+    """Return what imports, downloads and loading have left behind."""
     gc.collect()
-    libc.malloc_trim(0)
+    ctypes.CDLL(None).malloc_trim(0)

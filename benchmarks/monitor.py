@@ -1,8 +1,8 @@
 """What counting costs an inference, with the flush of each full ring paid by its rows.
 
 In processor time, which neighbours disturb less than time on the wall; next to it, in the same rounds, a call that does
-nothing. `pause` is one flush: how long the worker is busy between two
-answers, once in a ring's worth of inferences. Targets: at most 5 us an inference at 43 columns.
+nothing. `pause` is one flush: how long the worker is busy between two answers, once in a ring's worth of inferences.
+Target: at most 5 us an inference at 43 columns.
 """
 
 import argparse

@@ -145,7 +145,7 @@ def target_path(release: ReleaseId, variant: str) -> str:
 
 def encode(manifest: Manifest) -> bytes:
     """Canonical bytes; `decode(encode(m)) == m`."""
-    return msgspec.json.encode(manifest, order="deterministic")
+    return msgspec.json.encode(manifest, order="sorted")
 
 
 def decode(data: bytes) -> Manifest:

@@ -87,7 +87,7 @@ class Monitor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
 def encode(monitor: Monitor) -> bytes:
     """Canonical bytes; `decode(encode(m)) == m`."""
-    return msgspec.json.encode(monitor, order="deterministic")
+    return msgspec.json.encode(monitor, order="sorted")
 
 
 def digest(monitor: Monitor) -> Digest:

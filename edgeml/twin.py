@@ -158,7 +158,7 @@ class Ack(Message, frozen=True, kw_only=True):
 
 def encode(message: Message) -> bytes:
     """Bytes of any twin message; `decode(encode(m), type(m)) == m`."""
-    return msgspec.json.encode(message, order="deterministic")
+    return msgspec.json.encode(message, order="sorted")
 
 
 def decode(data: bytes, kind: type[T]) -> T:
