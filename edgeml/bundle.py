@@ -19,9 +19,9 @@ import msgspec
 
 from . import manifest as manifest_format
 from .atomic import replacing
-from .errors import ArtifactError, ConfigError, DigestMismatchError
+from .errors import ArtifactError, ConfigError, DigestMismatchError, ManifestError
 from .ids import Digest, digest_of, digest_of_file
-from .manifest import GOLDEN, MANIFEST, MEMBERS, MONITOR, REPORT, FileEntry, Manifest
+from .manifest import GOLDEN, MANIFEST, MANIFEST_BYTES_MAX, MEMBERS, MONITOR, REPORT, FileEntry, Manifest
 
 __all__ = [
     "BUNDLE_BYTES_MAX",
@@ -37,6 +37,8 @@ __all__ = [
 
 BUNDLE_BYTES_MAX: Final = 1 << 31
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
+_LOCAL_HEADER_BYTES: Final = 30
+"""What precedes a member's name and content (APPNOTE.TXT 4.3.7)."""
 
 
 class Bundle:
@@ -136,7 +138,9 @@ class Bundle:
                 raise ArtifactError(
                     f"{self.path.name}: member {info.filename} is compressed, encrypted or overlaps another"
                 )
-            end = info.header_offset + info.file_size
+            end = info.header_offset + _LOCAL_HEADER_BYTES + len(info.filename) + info.file_size
+        if archive.getinfo(MANIFEST).file_size > MANIFEST_BYTES_MAX:
+            raise ManifestError(f"{self.path.name} has a manifest of more than {MANIFEST_BYTES_MAX} bytes")
         return archive
 
     def _raw(self, name: str) -> bytes:

@@ -56,7 +56,9 @@ MANIFEST = Manifest(
 )  # fmt: skip
 MONITOR = Monitor(
     columns=(
-        Column("image", Statistic.MEAN, 0, (1.0, 15.5, 16.0, 0.5), (0.125, 0.5, 1e-9 + 0.75), 0.375, 0.25, 1.5),
+        Column(
+            "image", Statistic.MEAN, 0, (1.0, 15.5, 16.0, 0.5), (0.125, 0.5, 1e-9 + 0.75), 0.375, 0.25, 1.5
+        ),
         Column("scores", Statistic.CLASS, 0, (10.5, 20.5, 1.5, 0.5)),
         Column("scores", Statistic.SCORE, 2, (1.0, 31.0), (-0.0625,)),
     ),

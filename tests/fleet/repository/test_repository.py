@@ -79,9 +79,7 @@ def test_every_release_of_a_model_gets_a_higher_counter_and_models_count_apart(
     }
 
 
-def test_variants_of_a_release_share_its_counter_also_when_published_later(
-    bundle, counters, scene
-) -> None:
+def test_variants_of_a_release_share_its_counter_also_when_published_later(bundle, counters, scene) -> None:
     scene.publish(bundle(scene.directory, "1.0.0", "a"), bundle(scene.directory, "1.0.0", "b"))
     scene.publish(bundle(scene.directory, "2.0.0", "a"))
     scene.publish(bundle(scene.directory, "1.0.0", "late"))
@@ -263,9 +261,7 @@ def test_variant_for_a_profile_is_the_most_specific_one(bundle, scene) -> None:
     assert variant("digits@9.0.0", "a") is None
 
 
-def test_other_process_publishing_is_seen_at_once_and_reading_is_cheap_meanwhile(
-    bundle, scene
-) -> None:
+def test_other_process_publishing_is_seen_at_once_and_reading_is_cheap_meanwhile(bundle, scene) -> None:
     reader = Repository(scene.repository.directory)
     assert reader.releases() == ()
     scene.publish(bundle(scene.directory))

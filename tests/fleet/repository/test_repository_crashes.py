@@ -31,9 +31,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("step", range(1, 6))
-def test_crash_at_any_write_leaves_the_old_or_the_new_state(
-    bundle, scene, step: int, after: bool
-) -> None:
+def test_crash_at_any_write_leaves_the_old_or_the_new_state(bundle, scene, step: int, after: bool) -> None:
     scene.publish(bundle(scene.directory, "1.0.0"))
     scene.device()
     paths = [bundle(scene.directory, "2.0.0")]
@@ -131,9 +129,7 @@ def test_publishers_at_the_same_time_take_turns(bundle, counters, scene) -> None
     assert sorted(counters(scene).values()) == [1, 2, 3, 4, 5, 6]
 
 
-def test_writer_that_waits_too_long_says_who_is_in_the_way(
-    scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_writer_that_waits_too_long_says_who_is_in_the_way(scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fleet.repository.LOCK_WAIT_S", 0.1)
     with scene.repository._lock(), pytest.raises(ConfigError, match="another process"):
         Repository(scene.repository.directory).resign(NOW_MS, scene.keys.snapshot, scene.keys.timestamp)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from edgeml.ids import DeviceId, ReleaseId
 from edgeml.telemetry import Counters
@@ -34,6 +33,10 @@ replace = msgspec.structs.replace
 class Rolling(RuleBasedStateMachine):
     """Devices fail, sleep, lie and join; the operator interferes; the controller must keep its promises."""
 
+    def __init__(self, new_field) -> None:
+        super().__init__()
+        self.new_field = new_field
+
     @initialize(
         count=st.integers(0, 12),
         waves=st.sampled_from([(1.0,), (0.05, 0.25, 1.0), (0.3, 0.6, 1.0)]),
@@ -41,9 +44,8 @@ class Rolling(RuleBasedStateMachine):
         retries_max=st.integers(0, 2),
     )
     def begin(self, count: int, waves: tuple[float, ...], first_ever: bool, retries_max: int) -> None:
-        self.field = Field(count, first_ever=first_ever, waves=waves, retries_max=retries_max)
+        self.field = self.new_field(count, first_ever=first_ever, waves=waves, retries_max=retries_max)
         self.slice = 0
-        self.left_alone = False
 
     def names(self) -> list[DeviceId]:
         return sorted(self.field.devices)
@@ -163,6 +165,12 @@ class Rolling(RuleBasedStateMachine):
         raise AssertionError(f"{self.field.rollout} never ends")
 
 
+def test_no_order_of_events_breaks_a_promise_and_every_rollout_ends(new_field) -> None:
+    run_state_machine_as_test(
+        lambda: Rolling(new_field), settings=settings(max_examples=60, stateful_step_count=30, deadline=None)
+    )
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_random_fleet_ends_well_or_says_why_not(new_field, seed: int) -> None:
     """Devices that are slow, fail, sleep for hours and come back, over days of simulated time."""
@@ -185,13 +193,12 @@ def test_random_fleet_ends_well_or_says_why_not(new_field, seed: int) -> None:
     assert field.rollout.state is RolloutState.COMPLETED or field.rollout.reason
 
 
-@functools.cache
 def simulated(
-    seed: int, fleet: int, soak_s: float, rates: tuple[float, float]
+    new_field, seed: int, fleet: int, soak_s: float, rates: tuple[float, float]
 ) -> tuple[RolloutState, int, int]:
     """State, slice and wave in which a rollout through all waves ended, looked at in every slice."""
     rng = np.random.default_rng(seed)
-    field = Field(fleet, waves=(0.1, 0.4, 1.0), soak_s=soak_s)
+    field = new_field(fleet, waves=(0.1, 0.4, 1.0), soak_s=soak_s)
     field.rollout = replace(field.rollout, id=f"r{seed}")
     for slice_ in range(40):
         field.decide(60.0)
@@ -207,14 +214,16 @@ def simulated(
     return field.rollout.state, 40, field.rollout.wave
 
 
-def test_harmless_release_reaches_everybody_in_nearly_every_of_300_runs() -> None:
-    ends = [simulated(seed, 12, 60.0, (0.1, 0.1))[0] for seed in range(300)]
+def test_harmless_release_reaches_everybody_in_nearly_every_of_300_runs(new_field) -> None:
+    ends = [simulated(new_field, seed, 12, 60.0, (0.1, 0.1))[0] for seed in range(300)]
     assert ends.count(RolloutState.ROLLING_BACK) <= 6
     assert ends.count(RolloutState.COMPLETED) == 300 - ends.count(RolloutState.ROLLING_BACK)
 
 
-def test_release_that_is_wrong_half_of_the_time_is_stopped_in_its_first_wave_within_a_few_slices() -> None:
-    ends = [simulated(seed, 53, 900.0, (0.03, 0.5)) for seed in range(20)]
+def test_release_that_is_wrong_half_of_the_time_is_stopped_in_its_first_wave_within_a_few_slices(
+    new_field,
+) -> None:
+    ends = [simulated(new_field, seed, 53, 900.0, (0.03, 0.5)) for seed in range(20)]
     assert {state for state, _, _ in ends} == {RolloutState.ROLLING_BACK}
     assert {wave for _, _, wave in ends} == {0}
     assert max(slice_ for _, slice_, _ in ends) <= 15
