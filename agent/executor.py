@@ -151,8 +151,10 @@ def _result_of(action: Action, error: EdgemlError) -> Result:
     """Tell again from never."""
     refused = isinstance(error, ArtifactError | ConfigError)
     match action:
-        case Action.FETCH if isinstance(error, DigestMismatchError):
-            # A proxy or a bad cache: the signed content may yet come.
+        case Action.FETCH if isinstance(error, DigestMismatchError | TrustError) and not isinstance(
+            error, DowngradeError
+        ):
+            # A proxy, a captive portal, a timestamp that is being renewed: what is signed may yet come.
             return Result(Event.FAILED, error.message)
         case Action.FETCH if refused:
             return Result(Event.REFUSED, error.message)

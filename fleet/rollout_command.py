@@ -194,7 +194,7 @@ def resume(context: click.Context, directory: str | None, rollout_id: str) -> No
 @click.argument("rollout_id", metavar="ID")
 @in_fleet
 def abort(context: click.Context, directory: str | None, rollout_id: str) -> None:
-    """End a rollout for good, where it is.
+    """End a rollout for good: devices that were asked go back to what they ran before.
 
     \b
     Example:

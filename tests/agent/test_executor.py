@@ -42,8 +42,12 @@ class Scripted:
 
 
 def perform(action, installer, **entry):
-    desired = Desired(generation=1, deployment=DeploymentId("d"), release=RELEASE, target="m/2/v.edgeml", digest=DIGEST)
-    return Executor(installer, "p").perform(Perform(action, Entry(desired=desired, facts=facts(), **entry), 0.0))
+    desired = Desired(
+        generation=1, deployment=DeploymentId("d"), release=RELEASE, target="m/2/v.edgeml", digest=DIGEST
+    )
+    return Executor(installer, "p").perform(
+        Perform(action, Entry(desired=desired, facts=facts(), **entry), 0.0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,7 +69,9 @@ def test_success_is_the_next_event(action, event):
         (Action.FETCH, errors.StorageError("full"), Event.FAILED, False),
         # A proxy may have changed it; the signed content may yet come.
         (Action.FETCH, errors.DigestMismatchError("flipped"), Event.FAILED, False),
-        (Action.FETCH, errors.TrustError("expired"), Event.REFUSED, False),
+        # Expired, or a captive portal's page instead of metadata: neither is the release's fault.
+        (Action.FETCH, errors.TrustError("expired"), Event.FAILED, False),
+        (Action.FETCH, errors.DowngradeError("older"), Event.REFUSED, False),
         (Action.FETCH, BudgetError("too big", budget=1, observed=2, unit="bytes"), Event.REFUSED, False),
         (Action.VERIFY, errors.DigestMismatchError("rot"), Event.FAILED, False),
         (Action.ACTIVATE, errors.BackendError("golden vectors differ"), Event.REFUSED, True),
@@ -87,7 +93,10 @@ def test_an_error_is_told_apart_by_what_helps(action, error, event, poisoned):
     ("target", "words"),
     [
         (SignedTarget("m/2/v.edgeml", Digest("b" * 64), 10, facts()), "signed as something else"),
-        (SignedTarget("m/2/v.edgeml", DIGEST, 10, facts(release=ReleaseId("m@3"))), "signed as something else"),
+        (
+            SignedTarget("m/2/v.edgeml", DIGEST, 10, facts(release=ReleaseId("m@3"))),
+            "signed as something else",
+        ),
         (SignedTarget("m/2/v.edgeml", DIGEST, 10, facts(profiles=("other",))), "is for other"),
         (SignedTarget("m/2/v.edgeml", DIGEST, 10, facts(counter=4)), None),
         (SignedTarget("m/2/v.edgeml", DIGEST, 10, facts(counter=2)), "has committed 3"),
