@@ -16,8 +16,9 @@ class EdgemlError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
+        # Names in a message may come from hostile bytes: a line break or an escape sequence must not reach a log.
+        self.message = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in message)
+        super().__init__(self.message)
         self.hint = hint
 
 

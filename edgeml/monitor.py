@@ -105,18 +105,24 @@ def decode(data: bytes) -> Monitor:
     if len(data) > MONITOR_BYTES_MAX:
         raise ManifestError(f"the monitor has {len(data)} bytes, more than {MONITOR_BYTES_MAX}")
     try:
+        version = msgspec.json.decode(data, type=_Versioned).format_version
+        if version != FORMAT_VERSION:
+            raise IncompatibleError(
+                f"the monitor has format {version}; this edgeml reads format {FORMAT_VERSION}",
+                hint="update edgeml, or build the bundle with an older one",
+            )
         monitor = msgspec.json.decode(data, type=Monitor)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestError(f"the monitor is not valid: {error}") from error
-    if monitor.format_version != FORMAT_VERSION:
-        raise IncompatibleError(
-            f"the monitor has format {monitor.format_version}; this edgeml reads {FORMAT_VERSION}"
-        )
     if len(monitor.columns) > COLUMNS_MAX:
         raise ManifestError(f"the monitor has {len(monitor.columns)} columns, more than {COLUMNS_MAX}")
     for column in monitor.columns:
         _check(column)
     return monitor
+
+
+class _Versioned(msgspec.Struct):
+    format_version: int = FORMAT_VERSION
 
 
 def _check(column: Column) -> None:
@@ -128,5 +134,5 @@ def _check(column: Column) -> None:
     )
     ascending = all(low < high for low, high in itertools.pairwise(column.edges))
     positive = all(value > 0 for value in column.spacings) and column.spread > 0 and column.design_effect >= 1
-    if not (finite and bins_fit and ascending and positive):
+    if not (finite and bins_fit and ascending and positive and column.index >= 0):
         raise ManifestError(f"the monitor's column {column.name} is not valid")

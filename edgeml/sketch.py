@@ -39,10 +39,7 @@ def merge(first: Sketch, second: Sketch) -> Sketch:
     Raises:
         IncompatibleError: They are of different monitors or shapes.
     """
-    alike = first.monitor == second.monitor and [len(row) for row in first.counts] == [
-        len(row) for row in second.counts
-    ]
-    if not alike:
+    if first.monitor != second.monitor or _shape(first) != _shape(second):
         raise IncompatibleError(
             "sketches of different monitors cannot be merged", hint="compare windows of the same release only"
         )
@@ -56,3 +53,7 @@ def merge(first: Sketch, second: Sketch) -> Sketch:
         sums=tuple(a + b for a, b in zip(first.sums, second.sums, strict=True)),
         squares=tuple(a + b for a, b in zip(first.squares, second.squares, strict=True)),
     )
+
+
+def _shape(sketch: Sketch) -> tuple[list[int], int, int]:
+    return [len(row) for row in sketch.counts], len(sketch.sums), len(sketch.squares)

@@ -336,7 +336,9 @@ def summarise(said: dict[str, Any]) -> list[str]:
             f" (fp32: {plain['length_bytes'] / 1000:.1f} kB), accuracy {row['value']:.3f} (before: {report['baseline']:.3f}),"
             f" {row['latency_p50_ms'] * 1000:.0f} µs on this host"
         )
-        lines += [f"    {profile}: {reason}" for profile, reason in reasons.items() if profile in bundle["profiles"]]
+        lines += [
+            f"    {profile}: {reason}" for profile, reason in reasons.items() if profile in bundle["profiles"]
+        ]
     return lines
 
 

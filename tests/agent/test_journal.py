@@ -11,7 +11,9 @@ from edgeml.errors import StateError
 from edgeml.ids import Digest, ReleaseId
 from edgeml.twin import DeviceState, Slot, Slots
 
-ENTRY = Entry(state=DeviceState.TRIAL, generation=7, attempt=2, counters={"m": 3}, refused=(Digest("a" * 64),))
+ENTRY = Entry(
+    state=DeviceState.TRIAL, generation=7, attempt=2, counters={"m": 3}, refused=(Digest("a" * 64),)
+)
 
 
 def slot(version):
@@ -47,7 +49,7 @@ def test_an_entry_that_cannot_be_read_is_set_aside(tmp_path):
     journal.write(ENTRY)
     journal.close()
     with sqlite3.connect(tmp_path / "journal.db") as connection:
-        connection.execute("UPDATE journal SET entry = '{\"state\": \"dancing\"}'")
+        connection.execute('UPDATE journal SET entry = \'{"state": "dancing"}\'')
     connection.close()
     journal = Journal(tmp_path / "journal.db")
     assert journal.load() == Entry()
@@ -95,7 +97,9 @@ def test_cleaning_keeps_what_slots_name_and_what_is_being_fetched(tmp_path):
         table.path(slot(version).digest).write_bytes(b"x")
     (table.store / f"{slot(4).digest}.part").write_bytes(b"x")
     assert table.clean(frozenset({slot(3).digest})) == 2
-    assert sorted(path.name for path in table.store.iterdir()) == sorted(f"{slot(v).digest}.edgeml" for v in (1, 2, 3))
+    assert sorted(path.name for path in table.store.iterdir()) == sorted(
+        f"{slot(v).digest}.edgeml" for v in (1, 2, 3)
+    )
 
 
 def test_giving_slots_up_goes_to_previous_then_factory_then_nothing():

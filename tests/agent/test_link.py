@@ -23,7 +23,9 @@ class Talk:
         self.buffer = Buffer(directory / "telemetry.db", self.journal.boot)
         identity = Identity(TenantId("acme"), DeviceId("cam-1"), self.journal.boot)
         birth = Birth(device=DeviceId("cam-1"), session=self.journal.boot, profile="p", agent_version="1")
-        self.link = Link(identity, self.device, Uplink(self.buffer, identity.tenant, identity.device), lambda _now: birth)
+        self.link = Link(
+            identity, self.device, Uplink(self.buffer, identity.tenant, identity.device), lambda _now: birth
+        )
         self.device.start(NOW)
 
     def said(self):
@@ -46,7 +48,11 @@ def test_a_new_link_is_told_presence_inventory_state_and_what_waits(tmp_path):
         messages = {message.topic: message for message in talk.said()}
         assert list(messages) == [f"{BASE}/state", f"{BASE}/birth", f"{BASE}/reported", f"{BASE}/tele/events"]
         assert twin.decode(messages[f"{BASE}/state"].payload, Presence).online
-        assert [messages[f"{BASE}/{leaf}"].retain for leaf in ("state", "birth", "reported")] == [True, False, True]
+        assert [messages[f"{BASE}/{leaf}"].retain for leaf in ("state", "birth", "reported")] == [
+            True,
+            False,
+            True,
+        ]
         assert decode_batch(messages[f"{BASE}/tele/events"].payload).events[0].kind == "started"
         talk.link.hear(LinkDown("cut"), NOW)
     talk.close()
@@ -64,7 +70,13 @@ def test_a_wish_is_heard_and_the_change_reported_once(tmp_path):
     talk = Talk(tmp_path)
     talk.link.hear(LinkUp(), NOW)
     talk.said()
-    wanted = Desired(generation=1, deployment=DeploymentId("d"), release=ReleaseId("m@1"), target="m/1/v.edgeml", digest=Digest("a" * 64))
+    wanted = Desired(
+        generation=1,
+        deployment=DeploymentId("d"),
+        release=ReleaseId("m@1"),
+        target="m/1/v.edgeml",
+        digest=Digest("a" * 64),
+    )
     talk.link.hear(Message(f"{BASE}/desired", twin.encode(wanted)), NOW)
     [report] = talk.said()
     assert twin.decode(report.payload, Reported).state is DeviceState.FETCHING
