@@ -267,7 +267,8 @@ class Buffer:
 
     def _evict(self) -> bool:
         """Give up a block of the oldest rows of the least important stream that has any on disk."""
-        block = max(1, int(self._limits.rows_max * EVICT_FRACTION))
+        excess = sum(tally.held for tally in self._tallies.values()) - self._limits.rows_max
+        block = max(1, int(self._limits.rows_max * EVICT_FRACTION), excess)
         return any(self._drop(stream, block) for stream in _DROPPED_FIRST)
 
     def _make_room(self, error: sqlite3.Error) -> bool:

@@ -108,7 +108,7 @@ def test_content_is_synced_before_the_rename_and_the_directory_after_it(tmp_path
     calls = []
     real_fsync, real_replace = os.fsync, Path.replace
     monkeypatch.setattr(
-        os, "fsync", lambda fd: (calls.append(os.readlink(f"/proc/self/fd/{fd}")), real_fsync(fd))
+        os, "fsync", lambda fd: (calls.append(str(Path(f"/proc/self/fd/{fd}").readlink())), real_fsync(fd))
     )
     monkeypatch.setattr(Path, "replace", lambda self, to: (calls.append("rename"), real_replace(self, to)))
     atomic.write_bytes(tmp_path / "file", b"new")
