@@ -21,6 +21,8 @@ from edgeml.ids import Digest
 from edgeml.trustfacts import SignedFacts
 from edgeml.twin import Desired, DeviceState, Outcome
 
+from .buffer_file import is_corrupt
+
 JOURNAL_VERSION: Final = 1
 REFUSED_MAX: Final = 64
 
@@ -90,7 +92,12 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._open()
-        except sqlite3.DatabaseError:
+        except sqlite3.Error as error:
+            if not is_corrupt(error):
+                # Locked, or a full disk: the journal is sound, and the ratchet in it must not be lost.
+                raise StorageError(
+                    f"cannot open the journal {path}: {error}", hint="check the disk, and for another agent"
+                ) from error
             self._quarantine()
             self._open()
         except OSError as error:

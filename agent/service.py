@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from edgeml import __version__
 from edgeml.clock import Clock, SystemClock
-from edgeml.errors import EdgemlError, ManifestError, StateError
+from edgeml.errors import EdgemlError, ManifestError, StateError, StorageError
 from edgeml.ids import DeviceId, TenantId
 from edgeml.mqtt import Login, PahoTransport
 from edgeml.runtime import installed_runtimes
@@ -48,6 +48,8 @@ logger = logging.getLogger(__name__)
 
 TICK_S: Final = 0.2
 INBOX_EVERY_S: Final = 5.0
+DISK_PAUSE_S: Final = 5.0
+"""Between attempts while the disk refuses."""
 _M_ARENA_MAX: Final = -8
 
 
@@ -136,14 +138,18 @@ class Service:
             self._device.start(now)
 
     def _turn(self) -> None:
-        """Do what is due, once."""
-        self._listen()
-        now = self._now()
-        self._update(now)
-        self._watch(now)
-        if self._windows_due(now):
-            self._close_windows(now)
-        self._speak(now)
+        """Do what is due, once. A disk that refuses stops updates and telemetry, never the model that serves."""
+        try:
+            self._listen()
+            now = self._now()
+            self._update(now)
+            self._watch(now)
+            if self._windows_due(now):
+                self._close_windows(now)
+            self._speak(now)
+        except StorageError as error:
+            logger.error("%s", error.message)  # noqa: TRY400 - the user's disk, not our stack, is what matters
+            self._stop.wait(DISK_PAUSE_S)
 
     def _listen(self) -> None:
         if self._transport is None:
@@ -172,8 +178,9 @@ class Service:
                     # Something else is wanted by now: a fetch under way need not be waited for.
                     self._installer.cancel()
                 return
-            self._performing = None
             self._device.done(performed, future.result(), now)
+            # Only now: if the journal could not be written, the same result is handed over again.
+            self._performing = None
             _give_back_memory()
             self._after(performed)
         perform = self._device.next(now)

@@ -103,7 +103,7 @@ def disk_bytes_per_row(path: Path) -> float:
     ]
     rows = sum(connection.execute("SELECT count(*) FROM " + name).fetchone()[0] for name in tables)
     connection.close()
-    return path.stat().st_size / rows
+    return float(path.stat().st_size / rows)
 
 
 def measured(kind: str, how: str, commit_rows: int, count: int, path: Path, keep: Callable[[], None]) -> Cost:

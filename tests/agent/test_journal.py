@@ -7,7 +7,7 @@ import pytest
 
 from agent.journal import Entry, Journal, peek
 from agent.slots import SlotTable, demote, promote
-from edgeml.errors import StateError
+from edgeml.errors import StateError, StorageError
 from edgeml.ids import Digest, ReleaseId
 from edgeml.twin import DeviceState, Slot, Slots
 
@@ -41,6 +41,22 @@ def test_a_journal_that_is_no_database_is_set_aside_and_a_new_one_begun(tmp_path
     assert journal.load() == Entry()
     assert journal.quarantined is not None
     assert journal.quarantined.read_bytes().startswith(b"this is no database")
+    journal.close()
+
+
+def test_a_locked_journal_is_an_error_and_not_set_aside(tmp_path):
+    journal = Journal(tmp_path / "journal.db")
+    journal.write(ENTRY)
+    journal.close()
+    other = sqlite3.connect(tmp_path / "journal.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StorageError, match="locked"):
+        Journal(tmp_path / "journal.db")
+    other.execute("ROLLBACK")
+    other.close()
+    journal = Journal(tmp_path / "journal.db")
+    assert journal.load() == ENTRY
+    assert journal.quarantined is None
     journal.close()
 
 
