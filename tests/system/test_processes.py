@@ -246,9 +246,8 @@ def test_a_flashed_release_is_installed_without_any_network_and_a_changed_one_is
     inbox = json.loads(
         house.edgeml("flash", second, "--to", storage, "--fleet", house.home.directory, "--json")
     )["inbox"]
-    blob = next(
-        path for path in (storage / "inbox").glob("*/repository/blobs/sha256/*") if path.stat().st_size > 1000
-    )
+    blobs = Path(inbox) / "repository" / "blobs" / "sha256"
+    blob = next(path for path in blobs.iterdir() if path.stat().st_size > 1000)
     data = bytearray(blob.read_bytes())
     data[len(data) // 2] ^= 1
     blob.write_bytes(data)
@@ -258,7 +257,6 @@ def test_a_flashed_release_is_installed_without_any_network_and_a_changed_one_is
 
     wait_for(lambda: outcome() in {"failed", "rejected"}, "the changed one to be refused", 90)
     assert house.ask()["model_version"] == "1.0.0"
-    assert inbox
 
 
 def test_an_agent_stops_within_five_seconds_and_two_never_share_a_directory(house):
