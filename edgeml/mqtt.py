@@ -59,6 +59,7 @@ class PahoTransport:
         self._inbox: queue.Queue[Arrival] = queue.Queue(INBOX_MAX)
         self._connected = threading.Event()
         self._closed = False
+        self._unreachable = False
         self._unconfirmed = 0
         self._count = threading.Lock()
         client = paho.Client(
@@ -70,6 +71,7 @@ class PahoTransport:
         if will is not None:
             client.will_set(will.topic, will.payload, will.qos, will.retain)
         client.on_connect = self._on_connect
+        client.on_connect_fail = self._on_connect_fail
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message
@@ -142,8 +144,17 @@ class PahoTransport:
         self._up()
 
     def _up(self) -> None:
+        self._unreachable = False
         self._connected.set()
         self._put(LinkUp())
+
+    def _on_connect_fail(self, _client: paho.Client, _data: Any) -> None:
+        reason = f"cannot reach the broker at {self._login.host}:{self._login.port}"
+        if not self._unreachable:
+            # Once, not at every attempt: a device may be without its broker for weeks.
+            logger.warning("%s; trying again and again (check its address, and that it runs)", reason)
+        self._unreachable = True
+        self._put(LinkDown(reason))
 
     def _on_disconnect(
         self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any

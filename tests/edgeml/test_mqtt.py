@@ -1,6 +1,7 @@
 """The transport over paho, against a broker that does what a test tells it to."""
 
 import contextlib
+import logging
 import queue
 import socket
 import struct
@@ -211,3 +212,23 @@ def test_password_is_in_no_representation():
     login = Login(host="h", port=1, username="u", password="secret", client_id="c")
     assert "secret" not in repr(login)
     assert "secret" not in f"{login}"
+
+
+def test_a_broker_that_is_not_there_is_said_once_with_its_address(caplog):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        # Bound and not listening: connections are refused for as long as the test runs.
+        login = Login(host="127.0.0.1", port=port, username="cam-1", password="secret", client_id="cam-1")
+        transport = PahoTransport(login, subscriptions=())
+        with caplog.at_level(logging.WARNING):
+            transport.start()
+            first = transport.receive(10.0)
+            second = transport.receive(10.0)
+        transport.close()
+    assert isinstance(first, LinkDown)
+    assert isinstance(second, LinkDown), "it goes on trying"
+    assert f"127.0.0.1:{port}" in first.reason
+    said = [record.getMessage() for record in caplog.records if "cannot reach" in record.getMessage()]
+    assert len(said) == 1
+    assert "secret" not in caplog.text
