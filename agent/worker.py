@@ -7,7 +7,6 @@ runtimes may crash here without hurting anyone. Starting, timing out and restart
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
@@ -25,6 +24,7 @@ from edgeml import golden as golden_vectors
 from edgeml import monitor as monitor_format
 from edgeml.bundle import Bundle, read_verified
 from edgeml.errors import EdgemlError, IncompatibleError
+from edgeml.lifeline import die_with_parent
 from edgeml.manifest import GOLDEN, MONITOR, Manifest, Task
 from edgeml.monitor import Monitor
 from edgeml.observer import Observer
@@ -54,7 +54,6 @@ logger = logging.getLogger(__name__)
 PROCESS_NAME: Final = "edgeml-worker"
 OOM_SCORE: Final = 500
 """When memory runs out, the kernel takes a worker before the supervisor or anything else on the device."""
-_PR_SET_PDEATHSIG: Final = 1
 _RESET_PEAK: Final = b"5"
 _NUMPY: Final = {dtype: np.dtype(dtype.value) for dtype in DType}
 _DTYPES: Final = {numpy: dtype for dtype, numpy in _NUMPY.items()}
@@ -325,9 +324,7 @@ def _settle(kept_fd: int) -> None:
         signal.SIGINT, signal.SIG_IGN
     )  # ctrl-c goes to the whole group; the supervisor decides what it means
     # The forkserver dies with the supervisor; so does a worker that hangs in native code and cannot see its socket close.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
+    die_with_parent(parent, signal.SIGKILL)
     _write("/proc/self/comm", PROCESS_NAME.encode())
     _write("/proc/self/oom_score_adj", str(OOM_SCORE).encode())
     highest_fd = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())

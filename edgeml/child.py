@@ -7,20 +7,21 @@ memory, a failure. What runs in the child and what it leaves behind is the calle
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from .errors import BackendError, BudgetError
 
 STDERR_BYTES_MAX: Final = 4096
 MESSAGE_MAX: Final = 300
+PIPE_BYTES: Final = 1 << 16
 POLL_S: Final = 0.02
 _KEPT_VARIABLES: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR")
 _LIBRARY_FOLDERS: Final = {"site-packages", "dist-packages"}
@@ -42,42 +43,50 @@ def run_child(command: Sequence[str], folder: Path, limits: ChildLimits) -> None
         BackendError: It hung, was killed by a signal, or left with another code than 0.
         BudgetError: It took more than `limits.memory_bytes`.
     """
-    kept = bytearray()
     # A session of its own: a Ctrl-C is ours to handle, and the child's own children die with it.
     with subprocess.Popen(
         [*command], cwd=folder, env=_environment(limits), start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     ) as child:  # fmt: skip
-        assert child.stderr is not None
-        drain = threading.Thread(target=_drain, args=(child.stderr, kept), daemon=True)
-        drain.start()
         try:
-            _watch(child, limits)
+            said = _watch(child, limits)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-            drain.join(1.0)  # a process that left the session may hold the pipe open for ever
     if child.returncode < 0:
         raise BackendError(
             f"the runtime died of {_signal_name(-child.returncode)} while it ran the model",
             hint="the model crashes this runtime: export it again, or use another version of the runtime",
         )
     if child.returncode:
-        last = kept.decode("utf-8", "replace").strip().splitlines()
-        said = one_line(last[-1]) if last else "it said nothing"
+        last = said.decode("utf-8", "replace").strip().splitlines()
         raise BackendError(
-            f"the process that ran the model failed with code {child.returncode}: {said}",
+            f"the process that ran the model failed with code {child.returncode}: "
+            f"{one_line(last[-1]) if last else 'it said nothing'}",
             hint="run `edgeml doctor`",
         )
 
 
-def _watch(child: subprocess.Popen[bytes], limits: ChildLimits) -> None:
+def _watch(child: subprocess.Popen[bytes], limits: ChildLimits) -> bytes:
+    """Wait for the child's end, read what it says so that it never waits for a reader, and return the end of that."""
+    assert child.stderr is not None
+    pipe = child.stderr.fileno()
+    kept = bytearray()
+    open_pipes = [pipe]
     deadline = time.monotonic() + limits.timeout_s
     while True:
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(POLL_S)
-            return
+        ended = child.poll() is not None
+        readable, _, _ = select.select(open_pipes, [], [], 0 if ended else POLL_S)
+        if readable:
+            piece = os.read(pipe, PIPE_BYTES)
+            kept += piece
+            del kept[:-STDERR_BYTES_MAX]
+            if not piece:
+                open_pipes.clear()
+        if ended:
+            # One look was enough: a pipe holds no more, and a process that left the session may keep it open for ever.
+            return bytes(kept)
         if time.monotonic() > deadline:
             raise BackendError(
                 f"the model did not finish within {limits.timeout_s:g} s",
@@ -107,13 +116,6 @@ def _environment(limits: ChildLimits) -> dict[str, str]:
     if root.name not in _LIBRARY_FOLDERS and str(root) not in folders:
         folders.append(str(root))
     return {**kept, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": str(limits.threads)}
-
-
-def _drain(pipe: IO[bytes], kept: bytearray) -> None:
-    """Keep the end of what the child says and never let it wait for a reader."""
-    while piece := os.read(pipe.fileno(), 65536):
-        kept += piece
-        del kept[:-STDERR_BYTES_MAX]
 
 
 def one_line(text: str) -> str:

@@ -29,6 +29,7 @@ import numpy.typing as npt
 
 from .child import ChildLimits, check_memory, one_line, run_child, status_bytes
 from .errors import BackendError
+from .lifeline import die_with_parent
 from .manifest import RuntimeFamily
 from .runtime import Session, open_session
 from .tensors import BATCH, TensorSpec
@@ -162,7 +163,7 @@ def _in_child(folder: Path, model: bytes, request: _Request, limits: ProbeLimits
     (folder / _MODEL).write_bytes(model)
     (folder / _REQUEST).write_bytes(msgspec.json.encode(request))
     run_child(
-        [sys.executable, "-P", "-m", _MODULE, str(folder)],
+        [sys.executable, "-P", "-m", _MODULE, str(folder), str(os.getpid())],
         folder,
         limits,
     )
@@ -306,4 +307,6 @@ def _latencies_ms(session: Session, samples: Sequence[Array]) -> list[float]:
 
 
 if __name__ == "__main__":
+    # Without the one that asked for it, a measurement is worth nothing; a model that hangs would run for ever.
+    die_with_parent(int(sys.argv[2]), signal.SIGKILL)
     _serve(Path(sys.argv[1]))

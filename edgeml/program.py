@@ -1,12 +1,14 @@
 """Runs a command as a program.
 
-Decides how an error is shown: one line that says what is wrong, one that says what to do, and the error's exit code.
+Decides how an error is shown: one line that says what is wrong, one that says what to do, and the error's exit code;
+and that a Ctrl-C which comes while the program ends just ends it.
 Loads click only for click's commands: the device's daemon comes through here without it (4 MB).
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -30,7 +32,12 @@ def show(error: EdgemlError) -> None:
 def guarded(main: Callable[[], object]) -> NoReturn:
     """Call `main` and exit: errors become lines and exit codes, never tracebacks."""
     try:
-        code = main()
+        try:
+            code = main()
+        finally:
+            # What is left is the interpreter's own ending (threads, caches of libraries): nothing there is worth
+            # finishing, and a KeyboardInterrupt raised in it could only be shown as a traceback.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
     except EdgemlError as error:
         show(error)
         sys.exit(error.exit_code)

@@ -1,19 +1,16 @@
-"""Ties a child process to its parent, so that none outlives the program that started it.
+"""Ties the processes of `serve` to it, so that none outlives it.
 
-Decides both halves: the kernel sends SIGTERM to a child whose parent dies (Linux), and a child that was forked after
-that already happened notices by itself. Which processes there are is `serve`'s business.
+Decides both halves: the kernel sends SIGTERM to a child whose parent dies (`edgeml.lifeline`), and a child that cannot
+be reached that way looks by itself now and then. Which processes there are is `serve`'s business.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 from collections.abc import Callable
-from typing import Final
 
-_PR_SET_PDEATHSIG: Final = 1
-_libc = ctypes.CDLL(None, use_errno=True)
+from edgeml.lifeline import die_with_parent
 
 
 def tied_to_parent() -> Callable[[], None]:
@@ -25,9 +22,7 @@ def tied_to_parent() -> Callable[[], None]:
     parent = os.getpid()
 
     def prepare() -> None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(0)
+        die_with_parent(parent, signal.SIGTERM)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     return prepare

@@ -6,7 +6,6 @@ outlives the demo. What the processes do is their own business.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
@@ -15,16 +14,17 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
+
+from edgeml.lifeline import die_with_parent
 
 logger = logging.getLogger(__name__)
 
 RESTART_PAUSE_S: Final = 0.5
 STOP_TIMEOUT_S: Final = 8.0
-_PR_SET_PDEATHSIG: Final = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(slots=True)
@@ -114,10 +114,5 @@ class Keeper:
         with kept.log.open("ab") as log:
             kept.process = subprocess.Popen(
                 kept.arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | self.environment,
-                start_new_session=True, preexec_fn=_die_with_parent,  # noqa: PLW1509 - one libc call, safe after fork
+                start_new_session=True, preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 - safe after fork
             )  # fmt: skip
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to end this process when the demo's watcher thread is gone, however it ends."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

@@ -1,5 +1,6 @@
 """The probe: models run in a child; whatever happens to it, one error comes back, soon."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -219,6 +220,44 @@ class TestAChildThatDoesNotEndWell:
             parent.kill()
             parent.wait()
         assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
+
+    def test_an_interrupt_at_any_moment_is_only_an_interrupt(self, tmp_path):
+        """Also while the child is being started: no other thread may be left to complain, no process to go on."""
+        command = script(tmp_path, "import os, signal, sys, time\nfrom edgeml.lifeline import die_with_parent\n"
+                                   "die_with_parent(int(sys.argv[1]), signal.SIGKILL)\nprint('x' * 9999, file=sys.stderr)\ntime.sleep(60)")  # fmt: skip
+        code = f"""
+import os, signal
+from pathlib import Path
+from edgeml.child import ChildLimits, run_child
+
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+for step in range(1, 60):
+    signal.setitimer(signal.ITIMER_REAL, step / 2000)
+    try:
+        run_child([*{command!r}, str(os.getpid())], Path({str(tmp_path)!r}), ChildLimits(timeout_s=20))
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+"""
+        root = str(Path(probe.__file__).parents[1])
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr, done.stdout.split()) == (0, "", ["interrupted"] * 59)
+        deadline = time.monotonic() + 10
+        while (alive := processes_with(command[-1])) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not alive
+
+
+def processes_with(argument):
+    """Ids of running processes with this argument."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if argument.encode() in path.read_bytes().split(b"\0"):
+                found.append(path.parent.name)
+    return found
 
 
 class TestWhatAChildLeavesBehind:

@@ -19,6 +19,7 @@ from fleet import enroll, founding, overview
 from fleet.config import FleetHome, database_url
 from fleet.config import load as load_config
 from fleet.enroll import NewDevice
+from fleet.rollout import RolloutState
 from fleet.store import Store
 
 pytestmark = pytest.mark.processes
@@ -137,6 +138,10 @@ class House:
             self.home.directory,
         )
 
+    def rollout_state(self):
+        """State of the newest rollout."""
+        return overview.rollouts(self.store)[0].state
+
     def device(self):
         return overview.status(self.store, 0).devices[0]
 
@@ -212,12 +217,14 @@ def test_a_release_reaches_a_real_device_answers_and_is_reported(house):
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: [new for new in worker_pids(agent) if new != pid], "another worker")
     wait_for(house.ask, "an answer of the new worker")
+    wait_for(lambda: house.rollout_state() is RolloutState.COMPLETED, "the first rollout to be completed")
     # Everything of the fleet dies: broker, server and controller come back, and the next release arrives.
     serve.kill()
     serve.start()
     house.publish("1.1.0", seed=1)
     house.start_rollout("sample@1.1.0")
     wait_for(lambda: house.ask()["model_version"] == "1.1.0", "the new release to answer")
+    wait_for(lambda: house.rollout_state() is RolloutState.COMPLETED, "the second rollout to be completed")
     assert agent.stop() == 0
     assert serve.stop() == 0
 
