@@ -146,8 +146,10 @@ class Buffer:
         except sqlite3.Error as error:
             self._survive(error)
 
-    def pending(self, stream: Stream, bytes_max: int = BATCH_BYTES_MAX) -> Batch | None:
-        """Return the oldest rows of one boot as a batch of at most `bytes_max` compressed; None if nothing waits.
+    def pending(
+        self, stream: Stream, bytes_max: int = BATCH_BYTES_MAX, rows_max: int = ROWS_PER_BATCH
+    ) -> Batch | None:
+        """Return the oldest rows of one boot, at most `rows_max` and `bytes_max` compressed; None if nothing waits.
 
         What is returned was flushed, so a row that was sent is a row that survives a kill. A row that no batch can
         carry, or that cannot be read any more, is dropped and counted rather than let it stop all others.
@@ -157,7 +159,7 @@ class Buffer:
         """
         self.flush()
         try:
-            while found := self._oldest(stream):
+            while found := self._oldest(stream, rows_max):
                 boot, rows = found[0][1], _readable(found, stream, int(bytes_max * self._compression))
                 while rows:
                     batch = self._batch(stream, boot, rows)
@@ -197,6 +199,19 @@ class Buffer:
             self._survive(error)
             return 0
 
+    def refuse(self, stream: Stream, boot: str, seq: int) -> bool:
+        """Drop the oldest row if it is this one, which the fleet will never store; tell whether it was.
+
+        Raises:
+            StorageError: The disk refused; the row will be sent and refused again.
+        """
+        try:
+            found = self._execute(stream, "SELECT boot, seq FROM $rows ORDER BY id LIMIT 1").fetchall()
+            return found == [(boot, seq)] and self._drop(stream, 1) == 1
+        except sqlite3.Error as error:
+            self._survive(error)
+            return False
+
     def loss(self, stream: Stream) -> Loss:
         """Exact counts since the buffer was created. A dropped row may have been stored if its ack was lost."""
         tally = self._tallies[stream]
@@ -222,9 +237,9 @@ class Buffer:
         events = tuple(row for row in rows if isinstance(row, Event))
         return Batch(boot=boot, windows=windows, events=events, loss=self.loss(stream))
 
-    def _oldest(self, stream: Stream) -> list[tuple[int, str, bytes]]:
+    def _oldest(self, stream: Stream, rows_max: int) -> list[tuple[int, str, bytes]]:
         return self._execute(
-            stream, "SELECT id, boot, payload FROM $rows ORDER BY id LIMIT ?", ROWS_PER_BATCH
+            stream, "SELECT id, boot, payload FROM $rows ORDER BY id LIMIT ?", rows_max
         ).fetchall()
 
     def _write(self) -> None:

@@ -1,22 +1,26 @@
 """The uplink: decides which rows to send when.
 
 One unacknowledged batch a stream at a time; sent again when its answer is late, later and later, and at once on a new
-link. Rows leave the buffer only by the controller's own acknowledgement. Pure of sockets and clocks.
+link. Rows leave the buffer only by the controller's own acknowledgement, or one by one when it says that it will never
+store them: a batch that is refused is sent again in halves until the bad row is found. Pure of sockets and clocks.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Final
 
 from edgeml import topics, twin
-from edgeml.ids import DeviceId, TenantId
+from edgeml.ids import DeviceId, Digest, TenantId, digest_of
 from edgeml.telemetry import Stream, encode_batch
 from edgeml.topics import RULES, Leaf
 from edgeml.transport import Message
 from edgeml.twin import Ack
 
-from .buffer import Buffer
+from .buffer import ROWS_PER_BATCH, Buffer
+
+logger = logging.getLogger(__name__)
 
 RESEND_FIRST_S: Final = 5.0
 RESEND_MAX_S: Final = 300.0
@@ -28,6 +32,8 @@ class _Flight:
 
     boot: str
     last_seq: int
+    rows: int
+    digest: Digest
     again_at_s: float
     pause_s: float
 
@@ -41,6 +47,7 @@ class Uplink:
             stream: topics.device_topic(tenant, device, Leaf.TELEMETRY, stream) for stream in Stream
         }
         self._flights: dict[Stream, _Flight] = {}
+        self._rows_max = dict.fromkeys(Stream, ROWS_PER_BATCH)
 
     def on_link_up(self, _now_s: float) -> None:
         """Send again at once: nobody knows what the old link swallowed."""
@@ -66,24 +73,46 @@ class Uplink:
         return messages
 
     def on_ack(self, payload: bytes, _now_s: float) -> None:
-        """Hear that rows are stored.
+        """Hear that rows are stored, or refused.
 
         Raises:
             ManifestError: It is no such message.
             StorageError: The buffer's disk refused; the rows are sent and acknowledged again.
         """
         ack = twin.decode(payload, Ack)
-        self._buffer.acknowledge(ack)
+        if ack.refused is None:
+            self._buffer.acknowledge(ack)
         for stream, flight in list(self._flights.items()):
-            if stream.value == ack.stream and flight.boot == ack.boot and flight.last_seq <= ack.seq:
+            if stream.value != ack.stream:
+                continue
+            if ack.refused is not None and ack.refused == flight.digest:
+                self._on_refused(stream, flight)
+            elif ack.refused is None and flight.boot == ack.boot and flight.last_seq <= ack.seq:
+                self._rows_max[stream] = min(self._rows_max[stream] * 2, ROWS_PER_BATCH)
                 del self._flights[stream]
+
+    def _on_refused(self, stream: Stream, flight: _Flight) -> None:
+        if flight.rows > 1:
+            self._rows_max[stream] = flight.rows // 2
+        elif self._buffer.refuse(stream, flight.boot, flight.last_seq):
+            logger.warning(
+                "the fleet refused row %d of boot %s in %s; it is dropped",
+                flight.last_seq,
+                flight.boot,
+                stream.value,
+            )
+        del self._flights[stream]
 
     def _launch(self, stream: Stream, now_s: float, pause_s: float) -> Message | None:
         # Read again for every sending: what was evicted meanwhile is counted as dropped and not sent any more.
-        batch = self._buffer.pending(stream)
+        batch = self._buffer.pending(stream, rows_max=self._rows_max[stream])
         if batch is None:
             self._flights.pop(stream, None)
             return None
-        self._flights[stream] = _Flight(batch.boot, batch.rows[-1].seq, now_s + pause_s, pause_s)
+        payload = encode_batch(batch)
+        digest = digest_of(payload)
+        self._flights[stream] = _Flight(
+            batch.boot, batch.rows[-1].seq, len(batch.rows), digest, now_s + pause_s, pause_s
+        )
         rule = RULES[Leaf.TELEMETRY]
-        return Message(self._topics[stream], encode_batch(batch), rule.qos, rule.retain)
+        return Message(self._topics[stream], payload, rule.qos, rule.retain)

@@ -149,11 +149,13 @@ class Birth(Message, frozen=True, kw_only=True):
 
 
 class Ack(Message, frozen=True, kw_only=True):
-    """The controller has stored every row of this boot and stream up to `seq`."""
+    """The controller has stored every row of this boot and stream up to `seq`; or it never will store some."""
 
     boot: str
     stream: str
     seq: int
+    refused: Digest | None = None
+    """SHA-256 of a payload on this stream that is refused for good; `boot` and `seq` then say nothing."""
 
 
 def encode(message: Message) -> bytes:

@@ -20,7 +20,7 @@ from edgeml.monitor import Monitor
 from . import config, telemetry_store
 from .api import operator_token
 from .config import FleetHome
-from .keys import SNAPSHOT, TARGETS, TIMESTAMP, create_keys, key_path, load_signer
+from .keys import ANCHOR, SNAPSHOT, TARGETS, TIMESTAMP, create_keys, key_path, load_keys, load_signer
 from .repository import PublishedVariant, Repository
 from .store import Store
 
@@ -28,18 +28,20 @@ PASSPHRASE_BYTES_MAX: Final = 4 << 10
 
 
 def found(home: FleetHome, passphrase: bytes | None = None) -> None:
-    """Make a fleet in a directory.
+    """Make a fleet in a directory, or finish what an interrupted call began.
 
     Args:
         home: where.
         passphrase: encrypts the offline keys.
 
     Raises:
-        ConfigError: There are keys already; they stay as they are.
+        ConfigError: There is a fleet already, or parts of one that was complete; all stays as it is.
         StorageError: The disk refused.
     """
     config.create(home)
-    keys = create_keys(home.keys, passphrase)
+    # The database comes last, so keys without one are those of a call that was interrupted.
+    interrupted = (home.keys / ANCHOR).exists() and not home.database.exists()
+    keys = load_keys(home.keys, passphrase) if interrupted else create_keys(home.keys, passphrase)
     Repository(home.repository).initialise(keys)
     operator_token(home)
     Store(config.database_url(home, config.load(home))).close()

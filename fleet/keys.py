@@ -8,7 +8,10 @@ renews the date of the metadata. What is signed is `repository`'s business.
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import os
+import shutil
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -57,18 +60,18 @@ def key_path(directory: Path, role: str) -> Path:
 
 
 def create_keys(directory: Path, passphrase: bytes | None = None) -> KeyRing:
-    """Make ed25519 keys for every role and sign the first root metadata, valid for ten years.
+    """Make ed25519 keys for every role and sign the first root metadata, valid for ten years: all of it, or nothing.
 
     Args:
         directory: gets `offline/*.pem`, `online/*.pem` (mode 0600, folders 0700) and `root.json`.
         passphrase: encrypts the offline keys; the controller must use the online ones alone.
 
     Raises:
-        ConfigError: There are keys already; they stay as they are.
+        ConfigError: There are keys or other files already; they stay as they are.
         StorageError: The disk refused.
     """
-    paths = {role: key_path(directory, role) for role in PLACES}
-    present = [path for path in (*paths.values(), directory / ANCHOR) if path.exists()]
+    paths = [*(key_path(directory, role) for role in PLACES), directory / ANCHOR]
+    present = [path for path in paths if path.exists()]
     if present:
         raise ConfigError(
             f"{directory} already holds {present[0].relative_to(directory)}; keys are never overwritten",
@@ -77,16 +80,8 @@ def create_keys(directory: Path, passphrase: bytes | None = None) -> KeyRing:
     private = {role: Ed25519PrivateKey.generate() for role in PLACES}
     signers = {role: CryptoSigner(key) for role, key in private.items()}
     anchor = _sign_root(signers)
-    try:
-        for path in paths.values():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.parent.chmod(0o700)
-        directory.chmod(0o700)
-        for role, path in paths.items():
-            _write_new(path, _pem(private[role], passphrase if PLACES[role] == "offline" else None))
-    except OSError as error:
-        raise atomic.storage_error(error, directory) from error
-    atomic.write_bytes(directory / ANCHOR, anchor, mode=0o644)
+    pems = {role: _pem(private[role], passphrase if PLACES[role] == "offline" else None) for role in PLACES}
+    _write_together(directory, pems, anchor)
     return KeyRing(signers[ROOT], signers[TARGETS], signers[SNAPSHOT], signers[TIMESTAMP], anchor)
 
 
@@ -143,6 +138,32 @@ def _sign_root(signers: dict[str, CryptoSigner]) -> bytes:
 def _pem(key: Ed25519PrivateKey, passphrase: bytes | None) -> bytes:
     encryption = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+
+
+def _write_together(directory: Path, pems: dict[str, bytes], anchor: bytes) -> None:
+    """Write everything beside `directory`, then let it take that name: half a set of keys is of no use to anybody."""
+    unfinished: Path | None = None
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        for role, pem in pems.items():
+            path = key_path(unfinished, role)
+            path.parent.mkdir(exist_ok=True)
+            path.parent.chmod(0o700)
+            _write_new(path, pem)
+        atomic.write_bytes(unfinished / ANCHOR, anchor, mode=0o644)
+        unfinished.rename(directory)
+        unfinished = None
+        atomic.sync_directory(directory.parent)
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise ConfigError(
+                f"{directory} holds other files", hint="name a directory that is empty or does not exist"
+            ) from error
+        raise atomic.storage_error(error, directory) from error
+    finally:
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _write_new(path: Path, data: bytes) -> None:

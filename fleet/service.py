@@ -25,6 +25,7 @@ from edgeml.trustfacts import SignedTarget
 
 from . import devices as device_store
 from . import ingest, rollout_store, schema, telemetry_store, twins
+from .acks import Acks
 from .advance import advance
 from .config import FleetConfig
 from .deployments import desired_for
@@ -35,7 +36,7 @@ from .refusals import Refusals
 from .rollout import FINISHED, Decision, Facts, MetricEvidence, Rollout
 from .rollout_store import AssignmentRow
 from .store import Store, upsert
-from .telemetry_store import SliceBook, Stored, StreamKey
+from .telemetry_store import SliceBook, Stored
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class Controller:
         self._link_since_ms = self._started_at_ms
         self._connected = False
         self._greet = False
-        self._acks: dict[StreamKey, int] = {}
+        self._acks = Acks()
         self._outbox: dict[DeviceId, DesiredRow] = {}
         self._books: dict[str, SliceBook] = {}
         self._evidence: dict[str, tuple[MetricEvidence, ...]] = {}
@@ -125,7 +126,9 @@ class Controller:
             StorageError: The database failed. Nothing was acknowledged that is not stored; start again.
         """
         self._take_in(self._drain(timeout_s))
-        self._say_acks()
+        self._acks.say(self._publish)
+        if not self._connected:
+            self._acks.clear()
         if self._is_due(
             "tick", max(self._config.controller_loop.tick_s, self._decided_in_s / DECIDING_MAX_FRACTION)
         ):
@@ -174,7 +177,7 @@ class Controller:
             with self._store.write() as connection:
                 stored = self._store_heard(connection, heard)
             self.rows_stored += stored.added
-            self._acks |= stored.highest
+            self._acks.stored(stored.highest)
 
     def _read(self, message: Message, heard: list[Heard]) -> None:
         if not message.payload:
@@ -184,6 +187,8 @@ class Controller:
             heard.append(ingest.read(message, self._tenant))
         except ManifestError as error:
             self._refuse("malformed", ingest.sender(message.topic) or message.topic[:200], error.message)
+            # Sending the same again cannot help: the device is told, so that good rows need not wait behind it for ever.
+            self._acks.refused(message)
 
     def _on_link_up(self) -> None:
         self._connected = True
@@ -244,16 +249,6 @@ class Controller:
             return
         rollout_store.decide(connection, row, verdict, now_ms)
         logger.info("%s: %s %s %s", device, row.release, verdict.outcome.value, verdict.reason)
-
-    def _say_acks(self) -> None:
-        for key, seq in list(self._acks.items()):
-            payload = twin.encode(twin.Ack(boot=key.boot, stream=key.stream.value, seq=seq))
-            if not self._publish(Leaf.ACK, key.device, payload):
-                # The device sends the rows again, and is then acknowledged again.
-                break
-            del self._acks[key]
-        if not self._connected:
-            self._acks.clear()
 
     def _say_desired(self) -> None:
         if self._greet:

@@ -109,10 +109,16 @@ class Cam:
         return found[-1] if found else None
 
     def acks(self):
+        """Highest stored seqs that were said."""
+        return [one.seq for one in self._answers() if one.refused is None]
+
+    def refusals(self):
+        """Digests of payloads that were refused for good."""
+        return [one.refused for one in self._answers() if one.refused is not None]
+
+    def _answers(self):
         return [
-            msgspec.json.decode(one.payload, type=Ack).seq
-            for one in self.listen()
-            if one.topic.endswith("/ack")
+            msgspec.json.decode(one.payload, type=Ack) for one in self.listen() if one.topic.endswith("/ack")
         ]
 
 

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from edgeml import twin
 from edgeml.errors import StorageError
-from edgeml.ids import ReleaseId
+from edgeml.ids import ReleaseId, digest_of
 from edgeml.testing import Weather
 from edgeml.topics import Leaf
 from edgeml.transport import Message
@@ -87,6 +87,17 @@ def test_poison_is_counted_and_stops_nothing(world, caplog):
     cam.raw(b"x")
     world.step()
     assert len([one for one in caplog.records if "cam-1" in one.message and "malformed" in one.message]) == 2
+
+
+def test_device_is_told_which_batch_is_refused_for_good(world):
+    (cam,) = world.enrol("cam-1")
+    cam.come()
+    cam.raw(b"no batch", Leaf.TELEMETRY)
+    world.step()
+    assert cam.refusals() == [digest_of(b"no batch")]
+    cam.rows(1)
+    world.step()
+    assert cam.acks() == [1]
 
 
 def test_birth_that_names_another_device_is_refused(world):

@@ -1,0 +1,71 @@
+"""Making a fleet: all of it, or something that the next call finishes."""
+
+import os
+import shutil
+import time
+
+import pytest
+
+from edgeml.errors import ConfigError
+from edgeml.source import DirectorySource
+from edgeml.trust import TrustStore
+from fleet import founding
+from fleet.config import FleetHome
+from fleet.keys import load_keys
+
+PASSPHRASE = b"correct horse"
+
+
+def found_and_die(home, after_syncs):
+    """Make a fleet in a process of its own that ends, as by a power cut, at a certain write; tell whether it finished."""
+    child = os.fork()
+    if not child:
+        done, real = 0, os.fsync
+
+        def fsync(descriptor):
+            nonlocal done
+            if done == after_syncs:
+                os._exit(9)
+            done += 1
+            real(descriptor)
+
+        os.fsync = fsync
+        founding.found(home, PASSPHRASE)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_whatever_an_interrupted_call_left_the_next_one_finishes(tmp_path):
+    interrupted = 0
+    for after_syncs in range(100):
+        home = FleetHome(tmp_path / str(after_syncs))
+        if found_and_die(home, after_syncs):
+            break
+        interrupted += 1
+        founding.found(home, PASSPHRASE)
+        keys = load_keys(home.keys, PASSPHRASE)
+        trust = tmp_path / "trust" / str(after_syncs)
+        trust.mkdir(parents=True)
+        (trust / "root.json").write_bytes(keys.anchor)
+        TrustStore(trust, DirectorySource(home.repository), now_ms=time.time_ns() // 1_000_000).refresh()
+        with pytest.raises(ConfigError, match="never overwritten"):
+            founding.found(home, PASSPHRASE)
+    assert interrupted > 10
+
+
+def test_a_lost_repository_is_not_replaced_by_an_empty_one(tmp_path):
+    home = FleetHome(tmp_path / "fleet")
+    founding.found(home)
+    shutil.rmtree(home.repository)
+    with pytest.raises(ConfigError, match="never overwritten"):
+        founding.found(home)
+
+
+def test_keys_are_not_mixed_with_other_files(tmp_path):
+    home = FleetHome(tmp_path / "fleet")
+    home.keys.mkdir(parents=True)
+    (home.keys / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds other files"):
+        founding.found(home)
+    assert [path.name for path in home.directory.iterdir() if path.name.startswith(".")] == []
+    assert [path.name for path in home.keys.iterdir()] == ["notes.txt"]
