@@ -136,9 +136,6 @@ class Server:
         # asyncio sets this only on sockets that it makes itself; without it every answer waits 40 ms for the client's
         # delayed acknowledgement. Accepted sockets inherit it.
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # Accepted connections inherit it. asyncio would set it only on sockets whose protocol number is TCP's, and these
-        # have 0; without it the second packet of each answer waits 40 ms for an acknowledgement.
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._thread = threading.Thread(target=self._serve, args=(self._socket,), name="http", daemon=True)
         self._thread.start()
         logger.info("serving on %s", self.url)

@@ -60,6 +60,7 @@ class PahoTransport:
         self._connected = threading.Event()
         self._closed = False
         self._unreachable = False
+        self._overflowed = False
         self._unconfirmed = 0
         self._count = threading.Lock()
         client = paho.Client(
@@ -110,6 +111,8 @@ class PahoTransport:
         try:
             return self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait()
         except queue.Empty:
+            if self._overflowed:
+                self._hear_everything_again()
             return None
 
     def close(self) -> None:
@@ -175,5 +178,23 @@ class PahoTransport:
         try:
             self._inbox.put_nowait(arrival)
         except queue.Full:
-            # At-least-once by the application's own acknowledgement: what is dropped here is sent again.
-            logger.warning("inbox full (%d): an arrival was dropped", INBOX_MAX)
+            if not self._overflowed:
+                logger.warning(
+                    "more than %d arrivals wait; the next ones are dropped and asked for again", INBOX_MAX
+                )
+            self._overflowed = True
+
+    def _hear_everything_again(self) -> None:
+        """Make up for dropped arrivals, once there is room: as if the link had been lost and had come back.
+
+        Subscribing again makes the broker send what is retained again; the rest is sent again by its sender, for want
+        of an acknowledgement of its own.
+        """
+        self._overflowed = False
+        self._put(LinkDown("more arrived than could be taken in"))
+        if not self.connected:
+            return
+        if self._subscriptions:
+            self._client.subscribe([(topic, 1) for topic in self._subscriptions])
+        else:
+            self._put(LinkUp())

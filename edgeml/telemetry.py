@@ -144,16 +144,3 @@ def latency_bin(latency_us: float) -> int:
         else 3
     )
     return min((exponent - 1) * 4 + quarter, LATENCY_BINS - 1)
-
-
-def latency_quantile_ms(histogram: tuple[int, ...], fraction: float) -> float | None:
-    """Upper edge in ms of the bin that holds this quantile; None for an empty histogram."""
-    total = sum(histogram)
-    if not total:
-        return None
-    seen = 0
-    for index, count in enumerate(histogram):
-        seen += count
-        if seen >= fraction * total:
-            return float(2.0 ** ((index + 1) / 4) / 1000.0)
-    return None

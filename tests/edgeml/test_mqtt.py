@@ -164,6 +164,28 @@ def test_message_comes_out_of_the_inbox(broker, make):
     assert transport.receive(0.0) is None
 
 
+def test_arrivals_that_found_no_room_are_asked_for_again(broker, make, monkeypatch, caplog):
+    monkeypatch.setattr(mqtt, "INBOX_MAX", 3)
+    transport = up(make())
+    broker.next(SUBSCRIBE)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(20):
+            broker.send("em/v1/t/d/cam-1/desired", b"old")
+        assert transport.publish(Message("em/v1/t/d/cam-1/state", b"x"))
+        until = time.monotonic() + WAIT_S
+        while not transport._overflowed and time.monotonic() < until:
+            time.sleep(0.01)
+    assert len(caplog.records) == 1
+    assert [transport.receive(WAIT_S).payload for _ in range(3)] == [b"old"] * 3
+    while (arrival := transport.receive(0.05)) is None or isinstance(arrival, Message):
+        pass
+    assert arrival == LinkDown("more arrived than could be taken in")
+    assert broker.next(SUBSCRIBE)[1].endswith(b"em/v1/t/d/cam-1/desired\x01")
+    assert transport.receive(WAIT_S) == LinkUp()
+    broker.send("em/v1/t/d/cam-1/desired", b"new")
+    assert transport.receive(WAIT_S).payload == b"new"
+
+
 def test_lost_link_refuses_messages_and_comes_back_by_itself(broker, make):
     transport = up(make())
     broker.cut()

@@ -1,6 +1,5 @@
 """Windows, batches and histograms."""
 
-import math
 import zlib
 
 import pytest
@@ -96,20 +95,3 @@ def test_latency_falls_into_the_bin_that_holds_it(latency_us):
     assert 0 <= index < LATENCY_BINS
     if 1.0 <= latency_us < 2.0 ** (LATENCY_BINS / 4):
         assert 2.0 ** (index / 4) * (1 - 1e-12) <= latency_us < 2.0 ** ((index + 1) / 4) * (1 + 1e-12)
-
-
-# Up to 0.8 s: the last bin holds all that is above, and has no upper edge.
-@given(st.lists(st.floats(1.0, 8e5), min_size=1, max_size=50), st.floats(0.01, 1.0))
-def test_quantile_is_above_by_less_than_a_bin(latencies_us, fraction):
-    histogram = [0] * LATENCY_BINS
-    for one in latencies_us:
-        histogram[telemetry.latency_bin(one)] += 1
-    exact = sorted(latencies_us)[max(0, math.ceil(fraction * len(latencies_us)) - 1)] / 1000
-    found = telemetry.latency_quantile_ms(tuple(histogram), fraction)
-    assert found is not None
-    assert exact * (1 - 1e-9) <= found <= exact * 2**0.25 * (1 + 1e-9)
-
-
-def test_quantile_of_nothing_is_none():
-    assert telemetry.latency_quantile_ms((), 0.5) is None
-    assert telemetry.latency_quantile_ms((0, 0), 0.5) is None
