@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 import math
 from typing import TYPE_CHECKING
@@ -192,7 +191,3 @@ class TestCommands:
         shown = run(*arguments).stdout
         assert "    edgeml profiles " in shown
         assert "Raises" not in shown
-
-
-def test_examples_in_the_docstrings_hold():
-    assert doctest.testmod(profiles_command).failed == 0
