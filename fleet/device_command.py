@@ -37,11 +37,19 @@ def device() -> None:
     "--root",
     "storage",
     metavar="DIR",
+    default="state",
     help="Where the agent keeps its state on the device (default: in the kit).",
+)
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    default="127.0.0.1:8090",
+    show_default=True,
+    help="Its endpoint for local inference, which needs the [serve] extra there; '' for none.",
 )
 @in_fleet
 def add(
-    context: click.Context, directory: str | None, name: str, *, profile: str, out: Path, storage: str | None
+    context: click.Context, directory: str | None, name: str, *, profile: str, out: Path, **options: str
 ) -> None:
     """Enrol a device and write its kit: settings, its own token, the trust anchor.
 
@@ -50,6 +58,7 @@ def add(
     \b
     Example:
         edgeml fleet device add cam-1 --profile raspberry-pi-4 --out cam-1-kit
+        edgeml fleet device add cam-2 --profile raspberry-pi-4 --out cam-2-kit --listen ''
     \f
 
     Raises:
@@ -61,7 +70,7 @@ def add(
     from . import enroll
 
     home, config, store = open_fleet(context, directory)
-    new = enroll.NewDevice(name, load(profile).name, out, storage or enroll.STATE)
+    new = enroll.NewDevice(name, load(profile).name, out, options["storage"], options["listen"])
     enroll.add(home, config, store, new, SystemClock().now_ms())
     click.echo(f"added {name}; its kit is in {out}")
 

@@ -40,6 +40,8 @@ class NewDevice:
     """Directory to write the device kit to."""
     storage: str = STATE
     """Where the agent keeps its state on the device; relative to the kit, or absolute."""
+    listen: str = ""
+    """Where its local HTTP endpoint listens, `host:port`; empty: it has none."""
 
 
 def add(home: FleetHome, config: FleetConfig, store: Store, new: NewDevice, now_ms: int) -> None:
@@ -136,9 +138,9 @@ url = "http://{config.devices.host}:{config.http.port}"
 [telemetry]
 window_s = 60
 
-# Local inference over HTTP.
-# [serve]
-# listen = "127.0.0.1:8900"
+# Local inference over HTTP; needs the [serve] extra. Empty: none.
+[serve]
+listen = {_quoted(new.listen)}
 """
 
 

@@ -140,14 +140,11 @@ class Story:
         kit = self._kit(name)
         if is_enrolled(self._store, name):
             return
-        enroll.add(
-            self._home, self._config, self._store, NewDevice(name, profile, kit), SystemClock().now_ms()
-        )
+        listen = f"127.0.0.1:{_free_ports(1)[0]}" if name in REAL_DEVICES else ""
+        new = NewDevice(name, profile, kit, listen=listen)
+        enroll.add(self._home, self._config, self._store, new, SystemClock().now_ms())
         settings = kit / enroll.SETTINGS
-        text = settings.read_text().replace("window_s = 60", f"window_s = {WINDOW_S}")
-        if name in REAL_DEVICES:
-            text += f'\n[serve]\nlisten = "127.0.0.1:{_free_ports(1)[0]}"\n'
-        settings.write_text(text)
+        settings.write_text(settings.read_text().replace("window_s = 60", f"window_s = {WINDOW_S}"))
 
     def _start_processes(self) -> None:
         self._keeper.keep("fleet", ["fleet", "serve", "--dir", str(self._home.directory)])

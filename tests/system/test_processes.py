@@ -88,11 +88,13 @@ class House:
         self.store = Store(database_url(self.home, self.config))
         self.port = free_port()
         kit = directory / "kit"
-        enroll.add(self.home, self.config, self.store, NewDevice("cam-1", "generic-x86-64", kit), 0)
+        enroll.add(self.home, self.config, self.store, self.new(kit), 0)
         self.settings = kit / "agent.toml"
-        text = self.settings.read_text().replace("window_s = 60", "window_s = 1")
-        self.settings.write_text(f'{text}\n[serve]\nlisten = "127.0.0.1:{self.port}"\n')
+        self.settings.write_text(self.settings.read_text().replace("window_s = 60", "window_s = 1"))
         self.processes = []
+
+    def new(self, kit):
+        return NewDevice("cam-1", "generic-x86-64", kit, listen=f"127.0.0.1:{self.port}")
 
     def publish(self, version, seed=0):
         path = self.directory / f"{version}.edgeml"
