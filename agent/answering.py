@@ -37,6 +37,7 @@ class Answering:
         self._clock = clock
         self._retired: dict[ReleaseKey, Observed] = {}
         self._slow_ms: dict[Digest, float | None] = {}
+        self._closed: list[Window] = []
 
     def manifest(self) -> Manifest | None:
         """What serves now; None if nothing does."""
@@ -81,8 +82,14 @@ class Answering:
             return self._windows.labelled(request_id, code)
 
     def expect(self, worker: Worker) -> None:
-        """Hear of a worker that is about to serve: its monitor says which answers are slow."""
+        """Hear of a worker that is about to serve: its monitor says which answers are slow, and its window begins now.
+
+        Were it to begin with the device's last window, the fleet could not tell that a rollout came before it.
+        """
         self._slow_ms[worker.digest] = worker.latency_slow_ms
+        closed = self.close(self._clock.now_ms())
+        with self.lock:
+            self._closed += closed
 
     def retire(self, worker: Worker) -> None:
         """Take the last counts of a worker that is about to be stopped."""
@@ -97,13 +104,14 @@ class Answering:
             self._keep(ReleaseKey(worker.manifest.release, worker.digest), observed)
 
     def close(self, now_ms: int) -> list[Window]:
-        """Close the open windows and return them."""
+        """Close the open windows and return all that are closed and were not returned yet."""
         active = self._serving.active
         if active is not None:
             self.retire(active)
         with self.lock:
             observations, self._retired = self._retired, {}
-            return self._windows.close(now_ms, self._clock.monotonic_s(), observations)
+            closed, self._closed = self._closed, []
+            return closed + self._windows.close(now_ms, self._clock.monotonic_s(), observations)
 
     def _keep(self, key: ReleaseKey, observed: Observed) -> None:
         earlier = self._retired.get(key)

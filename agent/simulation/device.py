@@ -32,6 +32,7 @@ from ..device import Device, Moment
 from ..executor import Executor
 from ..journal import Journal
 from ..link import Identity, Link
+from ..machine import Action
 from ..slots import SlotTable
 from ..uplink import Uplink
 from ..windows import Observed, ReleaseKey, Windows
@@ -101,6 +102,9 @@ class SimulatedDevice:
             async with self._shared.fetching:
                 result = await asyncio.to_thread(self._executor.perform, perform)
             self._device.done(perform, result, _now())
+            if perform.action is Action.ACTIVATE:
+                # The newcomer's window begins now, as on a real device.
+                self._close_windows()
 
     async def _answer(self) -> None:
         """Look at images, hear labels, close windows."""

@@ -231,6 +231,19 @@ def test_a_release_reaches_a_real_device_answers_and_is_reported(house):
     assert serve.stop() == 0
 
 
+def test_what_a_release_answers_at_once_is_evidence_for_its_rollout(house):
+    """Also within the window of time in which the rollout began: a device may be asked only now and then."""
+    text = house.settings.read_text()
+    house.settings.write_text(text.replace("window_s = 1", "window_s = 10"))
+    house.publish("1.0.0")
+    house.serve()
+    house.agent()
+    wait_for(lambda: house.device().online, "the device to be online")
+    house.start_rollout("sample@1.0.0")
+    wait_for(house.ask, "an answer")
+    wait_for(lambda: house.rollout_state() is RolloutState.COMPLETED, "the rollout to be completed")
+
+
 def test_a_flashed_release_is_installed_without_any_network_and_a_changed_one_is_not(house):
     bundle = house.publish("1.0.0")
     text = house.settings.read_text()
