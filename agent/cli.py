@@ -17,6 +17,15 @@ CONFIG = click.option(
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+def _row_count(_context: click.Context, _option: click.Parameter, value: str) -> int | None:
+    """Read a number of rows, or `all`, which is None."""
+    if value == "all":
+        return None
+    if not value.isascii() or not value.isdecimal():
+        raise click.BadParameter(f"{value!r} is neither a number nor 'all'")
+    return int(value)
+
+
 @click.group()
 def agent() -> None:
     """Run the on-device agent and look at it."""
@@ -100,17 +109,40 @@ def simulate(kits: Path, images: Path, scenario: Path | None) -> None:
 @click.argument("data", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--url", default="http://127.0.0.1:8090", show_default=True, help="The agent's HTTP endpoint.")
 @click.option("--model", help="Model to ask; needed only if the agent serves several.")
+@click.option(
+    "--wait",
+    "wait_s",
+    default=0.0,
+    metavar="SECONDS",
+    show_default=True,
+    help="How long to wait for an agent that starts, or for its model.",
+)
+@click.option(
+    "--rows",
+    callback=_row_count,
+    metavar="N",
+    default="20",
+    show_default=True,
+    help="How many answers to print, or `all`.",
+)
 @JSON
-def infer(data: Path, url: str, model: str | None, as_json: bool) -> None:
+def infer(data: Path, url: str, model: str | None, *, wait_s: float, rows: int | None, as_json: bool) -> None:
     """Ask a running agent about every sample in DATA (.npz or .json).
 
     \b
     Example:
         edgeml infer field.npz --url http://127.0.0.1:8090
+        edgeml infer field.npz --wait 30 --rows all
     """
-    from .infer import run_infer
+    import msgspec
 
-    run_infer(data, url, model, as_json=as_json)
+    from .infer import Question, ask, tell
+
+    report = ask(Question(data, url, model, wait_s))
+    if as_json:
+        click.echo(msgspec.json.encode(report))
+    else:
+        tell(report, rows)
 
 
 @click.command()

@@ -11,7 +11,9 @@ import http.client
 import sys
 import time
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 TIMEOUT_S: Final = 30.0
 REPLY_BYTES_MAX: Final = 64 << 20
+AGAIN_S: Final = 0.5
+CLASSES_SHOWN: Final = 20
 PROGRESS_ROWS: Final = 100
 """From so many samples on, progress is shown while they are answered."""
 
@@ -81,38 +85,52 @@ class _Refusal(msgspec.Struct, frozen=True):
     error: str
 
 
-def run_infer(data: Path, url: str, model: str | None, *, as_json: bool) -> None:
-    """Ask the agent at `url` about every sample in `data` and print the answers.
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of whom.
 
-    Args:
-        data: .npz or .json with one array per input of the model, or a single array for a model with one input.
-        url: the agent's endpoint, for example `http://127.0.0.1:8090`.
-        model: the model to ask; None asks the one that serves.
-        as_json: print one JSON object in place of lines.
+    `data` is an .npz or .json with one array per input of the model, or a single array for a model with one input. `url`
+    is the agent's endpoint, for example `http://127.0.0.1:8090`; `model` None asks the one that serves. For `wait_s` an
+    agent that is not there, or has no model, is asked again.
+    """
+
+    data: Path
+    url: str
+    model: str | None = None
+    wait_s: float = 0.0
+
+
+def ask(question: Question) -> Report:
+    """Ask an agent about every sample of a file; show progress on a terminal's standard error.
 
     Raises:
         ConfigError: The file does not fit the model, or there is no such model.
-        LinkDownError: Nothing answers at `url`.
+        LinkDownError: Nothing answers at the URL.
         TransferError: The agent is overloaded or has no model now.
         BackendError: The model failed.
     """
-    import click
-
-    with contextlib.closing(Client(url)) as client:
-        metadata = client.model(model)
-        samples = read_samples(data, metadata)
+    with contextlib.closing(Client(question.url)) as client:
+        metadata = _patiently(lambda: client.model(question.model), question.wait_s)
+        samples = read_samples(question.data, metadata)
         count = len(samples[0])
         answers = (client.infer(metadata, i, [array[i : i + 1] for array in samples]) for i in range(count))
-        if as_json or not sys.stdout.isatty():
-            rows = list(_with_progress(answers, count))
-        else:
-            rows = list(map(_told, answers))
-    report = summarize(metadata, rows)
-    if as_json:
-        click.echo(msgspec.json.encode(report))
-        return
-    if not sys.stdout.isatty():
-        click.echo("\n".join(map(line_of, rows)))
+        rows = list(_with_progress(answers, count))
+    return summarize(metadata, rows)
+
+
+def tell(report: Report, rows_max: int | None = None) -> None:
+    """Print the first answers, a line each, how many there are of each class, and how long they took."""
+    import click
+
+    rows = report.rows[:rows_max]
+    for row in rows:
+        click.echo(line_of(row))
+    if left := len(report.rows) - len(rows):
+        click.echo(f"   ... {left} more; --rows all shows them, --json has everything")
+    classes = Counter(name_of(row) for row in report.rows if row.predicted is not None)
+    if classes:
+        click.echo(", ".join(f"{name}: {count}" for name, count in sorted(classes.items())[:CLASSES_SHOWN]))
+    count = len(report.rows)
     click.echo(
         f"{count} samples, {report.model} {report.version}: "
         f"p50 {report.latency_p50_ms:.2f} ms, p95 {report.latency_p95_ms:.2f} ms "
@@ -237,11 +255,21 @@ def confidence(scores: Array, metadata: ModelMetadata) -> float | None:
     return float(shifted.max() / shifted.sum())
 
 
-def _told(row: Row) -> Row:
-    import click
+def _patiently(ask_once: Callable[[], ModelMetadata], wait_s: float) -> ModelMetadata:
+    """Ask again while the agent starts, or has no model yet."""
+    deadline_s = time.monotonic() + wait_s
+    while True:
+        try:
+            return ask_once()
+        except TransferError:
+            if time.monotonic() + AGAIN_S > deadline_s:
+                raise
+        time.sleep(AGAIN_S)
 
-    click.echo(line_of(row))
-    return row
+
+def name_of(row: Row) -> str:
+    """What a classifier's answer is called."""
+    return row.label if row.label is not None else f"class {row.predicted}"
 
 
 def line_of(row: Row) -> str:
@@ -249,7 +277,7 @@ def line_of(row: Row) -> str:
     if row.predicted is None:
         values = ", ".join(f"{name} {values[:8]}" for name, values in (row.outputs or {}).items())
         return f"{row.row:>6}  {values}  {row.latency_ms:8.2f} ms"
-    said = row.label if row.label is not None else f"class {row.predicted}"
+    said = name_of(row)
     sure = f"{row.confidence:6.1%}" if row.confidence is not None else ""
     return f"{row.row:>6}  {said:<16} {sure:>6}  {row.latency_ms:8.2f} ms"
 

@@ -1,13 +1,15 @@
 """`edgeml infer` against a real endpoint and a real worker, and against everything else that may be listening."""
 
+import re
 import socket
 import threading
+import time
 
 import msgspec
 import numpy as np
 import pytest
 
-from agent.infer import Client, Report, confidence, run_infer
+from agent.infer import Client, Question, ask, confidence, tell
 from agent.protocol import ModelMetadata, ModelParameters, Quantization, TensorMetadata
 from agent.samples import read_samples
 from agent.server import Server
@@ -67,8 +69,7 @@ def metadata(dtype="FP32", shape=(-1, 4), names=("x",), quantization=None):
 def test_every_sample_is_answered_as_the_model_answers_it(endpoint, sample, samples, capsys):
     url, _ = endpoint
     path, values = samples
-    run_infer(path, url, None, as_json=True)
-    report = msgspec.json.decode(capsys.readouterr().out, type=Report)
+    report = ask(Question(path, url))
     with Bundle(sample[0]) as bundle:
         scores = open_session(bundle.model(), bundle.manifest.runtime).run([values])[0]
     shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
@@ -81,25 +82,41 @@ def test_every_sample_is_answered_as_the_model_answers_it(endpoint, sample, samp
 
 
 @pytest.mark.processes
-def test_people_get_a_line_a_sample_and_a_summary(endpoint, samples, capsys):
-    run_infer(samples[0], endpoint[0], "sample", as_json=False)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 41
-    assert "%" in lines[0]
-    assert "ms" in lines[0]
-    assert lines[-1].startswith("40 samples, sample 1.0.0: p50 ")
+@pytest.mark.parametrize(("rows_max", "lines"), [(None, 40), (0, 0), (7, 7), (100, 40)])
+def test_people_get_lines_and_a_summary(endpoint, samples, capsys, rows_max, lines):
+    tell(ask(Question(samples[0], endpoint[0], "sample")), rows_max)
+    said = capsys.readouterr().out.splitlines()
+    answers = [line for line in said if re.fullmatch(r" *\d+  [abc] +\d+\.\d%  +\d+\.\d\d ms", line)]
+    assert len(answers) == lines
+    assert any("more; --rows all" in line for line in said) is (lines < 40)
+    assert sum(int(count) for count in re.findall(r"[abc]: (\d+)", said[-2])) == 40
+    assert said[-1].startswith("40 samples, sample 1.0.0: p50 ")
+
+
+@pytest.mark.processes
+def test_an_agent_without_a_model_is_waited_for(endpoint, sample, supervisor, samples):
+    url, serving = endpoint
+    serving.swap(None).stop()
+    started_s = time.monotonic()
+    with pytest.raises(TransferError, match="no model now"):
+        ask(Question(samples[0], url, wait_s=0.6))
+    assert time.monotonic() - started_s >= 0.5
+    later = threading.Timer(1.0, lambda: serving.swap(supervisor.load(*sample)))
+    later.start()
+    assert len(ask(Question(samples[0], url, wait_s=60.0)).rows) == 40
+    later.join()
 
 
 @pytest.mark.processes
 def test_refusals_of_the_endpoint_become_the_right_errors(endpoint, samples):
     url, serving = endpoint
     with pytest.raises(ConfigError, match=r"no such model here; sample@1\.0\.0 is"):
-        run_infer(samples[0], url, "other", as_json=False)
+        ask(Question(samples[0], url, "other"))
     serving.swap(None).stop()
     with pytest.raises(TransferError, match="no model now"):
-        run_infer(samples[0], url, None, as_json=False)
+        ask(Question(samples[0], url))
     with pytest.raises(TransferError, match="no model serves") as caught:
-        run_infer(samples[0], url, "sample", as_json=False)
+        ask(Question(samples[0], url, "sample"))
     assert caught.value.exit_code == 4
 
 
@@ -107,7 +124,7 @@ def test_nobody_listening_is_a_link_that_is_down_with_a_hint(samples):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(LinkDownError, match="no agent answers") as caught:
-        run_infer(samples[0], f"http://127.0.0.1:{port}", None, as_json=False)
+        ask(Question(samples[0], f"http://127.0.0.1:{port}"))
     assert caught.value.exit_code == 4
     assert "edgeml agent run" in caught.value.hint
 
@@ -141,7 +158,7 @@ def test_something_else_that_listens_is_not_taken_for_an_agent(samples, answer, 
         thread = threading.Thread(target=serve)
         thread.start()
         with pytest.raises(error):
-            run_infer(samples[0], f"http://127.0.0.1:{listener.getsockname()[1]}", None, as_json=False)
+            ask(Question(samples[0], f"http://127.0.0.1:{listener.getsockname()[1]}"))
         thread.join()
 
 
