@@ -15,6 +15,8 @@ from edgeml import atomic
 from edgeml.errors import ConfigError
 from edgeml.ids import is_name
 
+LOCK: Final = "agent.lock"
+"""In the storage directory: one agent works there at a time."""
 CONFIG_BYTES_MAX: Final = 64 << 10
 SECRET_BYTES_MAX: Final = 4 << 10
 

@@ -22,16 +22,17 @@ from edgeml import __version__
 from edgeml.clock import Clock, SystemClock
 from edgeml.errors import EdgemlError, ManifestError, StateError, StorageError
 from edgeml.ids import DeviceId, TenantId
+from edgeml.lock import Lock
 from edgeml.mqtt import Login, PahoTransport
 from edgeml.runtime import installed_runtimes
 from edgeml.telemetry import Event
 from edgeml.transport import Transport
 from edgeml.twin import Birth
 
-from . import flash, lock
+from . import flash
 from .answering import Answering
 from .buffer import Buffer, BufferLimits
-from .config import AgentConfig, install_anchor, read_secret
+from .config import LOCK, AgentConfig, install_anchor, read_secret
 from .device import Device, Moment, Perform, Result
 from .executor import Executor
 from .installer import DeviceInstaller, Tools
@@ -65,7 +66,11 @@ class Service:
         self._config = config
         self._clock = clock or SystemClock()
         self._storage = Path(config.storage)
-        self._lock = lock.hold(self._storage)
+        self._lock = Lock(
+            self._storage / LOCK,
+            f"another agent runs on {self._storage}",
+            "stop it first, or give this one its own storage",
+        )
         if (config_path.resolve().parent / flash.ROOT).exists():
             install_anchor(config_path, self._storage)
         self._journal = Journal(self._storage / "journal.db")

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import msgspec
 
+from edgeml.lock import is_held
 from edgeml.twin import DeviceState, Outcome, Slot, Slots
 
+from .config import LOCK
 from .journal import peek
 from .slots import SlotTable
 
@@ -48,8 +50,6 @@ def read_status(storage: Path) -> Status:
     Raises:
         StateError: The journal or the slots cannot be read.
     """
-    from .lock import is_held
-
     entry = peek(storage / "journal.db")
     return Status(
         slots=SlotTable(storage).slots,
@@ -57,7 +57,7 @@ def read_status(storage: Path) -> Status:
         deployment=entry.desired.deployment if entry and entry.desired else None,
         outcome=entry.outcome if entry else None,
         reason=entry.reason if entry else "",
-        running=is_held(storage),
+        running=is_held(storage / LOCK),
     )
 
 

@@ -18,13 +18,14 @@ from edgeml import topics
 from edgeml.clock import SystemClock
 from edgeml.errors import EdgemlError
 from edgeml.ids import TenantId
+from edgeml.lock import Lock
 from edgeml.mqtt import Login, PahoTransport
 
+from . import locks
 from .broker import controller_token
 from .config import FleetConfig, FleetHome, database_url, find_home, load
 from .keys import SNAPSHOT, TIMESTAMP, key_path, load_signer
 from .lifeline import Lifeline
-from .locks import CONTROLLER, Lock
 from .repository import Repository
 from .service import Controller, new_session, presence_message
 from .store import Store
@@ -84,7 +85,7 @@ def _locked(home: FleetHome) -> Lock:
     until_s = time.monotonic() + LOCK_WAIT_S
     while True:
         try:
-            return Lock(home, CONTROLLER, "a controller")
+            return locks.hold(home, locks.CONTROLLER, "a controller")
         except EdgemlError:
             if time.monotonic() >= until_s:
                 raise

@@ -31,14 +31,13 @@ Flags = npt.NDArray[np.bool_]
 _COUNTERS: Final = Counters.__struct_fields__
 
 
-def weigh(trials: Sequence[Trial], plan: Plan) -> tuple[MetricEvidence, ...]:
+def weigh(trials: Sequence[Trial]) -> tuple[MetricEvidence, ...]:
     """Weigh every metric, in the order of `Metric`.
 
     The unit is a device in a slice and an arm. It weighs bad events by its rate in that slice, at most 1. The second
     arm's share of a slice is its share of the units there. `log_e` is the least over leaving out each candidate device
     in turn: what one device says alone is no evidence, hence 0 with a single candidate device.
     """
-    del plan  # thresholds are `stops`' business; the statistic is the same for every plan
     units = _units(trials)
     return tuple(_metric_evidence(metric, units) for metric in Metric)
 

@@ -1,18 +1,14 @@
-"""Locks that end with their process.
+"""What there is only one of in a fleet directory: a controller, and a `serve`.
 
-Decides that there is one controller and one `serve` per fleet directory, and how others see whether they run. The
-kernel gives a lock back when its holder dies, however it dies; a file with a process number would not.
+Decides where their locks lie, and how others see whether they run.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-from pathlib import Path
 from typing import Final
 
-from edgeml import atomic
-from edgeml.errors import ConfigError
+from edgeml import lock
+from edgeml.lock import Lock
 
 from .config import FleetHome
 
@@ -20,48 +16,24 @@ CONTROLLER: Final = "controller.lock"
 SERVE: Final = "serve.lock"
 
 
-class Lock:
-    """A held lock; keep it as long as it is to be held.
+def hold(home: FleetHome, name: str, what: str) -> Lock:
+    """Take a lock.
 
     Raises:
         ConfigError: Another process holds it.
         StorageError: The disk refused.
     """
-
-    def __init__(self, home: FleetHome, name: str, what: str) -> None:
-        path = home.run / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise atomic.storage_error(error, path) from error
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._descriptor)
-            raise ConfigError(
-                f"{what} is already running for {home.directory}",
-                hint="stop it first, or name another directory with --dir",
-            ) from error
-
-    def release(self) -> None:
-        """Give it back."""
-        os.close(self._descriptor)
+    return Lock(
+        home.run / name,
+        f"{what} is already running for {home.directory}",
+        "stop it first, or name another directory with --dir",
+    )
 
 
 def is_held(home: FleetHome, name: str) -> bool:
-    """Tell whether a process holds this lock now."""
-    path: Path = home.run / name
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise atomic.storage_error(error, path) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    """Tell whether a process holds this lock now.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    return lock.is_held(home.run / name)

@@ -24,12 +24,11 @@ import msgspec
 from edgeml import atomic
 from edgeml.errors import ConfigError, StateError
 
-from . import broker, devices
+from . import broker, devices, locks
 from .api import operator_token
 from .broker import BrokerKind, Launch
 from .config import FleetConfig, FleetHome, database_url, load
 from .lifeline import tied_to_parent
-from .locks import SERVE, Lock
 from .store import Store
 
 logger = logging.getLogger(__name__)
@@ -103,7 +102,7 @@ class Supervisor:
         self._home = home
         self._say = say
         self._config: FleetConfig = load(home)
-        self._lock = Lock(home, SERVE, "`edgeml fleet serve`")
+        self._lock = locks.hold(home, locks.SERVE, "`edgeml fleet serve`")
         self._launch: Launch = broker.prepare(home, self._config)
         store = Store(database_url(home, self._config))
         with store.read() as connection:

@@ -113,6 +113,6 @@ def view_of(rollout: Rollout, facts: Facts, now_ms: int) -> View:
     concerned = [one.device for one in facts.devices if one.deployment is not None or one.suitable]
     waves = members(concerned, rollout.id, rollout.plan.waves)
     going_back = rollout.state is RolloutState.ROLLING_BACK
-    evidence = () if going_back or not facts.trials else weigh(facts.trials, rollout.plan)
+    evidence = () if going_back or not facts.trials else weigh(facts.trials)
     standings = {one.device: _standing(one, rollout.plan) for one in facts.devices}
     return View(rollout, now_ms, facts.devices, waves, standings, evidence)

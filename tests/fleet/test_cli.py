@@ -12,11 +12,10 @@ from agent import config as agent_config
 from edgeml.errors import ArtifactError, ConfigError
 from edgeml.telemetry import Batch, Counters, Loss, Stream, Window
 from edgeml.testing import sample_bundle
-from fleet import broker, cli, config, devices, rollout_store, telemetry_store
+from fleet import broker, cli, config, devices, locks, rollout_store, telemetry_store
 from fleet.config import FleetHome, database_url
 from fleet.durations import parse_duration_s, parse_waves
 from fleet.ingest import RowsHeard
-from fleet.locks import CONTROLLER, Lock
 from fleet.options import NOT_RUNNING
 from fleet.rollout import RolloutState
 from fleet.store import Store
@@ -260,7 +259,7 @@ def test_rollout_is_written_down_for_the_controller_and_that_is_said(shell, bund
     assert {name: view["rollout"]["plan"][name] for name in wanted} == wanted
     assert view["rollout"]["id"] in result.stdout
     assert [one["id"] for one in shell.json("rollout", "list")] == [view["rollout"]["id"]]
-    lock = Lock(shell.home, CONTROLLER, "a controller")
+    lock = locks.hold(shell.home, locks.CONTROLLER, "a controller")
     assert shell.run("rollout", "pause", view["rollout"]["id"]).stderr == ""
     lock.release()
     assert shell.json("rollout", "status", view["rollout"]["id"])["rollout"]["requested"] == "paused"

@@ -24,11 +24,11 @@ def trial(device: str, slice_: int, candidate: bool, **counts: int) -> Trial:
 
 
 def evidence_of(trials: list[Trial], metric: Metric = Metric.WRONG) -> MetricEvidence:
-    return next(one for one in weigh(trials, PLAN) if one.metric is metric)
+    return next(one for one in weigh(trials) if one.metric is metric)
 
 
 def test_every_metric_is_weighed_in_order_also_without_trials() -> None:
-    found = weigh((), PLAN)
+    found = weigh(())
     assert [one.metric for one in found] == list(Metric)
     assert all(one.log_e == 0 and one.candidate_trials == one.incumbent_trials == 0 for one in found)
     assert stops(found, PLAN) is None
@@ -37,8 +37,7 @@ def test_every_metric_is_weighed_in_order_also_without_trials() -> None:
 def test_counts_are_read_as_trials_and_bad_events_of_each_metric() -> None:
     counts = {"inferences": 80, "errors": 20, "low_confidence": 8, "slow": 4, "labelled": 10, "wrong": 3}
     found = {
-        one.metric: one
-        for one in weigh([trial("a", 0, True, **counts), trial("b", 0, False, **counts)], PLAN)
+        one.metric: one for one in weigh([trial("a", 0, True, **counts), trial("b", 0, False, **counts)])
     }
     rates = {
         metric: (one.candidate_trials, one.candidate_rate, one.incumbent_rate)
@@ -72,7 +71,7 @@ def test_windows_of_a_device_in_one_slice_are_one_unit() -> None:
         trial("i", 0, False, labelled=9),
     ]
     split = [trial("c1", 0, True, labelled=1, wrong=1)] * 3 + [trial("c1", 0, True, labelled=1), *whole[1:]]
-    assert weigh(split, PLAN) == weigh(whole, PLAN)
+    assert weigh(split) == weigh(whole)
 
 
 def test_busy_device_weighs_no_more_than_a_quiet_one() -> None:
@@ -90,20 +89,20 @@ def test_single_candidate_device_is_no_evidence_however_bad() -> None:
     trials = [trial("c", s, True, labelled=9, wrong=9) for s in range(200)]
     trials += [trial(f"i{i}", s, False, labelled=9) for s in range(200) for i in range(5)]
     assert evidence_of(trials).log_e == 0
-    assert stops(weigh(trials, PLAN), PLAN) is None
+    assert stops(weigh(trials), PLAN) is None
 
 
 def test_one_broken_device_among_many_does_not_stop_a_rollout() -> None:
     trials = [trial("broken", s, True, inferences=1, errors=99) for s in range(300)]
     trials += [trial(f"c{i}", s, True, inferences=100) for s in range(300) for i in range(9)]
     trials += [trial(f"i{i}", s, False, inferences=100) for s in range(300) for i in range(90)]
-    assert stops(weigh(trials, PLAN), PLAN) is None
+    assert stops(weigh(trials), PLAN) is None
 
 
 def test_two_broken_devices_do() -> None:
     trials = [trial(f"broken{i}", s, True, inferences=1, errors=99) for s in range(300) for i in range(2)]
     trials += [trial(f"i{i}", s, False, inferences=100) for s in range(300) for i in range(90)]
-    convicted = stops(weigh(trials, PLAN), PLAN)
+    convicted = stops(weigh(trials), PLAN)
     assert convicted is not None
     assert convicted.metric is Metric.ERRORS
 
@@ -199,7 +198,7 @@ def test_ten_thousand_devices_over_a_hundred_slices_are_weighed_quickly() -> Non
         for d in range(10_000)
     ]
     begun = time.process_time()
-    weigh(trials, PLAN)
+    weigh(trials)
     assert time.process_time() - begun < 3.0  # 0.7 s on two slow cores
 
 
@@ -215,7 +214,7 @@ def simulated(
         for d in range(fleet):
             wrong = int(rng.binomial(20, rates[d < canaries]))
             trials.append(trial(f"d{d}", s, d < canaries, inferences=20, labelled=20, wrong=wrong))
-        if stops(weigh(trials, PLAN), PLAN) is not None:
+        if stops(weigh(trials), PLAN) is not None:
             return s
     return None
 

@@ -80,7 +80,7 @@ class Rolling(RuleBasedStateMachine):
                 assert waves[one.device] <= before.wave or one.retry
                 assert device.deployment is None or (one.retry and device.outcome in {None, Outcome.FAILED})
         assert len({one.device for one in decision.assignments}) == len(decision.assignments)
-        convicted = stops(weigh(facts.trials, plan), plan)
+        convicted = stops(weigh(facts.trials), plan)
         if (after.wave, after.state) != (before.wave, before.state) and after.state in {
             RolloutState.RUNNING,
             RolloutState.COMPLETED,

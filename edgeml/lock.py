@@ -1,0 +1,60 @@
+"""Locks that end with their process.
+
+Decides how: the kernel gives a lock back when its holder dies, however it dies; a file with a process number would not.
+What may be held only once, and where its lock lies, is decided by whoever holds it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from .atomic import storage_error
+from .errors import ConfigError
+
+
+class Lock:
+    """A held lock; keep it as long as it is to be held.
+
+    Raises:
+        ConfigError: Another process holds it: `taken` and `hint` say so.
+        StorageError: The disk refused.
+    """
+
+    def __init__(self, path: Path, taken: str, hint: str) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise storage_error(error, path) from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._descriptor)
+            raise ConfigError(taken, hint=hint) from error
+
+    def release(self) -> None:
+        """Give it back."""
+        os.close(self._descriptor)
+
+
+def is_held(path: Path) -> bool:
+    """Tell whether a process holds this lock now.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise storage_error(error, path) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
