@@ -5,6 +5,7 @@ Decides wording, columns and colours only. What is shown comes from `overview`.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
@@ -65,6 +66,24 @@ def ago(at_ms: int | None, now_ms: int) -> str:
     return f"{seconds} s ago"
 
 
+def counted(count: int, noun: str) -> str:
+    """Say how many of something there are.
+
+    >>> counted(1, "device"), counted(0, "device")
+    ('1 device', '0 devices')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def words(state: enum.Enum) -> str:
+    """Name a state for people.
+
+    >>> words(RolloutState.ROLLED_BACK)
+    'rolled back'
+    """
+    return str(state.value).replace("_", " ")
+
+
 def devices_table(devices: Iterable[DeviceView], now_ms: int) -> Table:
     """One line a device."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -74,7 +93,8 @@ def devices_table(devices: Iterable[DeviceView], now_ms: int) -> Table:
         wanted = device.desired_release or "-"
         if device.desired_release is not None and device.reported_generation < device.desired_generation:
             wanted += " (not answered yet)"
-        state = device.outcome.value if device.outcome else device.state.value if device.state else "-"
+        said = device.outcome or device.state
+        state = words(said) if said else "-"
         table.add_row(
             device.device,
             device.profile,
@@ -91,7 +111,7 @@ def devices_table(devices: Iterable[DeviceView], now_ms: int) -> Table:
 def fleet(view: FleetView, *, controller_runs: bool) -> RenderableType:
     """Describe the whole fleet."""
     online = sum(device.online for device in view.devices)
-    lines = [f"{len(view.devices)} devices, {online} online"]
+    lines = [f"{counted(len(view.devices), 'device')}, {online} online"]
     for release, count in sorted(view.releases.items()):
         lines.append(f"  {release} on {count}")
     if not controller_runs:
@@ -99,7 +119,7 @@ def fleet(view: FleetView, *, controller_runs: bool) -> RenderableType:
     elif view.controller is not None and not view.controller.connected:
         lines.append("the controller runs, but has no connection to the broker")
     for why, count in sorted((view.controller.refused if view.controller else {}).items()):
-        lines.append(f"  {count} messages refused: {why}")
+        lines.append(f"  {counted(count, 'message')} refused: {why}")
     lines += [
         f"rollout {one} is under way: edgeml fleet rollout status {one}" for one in view.unfinished_rollouts
     ]
@@ -112,7 +132,7 @@ def rollouts_table(rollouts: Iterable[Rollout]) -> Table:
     for column in ("ROLLOUT", "RELEASE", "STATE", "WAVE", "STARTED", "WHY"):
         table.add_column(column, overflow="fold")
     for one in rollouts:
-        state = Text(one.state.value, _STYLES[one.state])
+        state = Text(words(one.state), _STYLES[one.state])
         table.add_row(one.id, one.plan.release, state, _wave(one), _time(one.created_at_ms), one.reason)
     return table
 
@@ -120,11 +140,11 @@ def rollouts_table(rollouts: Iterable[Rollout]) -> Table:
 def rollout(view: RolloutView) -> RenderableType:
     """Describe one rollout: bars of devices, history, evidence."""
     one = view.rollout
-    head = Text.assemble(f"{one.id}  {one.plan.release}  ", (one.state.value, _STYLES[one.state]))
+    head = Text.assemble(f"{one.id}  {one.plan.release}  ", (words(one.state), _STYLES[one.state]))
     if one.state not in FINISHED:
         head.append(f"  wave {_wave(one)}, {one.phase.value}")
     if one.requested is not None:
-        head.append(f"  ({one.requested.value} asked for, not carried out yet)", "yellow")
+        head.append(f"  ({words(one.requested)} asked for, not carried out yet)", "yellow")
     if one.reason:
         head.append(f"  {one.reason}")
     parts: list[RenderableType] = [head, Text(""), _bars(view), Text("")]
@@ -183,7 +203,7 @@ def _evidence_table(evidence: Iterable[MetricEvidence]) -> Table:
         table.add_column(column, justify="left" if column == "METRIC" else "right")
     for one in evidence:
         table.add_row(
-            one.metric.value,
+            words(one.metric),
             f"{one.log_e:.2f}",
             f"{one.candidate_rate:.2%}",
             str(one.candidate_trials),

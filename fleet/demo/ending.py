@@ -41,7 +41,11 @@ def rows(ending: Ending, devices: int) -> tuple[Row, ...]:
     bad = RELEASES[2]
     return (
         *(
-            Row(f"rollout of {release}", state, state == ("rolled_back" if release == bad else "completed"))
+            Row(
+                f"rollout of {release}",
+                state.replace("_", " "),
+                state == ("rolled_back" if release == bad else "completed"),
+            )
             for release, state in ending.outcomes.items()
         ),
         Row(f"what stopped {bad}", ending.reasons.get(bad, ""), bool(ending.reasons.get(bad))),

@@ -29,6 +29,7 @@ from ..config import FleetHome, database_url
 from ..enroll import NewDevice
 from ..rollout import FINISHED, RolloutState
 from ..store import Store
+from ..tables import counted, words
 from .camera import Camera, Pace, Scene
 from .ending import Ending
 from .keeper import Keeper
@@ -130,7 +131,7 @@ class Story:
         run_edgeml("fleet", "publish", *map(str, bundles), "--dir", str(self._home.directory))
         size = sum(path.stat().st_size for path in bundles)
         self._telling.say(
-            f"{RELEASES[index]} is signed and published: {len(bundles)} variants, {size / 1000:.1f} kB"
+            f"{RELEASES[index]} is signed and published: {counted(len(bundles), 'variant')}, {size / 1000:.1f} kB"
         )
 
     def _kit(self, name: str) -> Path:
@@ -241,7 +242,7 @@ class Story:
         touched = sum(device.part is not overview.Part.NOT_ASKED for device in view.devices)
         self._reasons[release] = view.rollout.reason
         self._telling.say(
-            f"{release}: {view.rollout.state.value} after {touched} of {len(self._everyone)} devices"
+            f"{release}: {words(view.rollout.state)} after {touched} of {len(self._everyone)} devices"
         )
         if view.rollout.state is RolloutState.ROLLED_BACK:
             self._touched = touched
