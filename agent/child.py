@@ -47,7 +47,9 @@ def start_forkserver(preload: Sequence[str]) -> None:
         # Threads that a library starts on import would not survive the fork. What the runtime may use is set per model.
         os.environ.setdefault(name, "1")
     with _forking:
-        forkserver.set_forkserver_preload([*preload, f"{__package__}.worker", __name__])
+        forkserver.set_forkserver_preload(
+            [f"{__package__}.apart", *preload, f"{__package__}.worker", __name__]
+        )
         forkserver.ensure_running()
 
 

@@ -281,6 +281,24 @@ def test_a_flashed_release_is_installed_without_any_network_and_a_changed_one_is
     assert house.ask()["model_version"] == "1.0.0"
 
 
+def test_a_signal_to_the_whole_group_lets_the_last_window_be_kept(house):
+    """Shells and `timeout` signal every process of a group; only the agent decides in which order things end."""
+    house.publish("1.0.0")
+    text = house.settings.read_text()
+    house.settings.write_text(text.replace("window_s = 1\n", "window_s = 3600\n"))
+    house.serve()
+    agent = house.agent()
+    wait_for(lambda: house.device().online, "the device to be online")
+    house.start_rollout("sample@1.0.0")
+    wait_for(house.ask, "an answer")
+    os.killpg(agent.process.pid, signal.SIGTERM)
+    assert agent.process.wait(10) == 0
+    assert "vanished" not in house.words()
+    assert "lost" not in house.words()
+    agent.start()
+    wait_for(lambda: house.stored_inferences() == 1, "the last window to arrive")
+
+
 def test_an_agent_stops_within_five_seconds_and_two_never_share_a_directory(house):
     agent = house.agent()
     wait_for(lambda: "runs on" in house.words(), "the agent to run")
