@@ -11,7 +11,6 @@ import importlib.util
 import logging
 import threading
 import time
-import weakref
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,8 @@ from edgeml.ids import Digest
 from edgeml.manifest import Manifest
 from edgeml.tensors import DType, TensorSpec
 
-from .child import Child, start_forkserver
+from .child import Child
+from .forkserver import ForkServer
 from .health import GoldenRun
 from .ipc import (
     PAYLOAD_BYTES_MAX,
@@ -69,7 +69,7 @@ class WorkerLimits(msgspec.Struct, frozen=True):
 class Worker:
     """A loaded variant, answering. Safe to use from several threads: one request is in flight at a time."""
 
-    def __init__(self, path: Path, digest: Digest, limits: WorkerLimits) -> None:
+    def __init__(self, forkserver: ForkServer, path: Path, digest: Digest, limits: WorkerLimits) -> None:
         """Fork a process and wait until it has loaded the bundle.
 
         Raises:
@@ -85,7 +85,7 @@ class Worker:
         self._turn = threading.Lock()
         self._places = threading.BoundedSemaphore(WAITING_MAX)
         started_s = time.monotonic()
-        self._child = Child()
+        self._child = Child(forkserver)
         request = LoadRequest(str(path), digest, limits.threads)
         decode = partial(decode_message, kind=LoadResult)
         try:
@@ -212,16 +212,18 @@ class Worker:
 
 
 class Supervisor:
-    """Where workers come from. One a process: they share a forkserver."""
+    """Where workers come from."""
 
-    def __init__(self, preload: Sequence[str] | None = None) -> None:
-        """Remember what the forkserver is to import; by default numpy and the first runtime that is installed."""
-        self._preload = tuple(preload) if preload is not None else installed_preload()
-        self._workers: weakref.WeakSet[Worker] = weakref.WeakSet()
+    def __init__(self, forkserver: ForkServer | None = None) -> None:
+        """Take workers from a forkserver; by default from a new one with the first runtime that is installed."""
+        self._forkserver = forkserver or ForkServer(installed_preload())
+        self._owned = forkserver is None
+        self._listing = threading.Lock()
+        self._workers: list[Worker] = []
 
     def start(self) -> None:
         """Start the forkserver, which needs about a second for its imports; returns at once."""
-        start_forkserver(self._preload)
+        self._forkserver.start()
 
     def load(self, path: Path, digest: Digest, limits: WorkerLimits | None = None) -> Worker:
         """Load a bundle into a new worker, which checks its digest first.
@@ -231,25 +233,28 @@ class Supervisor:
             ConfigError: The bundle cannot be read.
             BackendError: The worker hung or died while it loaded.
         """
-        self.start()
-        worker = Worker(path.resolve(), digest, limits or WorkerLimits())
-        self._workers.add(worker)
+        worker = Worker(self._forkserver, path.resolve(), digest, limits or WorkerLimits())
+        with self._listing:
+            self._workers = [*(one for one in self._workers if one.alive), worker]
         return worker
 
     def close(self) -> None:
-        """Stop every worker that still runs."""
-        for worker in list(self._workers):
+        """Stop every worker that still runs, and the forkserver unless it is shared."""
+        with self._listing:
+            workers, self._workers = self._workers, []
+        for worker in workers:
             worker.stop()
-        self._workers.clear()
+        if self._owned:
+            self._forkserver.close()
 
 
 def installed_preload() -> tuple[str, ...]:
-    """Modules that make workers start quickly: numpy and the first runtime that is installed.
+    """Modules that make workers start quickly: numpy, the first runtime that is installed, and the worker's own.
 
     Others are imported when a worker needs them.
     """
     runtimes = [_MODULES.get(name, name) for name in _RUNTIMES if importlib.util.find_spec(name) is not None]
-    return ("numpy", *runtimes[:1])
+    return ("numpy", *runtimes[:1], f"{__package__}.worker")
 
 
 def check_request(tensors: Sequence[TensorBytes], inputs: Sequence[TensorSpec]) -> None:

@@ -14,6 +14,7 @@ import socket
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -61,9 +62,12 @@ _DTYPES: Final = {numpy: dtype for dtype, numpy in _NUMPY.items()}
 Array = npt.NDArray[np.generic]
 
 
-def main(stream: socket.socket) -> NoReturn:
-    """Serve one model over a socket until told to stop or until the other end closes."""
-    _settle(stream.fileno())
+def main(stream: socket.socket, lifeline: int) -> NoReturn:
+    """Serve one model over a socket until told to stop or until the other end closes.
+
+    `lifeline` is a descriptor that stays open as long as this process lives.
+    """
+    _settle(frozenset({stream.fileno(), lifeline}))
     channel = Channel(stream)
     try:
         Service(channel).run()
@@ -317,19 +321,18 @@ def _fit(found: TensorSpec, stated: TensorSpec) -> bool:
     )
 
 
-def _settle(kept_fd: int) -> None:
+def _settle(kept: frozenset[int]) -> None:
     """Make a forked process a worker: its own name, no foreign descriptors, first to go when memory is short."""
     parent = os.getppid()
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # ctrl-c goes to the whole group; the supervisor decides what it means
     # The forkserver dies with the supervisor; so does a worker that hangs in native code and cannot see its socket close.
     die_with_parent(parent, signal.SIGKILL)
     _write("/proc/self/comm", PROCESS_NAME.encode())
     _write("/proc/self/oom_score_adj", str(OOM_SCORE).encode())
-    highest_fd = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
-    os.closerange(3, kept_fd)
-    os.closerange(kept_fd + 1, highest_fd + 1)
+    for descriptor in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+        if descriptor > 2 and descriptor not in kept:
+            # The listing's own descriptor is closed already.
+            with suppress(OSError):
+                os.close(descriptor)
 
 
 def _write(path: str, data: bytes) -> None:

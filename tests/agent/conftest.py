@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from agent.forkserver import ForkServer
 from agent.ipc import TensorBytes
-from agent.supervisor import Supervisor, WorkerLimits
+from agent.supervisor import Supervisor, WorkerLimits, installed_preload
 from edgeml.tensors import DType
 from edgeml.testing import sample_bundle
 
@@ -18,9 +19,16 @@ def sample(tmp_path_factory):
     return path, sample_bundle(path)
 
 
+@pytest.fixture(scope="session")
+def forkserver():
+    made = ForkServer(installed_preload())
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def supervisor():
-    made = Supervisor(("numpy", "onnxruntime"))
+def supervisor(forkserver):
+    made = Supervisor(forkserver)
     made.start()
     yield made
     made.close()
