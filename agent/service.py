@@ -38,6 +38,7 @@ from .executor import Executor
 from .installer import DeviceInstaller, Tools
 from .journal import Journal
 from .link import Identity, Link
+from .notify import Notifier
 from .sensors import Sensors, disk_free_bytes
 from .serving import Serving
 from .slots import SlotTable
@@ -102,6 +103,7 @@ class Service:
         self._pool = ThreadPoolExecutor(1, "update")
         self._offline: flash.Offline | None = None
         self._inbox_at_s = 0.0
+        self._notifier = Notifier(os.environ)
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT."""
@@ -115,9 +117,12 @@ class Service:
             if self._transport is not None:
                 self._transport.start()
             logger.info("agent %s runs on %s", self._config.device, self._storage)
+            self._notifier.ready()
             while not self._stop.is_set():
                 self._turn()
+                self._notifier.alive(self._clock.monotonic_s())
         finally:
+            self._notifier.stopping()
             if server is not None:
                 server.stop()
             self._end()
