@@ -24,6 +24,7 @@ from contextlib import suppress
 from typing import Final, NoReturn
 
 from edgeml.errors import BackendError
+from edgeml.lifeline import die_with_parent
 
 REPLY_TIMEOUT_S: Final = 60.0
 """It imports before it answers for the first time: seconds on a small device, from a slow card."""
@@ -158,6 +159,7 @@ def serve(control: socket.socket, preload: Sequence[str]) -> NoReturn:
 
 
 def _fork(control: socket.socket, descriptors: list[int]) -> tuple[int, int]:
+    parent = os.getpid()
     try:
         pid = os.fork()
     except OSError as error:
@@ -165,15 +167,18 @@ def _fork(control: socket.socket, descriptors: list[int]) -> tuple[int, int]:
     else:
         if not pid:
             control.close()
-            _become_worker(*descriptors)
+            _become_worker(*descriptors, parent)
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
     return pid, 0
 
 
-def _become_worker(stream: int, lifeline: int) -> NoReturn:
+def _become_worker(stream: int, lifeline: int, parent: int) -> NoReturn:
     try:
+        # The forkserver dies with the supervisor; so must a worker that hangs in native code and cannot see its socket
+        # close. First of all, and by the parent's id: it may have died since the fork.
+        die_with_parent(parent, signal.SIGKILL)
         from .worker import main
 
         main(socket.socket(fileno=stream), lifeline)

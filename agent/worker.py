@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import statistics
 import time
@@ -25,7 +24,6 @@ from edgeml import golden as golden_vectors
 from edgeml import monitor as monitor_format
 from edgeml.bundle import Bundle, read_verified
 from edgeml.errors import EdgemlError, IncompatibleError
-from edgeml.lifeline import die_with_parent
 from edgeml.manifest import GOLDEN, MONITOR, Manifest, Task
 from edgeml.monitor import Monitor
 from edgeml.observer import Observer
@@ -323,9 +321,6 @@ def _fit(found: TensorSpec, stated: TensorSpec) -> bool:
 
 def _settle(kept: frozenset[int]) -> None:
     """Make a forked process a worker: its own name, no foreign descriptors, first to go when memory is short."""
-    parent = os.getppid()
-    # The forkserver dies with the supervisor; so does a worker that hangs in native code and cannot see its socket close.
-    die_with_parent(parent, signal.SIGKILL)
     _write("/proc/self/comm", PROCESS_NAME.encode())
     _write("/proc/self/oom_score_adj", str(OOM_SCORE).encode())
     for descriptor in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
