@@ -135,6 +135,8 @@ class Reply(msgspec.Struct, frozen=True):
 class _TensorParameters(msgspec.Struct, frozen=True, omit_defaults=True):
     binary_data_size: int | None = None
     binary_data: bool | None = None
+    classification: int | None = None
+    shared_memory_region: str | None = None
 
 
 class _Input(msgspec.Struct, frozen=True):
@@ -208,6 +210,7 @@ def decode_call(body: bytes, json_length: int, manifest: Manifest) -> Call:
     at = json_length
     for one in request.inputs:
         size = one.parameters.binary_data_size
+        _check_supported(one.name, one.parameters)
         if one.name in given:
             raise ConfigError(f"input {one.name} is given twice")
         if size is None:
@@ -272,9 +275,19 @@ def _wanted(request: _Request, manifest: Manifest) -> tuple[WantedOutput, ...]:
     for one in request.outputs:
         if one.name not in names:
             raise ConfigError(f"the model has no output {one.name!r}", hint=f"it has {', '.join(names)}")
+        _check_supported(one.name, one.parameters)
         binary = one.parameters.binary_data
         wanted.append(WantedOutput(names.index(one.name), by_default if binary is None else binary))
     return tuple(wanted)
+
+
+def _check_supported(name: str, parameters: _TensorParameters) -> None:
+    """Refuse extensions that would change the answer; other unknown parameters are ignored, as the protocol says."""
+    if parameters.classification is not None or parameters.shared_memory_region is not None:
+        raise ConfigError(
+            f"{name}: the extensions classification and shared memory are not spoken here",
+            hint="ask for the scores; parameters.predicted and parameters.label of an answer say the class",
+        )
 
 
 def _dtype(tensor: _Input) -> DType:
