@@ -1,28 +1,25 @@
 """`edgeml infer`: asks a running agent about every sample of a file.
 
-Decides how arrays of a file become requests and how answers are shown. It is a client like any other: it speaks the
-Open Inference Protocol over HTTP, one connection, one sample a request, and knows nothing of workers.
+Decides how arrays of a file become requests and how answers are shown. It asks as any program
+would, through `edgeml.client`: one connection, one sample a request; it knows nothing of workers.
 """
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import sys
 import time
-import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from edgeml.errors import BackendError, ConfigError, EdgemlError, LinkDownError, ManifestError, TransferError
-from edgeml.tensors import DType
+from edgeml.client import Client
+from edgeml.errors import TransferError
+from edgeml.inference import ModelMetadata, TensorMetadata
 
-from .protocol import ModelMetadata, ReplyParameters, ServerMetadata, TensorMetadata
 from .samples import read_samples
 
 if TYPE_CHECKING:
@@ -31,8 +28,6 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.generic]
 
-TIMEOUT_S: Final = 30.0
-REPLY_BYTES_MAX: Final = 64 << 20
 AGAIN_S: Final = 0.5
 CLASSES_SHOWN: Final = 20
 PROGRESS_ROWS: Final = 100
@@ -63,34 +58,12 @@ class Report(msgspec.Struct, frozen=True):
     model_p95_ms: float
 
 
-class _Output(msgspec.Struct, frozen=True):
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    parameters: _Size
-
-
-class _Size(msgspec.Struct, frozen=True):
-    binary_data_size: int
-
-
-class _Reply(msgspec.Struct, frozen=True):
-    model_name: str
-    model_version: str
-    parameters: ReplyParameters
-    outputs: tuple[_Output, ...]
-
-
-class _Refusal(msgspec.Struct, frozen=True):
-    error: str
-
-
 @dataclass(frozen=True, slots=True)
 class Question:
     """What is asked of whom.
 
     `data` is an .npz or .json with one array per input of the model, or a single array for a model with one input. `url`
-    is the agent's endpoint, for example `http://127.0.0.1:8090`; `model` None asks the one that serves. For `wait_s` an
+    is the agent's endpoint, for example `http://127.0.0.1:8090` or `unix:///run/edgeml/agent.sock`; `model` None asks the one that serves. For `wait_s` an
     agent that is not there, or has no model, is asked again.
     """
 
@@ -109,11 +82,11 @@ def ask(question: Question) -> Report:
         TransferError: The agent is overloaded or has no model now.
         BackendError: The model failed.
     """
-    with contextlib.closing(Client(question.url)) as client:
+    with Client(question.url) as client:
         metadata = _patiently(lambda: client.model(question.model), question.wait_s)
         samples = read_samples(question.data, metadata)
         count = len(samples[0])
-        answers = (client.infer(metadata, i, [array[i : i + 1] for array in samples]) for i in range(count))
+        answers = (row_of(client, metadata, i, [array[i : i + 1] for array in samples]) for i in range(count))
         rows = list(_with_progress(answers, count))
     return summarize(metadata, rows)
 
@@ -138,107 +111,25 @@ def tell(report: Report, rows_max: int | None = None) -> None:
     )
 
 
-class Client:
-    """One connection to an agent.
-
-    Raises:
-        ConfigError: The URL is none.
-    """
-
-    def __init__(self, url: str) -> None:
-        parts = urllib.parse.urlsplit(url)
-        kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
-        try:
-            host, port = parts.hostname, parts.port
-        except ValueError:
-            host, port = None, None
-        if parts.scheme not in kinds or not host:
-            raise ConfigError(f"{url!r} is no URL of an agent", hint="for example http://127.0.0.1:8090")
-        self._url = url
-        self._path = parts.path.rstrip("/")
-        self._connection = kinds[parts.scheme](host, port, timeout=TIMEOUT_S)
-
-    def model(self, name: str | None) -> ModelMetadata:
-        """Describe the named model, or the one that serves."""
-        if name is None:
-            server = _decode(self._ask("GET", "/v2")[1], ServerMetadata)
-            if not server.models:
-                raise TransferError(
-                    "the agent has no model now", hint="assign or flash a release, or try again later"
-                )
-            name = server.models[0]
-        path = f"/v2/models/{urllib.parse.quote(name, safe='')}"
-        metadata: ModelMetadata = _decode(self._ask("GET", path)[1], ModelMetadata)
-        return metadata
-
-    def infer(self, metadata: ModelMetadata, index: int, inputs: Sequence[Array]) -> Row:
-        """Ask about one sample; arrays are [1, ...] and of the model's types."""
-        described = [
-            {
-                "name": spec.name,
-                "datatype": spec.datatype,
-                "shape": array.shape,
-                "parameters": {"binary_data_size": array.nbytes},
-            }
-            for spec, array in zip(metadata.inputs, inputs, strict=True)
-        ]
-        head = msgspec.json.encode({"inputs": described, "parameters": {"binary_data_output": True}})
-        body = b"".join((head, *(array.tobytes() for array in inputs)))
-        headers = {
-            "Content-Type": "application/octet-stream",
-            "Inference-Header-Content-Length": str(len(head)),
-        }
-        path = f"/v2/models/{urllib.parse.quote(metadata.name, safe='')}/infer"
-        started_s = time.perf_counter()
-        length, answer = self._ask("POST", path, body, headers)
-        latency_ms = (time.perf_counter() - started_s) * 1000
-        reply = _decode(answer[:length], _Reply)
-        outputs = _arrays(reply, answer[length:])
-        parameters = reply.parameters
-        classified = parameters.predicted is not None
-        return Row(
-            row=index,
-            latency_ms=latency_ms,
-            model_ms=parameters.latency_us / 1000,
-            predicted=parameters.predicted,
-            label=parameters.label,
-            confidence=confidence(outputs[0], metadata) if classified else None,
-            outputs=None
-            if classified
-            else {
-                one.name: array.ravel().tolist() for one, array in zip(reply.outputs, outputs, strict=True)
-            },
-        )
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
-
-    def _ask(
-        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
-    ) -> tuple[int, bytes]:
-        """Return how much of the answer is JSON, and all of it."""
-        try:
-            self._connection.request(method, self._path + path, body, headers or {})
-            response = self._connection.getresponse()
-            answer = response.read(REPLY_BYTES_MAX + 1)
-        except TimeoutError as error:
-            self._connection.close()
-            raise LinkDownError(f"the agent at {self._url} did not answer within {TIMEOUT_S:g} s") from error
-        except (OSError, http.client.HTTPException) as error:
-            self._connection.close()
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise LinkDownError(
-                f"no agent answers at {self._url}: {reason}",
-                hint="start one with serve.listen set: edgeml agent run -c agent.toml",
-            ) from error
-        if len(answer) > REPLY_BYTES_MAX:
-            self._connection.close()
-            raise ManifestError(f"an answer of more than {REPLY_BYTES_MAX} bytes")
-        if response.status != http.HTTPStatus.OK:
-            raise _refusal(response.status, answer)
-        stated = response.headers.get("Inference-Header-Content-Length", "")
-        return int(stated) if stated.isascii() and stated.isdecimal() else len(answer), answer
+def row_of(client: Client, metadata: ModelMetadata, index: int, inputs: Sequence[Array]) -> Row:
+    """Ask about one sample; arrays are [1, ...] and of the model's types."""
+    named = {spec.name: array for spec, array in zip(metadata.inputs, inputs, strict=True)}
+    started_s = time.perf_counter()
+    answer = client.infer(metadata.name, named)
+    latency_ms = (time.perf_counter() - started_s) * 1000
+    scores = next(iter(answer.outputs.values()))
+    classified = answer.predicted is not None
+    return Row(
+        row=index,
+        latency_ms=latency_ms,
+        model_ms=answer.latency_us / 1000,
+        predicted=answer.predicted,
+        label=answer.label,
+        confidence=confidence(scores, metadata) if classified else None,
+        outputs=None
+        if classified
+        else {name: array.ravel().tolist() for name, array in answer.outputs.items()},
+    )
 
 
 def confidence(scores: Array, metadata: ModelMetadata) -> float | None:
@@ -316,42 +207,3 @@ def _real(array: Array, spec: TensorMetadata) -> npt.NDArray[np.float64]:
     if spec.parameters.scale is not None:
         real = (real - (spec.parameters.zero_point or 0)) * spec.parameters.scale
     return real
-
-
-def _arrays(reply: _Reply, data: bytes) -> list[Array]:
-    import numpy as np
-
-    found: list[Array] = []
-    at = 0
-    for output in reply.outputs:
-        size = output.parameters.binary_data_size
-        try:
-            dtype = np.dtype(DType.from_protocol_name(output.datatype).value)
-            found.append(np.frombuffer(data[at : at + size], dtype).reshape(output.shape))
-        except ValueError as error:
-            raise ManifestError(f"the agent's answer is not an answer: {error}") from error
-        at += size
-    if not found:
-        raise ManifestError("the agent's answer has no outputs")
-    return found
-
-
-def _decode(data: bytes, kind: Any) -> Any:
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ManifestError(
-            f"what answers is no agent: {error}", hint="check --url; is something else listening there?"
-        ) from error
-
-
-def _refusal(status: int, answer: bytes) -> EdgemlError:
-    try:
-        message = msgspec.json.decode(answer, type=_Refusal).error.splitlines()[0]
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, IndexError):
-        message = f"the agent answered {status}"
-    if status in {429, 503}:
-        return TransferError(message, hint="try again in a moment")
-    if 400 <= status < 500:
-        return ConfigError(message)
-    return BackendError(message)

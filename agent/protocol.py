@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 
 from edgeml.errors import ConfigError
+from edgeml.inference import ID_LENGTH_MAX, Feedback, ReplyParameters
 from edgeml.manifest import Manifest
-from edgeml.tensors import DType, TensorSpec
+from edgeml.tensors import DType
 
 from .ipc import RANK_MAX, TENSORS_MAX, TensorBytes
 
@@ -33,81 +34,12 @@ if TYPE_CHECKING:
 JSON_BYTES_MAX: Final = 4 << 20
 """Numbers grow about twentyfold while they are JSON; larger tensors come through the binary extension."""
 BODY_BYTES_MAX: Final = 32 << 20
-ID_LENGTH_MAX: Final = 128
 DIMENSION_MAX: Final = 1 << 40
 _ARRAY_CODES: Final = {
     DType.FLOAT32: "f", DType.FLOAT64: "d", DType.INT8: "b", DType.UINT8: "B",
     DType.INT16: "h", DType.UINT16: "H", DType.INT32: "i", DType.INT64: "q",
 }  # fmt: skip
 _FLOATS: Final = (DType.FLOAT16, DType.FLOAT32, DType.FLOAT64)
-
-
-class Quantization(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a tensor's integers stand for reals, as in `edgeml.tensors.TensorSpec`."""
-
-    scale: float | None = None
-    zero_point: int | None = None
-
-
-class TensorMetadata(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An input or output in a model's metadata."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    parameters: Quantization = Quantization()
-
-    @classmethod
-    def of(cls, spec: TensorSpec) -> TensorMetadata:
-        """Describe a tensor of a manifest."""
-        return cls(spec.name, spec.dtype.protocol_name, spec.shape, Quantization(spec.scale, spec.zero_point))
-
-
-class ModelParameters(msgspec.Struct, frozen=True):
-    """What the protocol has no field for."""
-
-    task: str
-    scores: str
-    labels: tuple[str, ...]
-
-
-class ModelMetadata(msgspec.Struct, frozen=True):
-    """What a model takes and gives."""
-
-    name: str
-    versions: tuple[str, ...]
-    platform: str
-    inputs: tuple[TensorMetadata, ...]
-    outputs: tuple[TensorMetadata, ...]
-    parameters: ModelParameters
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> ModelMetadata:
-        """Describe a variant."""
-        return cls(
-            manifest.model,
-            (manifest.version,),
-            manifest.runtime.value,
-            tuple(map(TensorMetadata.of, manifest.inputs)),
-            tuple(map(TensorMetadata.of, manifest.outputs)),
-            ModelParameters(manifest.task.value, manifest.scores.value, manifest.labels),
-        )
-
-
-class ServerMetadata(msgspec.Struct, frozen=True):
-    """What answers here. `models` is an addition to the protocol."""
-
-    name: str
-    version: str
-    extensions: tuple[str, ...]
-    models: tuple[str, ...]
-
-
-class Feedback(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an earlier request really showed. An addition to the protocol."""
-
-    id: Annotated[str, msgspec.Meta(max_length=ID_LENGTH_MAX)]
-    label: Annotated[int, msgspec.Meta(ge=0)] | Annotated[str, msgspec.Meta(max_length=ID_LENGTH_MAX)]
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -171,14 +103,6 @@ class _Output(msgspec.Struct, frozen=True, omit_defaults=True):
     shape: tuple[int, ...]
     parameters: _TensorParameters = _TensorParameters()
     data: list[float] | list[int] | list[bool] | None = None
-
-
-class ReplyParameters(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the protocol has no field for: time in the model, and a classifier's choice for a single sample."""
-
-    latency_us: float
-    predicted: int | None = None
-    label: str | None = None
 
 
 class _Reply(msgspec.Struct, frozen=True):

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from edgeml.errors import ConfigError, ManifestError
+from edgeml.inference import ModelMetadata, TensorMetadata
 from edgeml.tensors import DType
-
-from .protocol import ModelMetadata, TensorMetadata
 
 if TYPE_CHECKING:
     import numpy as np

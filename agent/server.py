@@ -19,13 +19,12 @@ import msgspec
 
 from edgeml import __version__
 from edgeml.errors import BudgetError, ConfigError, EdgemlError
+from edgeml.inference import JSON_LENGTH_HEADER, ModelMetadata, ServerMetadata
 from edgeml.manifest import Manifest
 
 from .ipc import TensorBytes
 from .protocol import (
     BODY_BYTES_MAX,
-    ModelMetadata,
-    ServerMetadata,
     decode_call,
     decode_feedback,
     encode_reply,
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-JSON_LENGTH_HEADER: Final = "Inference-Header-Content-Length"
 CONNECTIONS_MAX: Final = 64
 START_TIMEOUT_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 3.0
@@ -234,12 +232,11 @@ class _Endpoints:
         return await _in_thread(self._answer, manifest, body, length)
 
     async def feedback(self, request: Request) -> Response:
-        from starlette.exceptions import HTTPException
-
         self._manifest(request)
         feedback = decode_feedback(await _body(request))
         if not await _in_thread(self._inference.feedback, feedback.id, feedback.label):
-            raise HTTPException(404, f"no recent request has the id {feedback.id!r}")
+            message = f"no recent request has the id {feedback.id!r}"
+            return _json({"error": message, "matched": False}, 404)
         return _json({"matched": True})
 
     def _answer(self, manifest: Manifest, body: bytes, json_length: int) -> Response:

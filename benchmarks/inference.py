@@ -21,11 +21,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from agent.ipc import TensorBytes
 from agent.sensors import Sensors
-from agent.server import JSON_LENGTH_HEADER, Server
+from agent.server import Server
 from agent.serving import Serving
 from agent.supervisor import Supervisor
 from edgeml.bundle import MONITOR, write_bundle
 from edgeml.ids import digest_of, digest_of_file
+from edgeml.inference import JSON_LENGTH_HEADER
 from edgeml.manifest import Manifest, Measurement, Provenance, RuntimeFamily, ScoreKind, Task
 from edgeml.monitor import encode
 from edgeml.reference import build_monitor

@@ -9,13 +9,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from agent.infer import Client, Question, ask, confidence, tell
-from agent.protocol import ModelMetadata, ModelParameters, Quantization, TensorMetadata
+from agent.infer import Question, ask, confidence, tell
 from agent.samples import read_samples
 from agent.server import Server
 from agent.serving import Serving
 from edgeml.bundle import Bundle
+from edgeml.client import Client
 from edgeml.errors import BackendError, ConfigError, LinkDownError, ManifestError, TransferError
+from edgeml.inference import ModelMetadata, ModelParameters, Quantization, TensorMetadata
 from edgeml.runtime import open_session
 
 

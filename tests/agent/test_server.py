@@ -13,10 +13,11 @@ import pytest
 
 from agent.ipc import Answer
 from agent.protocol import BODY_BYTES_MAX, JSON_BYTES_MAX
-from agent.server import JSON_LENGTH_HEADER, Exposure, Server, parse_listen
+from agent.server import Exposure, Server, parse_listen
 from agent.serving import NoModelError, Served
 from agent.supervisor import check_request
 from edgeml.errors import BackendError, BudgetError, ConfigError
+from edgeml.inference import JSON_LENGTH_HEADER
 from edgeml.manifest import Manifest, Measurement, Provenance, RuntimeFamily, ScoreKind, Task
 from edgeml.tensors import DType, TensorSpec
 

@@ -117,6 +117,13 @@ def test_a_fresh_agent_process_has_neither_torch_nor_numpy_nor_another_room():
     )
 
 
+def test_the_supervisor_with_its_endpoint_is_no_client():
+    code = "import agent.service, agent.server, sys\nfor name in sys.modules: print(name.replace('.', '/'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "edgeml/inference" in done.stdout.split()
+    assert {"edgeml/client", "edgeml/async_client", "numpy"} & set(done.stdout.split()) == set()
+
+
 def test_the_help_page_loads_no_heavy_library():
     loaded = modules_after(
         "from click.testing import CliRunner\nfrom edgeml.cli import edgeml\nassert CliRunner().invoke(edgeml, ['--help']).exit_code == 0"
