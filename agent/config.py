@@ -15,6 +15,8 @@ from edgeml import atomic
 from edgeml.errors import ConfigError
 from edgeml.ids import is_name
 
+from .listener import absolute_listen
+
 LOCK: Final = "agent.lock"
 """In the storage directory: one agent works there at a time."""
 CONFIG_BYTES_MAX: Final = 64 << 10
@@ -106,7 +108,8 @@ def load(path: Path) -> AgentConfig:
     broker = config.broker
     if broker is not None:
         broker = msgspec.structs.replace(broker, password_file=str(folder / broker.password_file))
-    return msgspec.structs.replace(config, storage=str(folder / config.storage), broker=broker)
+    serve = msgspec.structs.replace(config.serve, listen=absolute_listen(config.serve.listen, folder))
+    return msgspec.structs.replace(config, storage=str(folder / config.storage), broker=broker, serve=serve)
 
 
 def read_secret(path: Path) -> str:

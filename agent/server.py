@@ -1,14 +1,12 @@
 """The device's local HTTP endpoint: a subset of the Open Inference Protocol, and feedback.
 
-Decides routes, limits on what is read, and status codes. It listens on this device only unless told otherwise, since it
-has no notion of who asks. Bytes to tensors is `protocol`'s business; answering, the `Inference` behind it. Needs the
-[serve] extra, which is imported when a server is made.
+Decides routes, limits on what is read, and status codes. Where it listens is `listener`'s business; bytes to tensors,
+`protocol`'s; answering, that of the `Inference` behind it. Needs the [serve] extra, which is imported when a server is
+made.
 """
 
 from __future__ import annotations
 
-import enum
-import ipaddress
 import logging
 import socket
 import threading
@@ -23,6 +21,7 @@ from edgeml.inference import JSON_LENGTH_HEADER, ModelMetadata, ServerMetadata
 from edgeml.manifest import Manifest
 
 from .ipc import TensorBytes
+from .listener import Exposure, Listener, parse_listen
 from .protocol import (
     BODY_BYTES_MAX,
     decode_call,
@@ -66,13 +65,6 @@ class Inference(Protocol):
         ...
 
 
-class Exposure(enum.Enum):
-    """Who can reach the endpoint."""
-
-    LOOPBACK = "loopback"
-    NETWORK = "network"
-
-
 class Server:
     """The endpoint, in a thread with an event loop of its own."""
 
@@ -81,7 +73,7 @@ class Server:
 
         Args:
             inference: who answers.
-            listen: `host:port`; port 0 takes a free one.
+            listen: `host:port`, of which port 0 takes a free one, or `unix:` and the path of a socket.
             exposure: what `host` may be.
 
         Raises:
@@ -107,15 +99,14 @@ class Server:
                 timeout_graceful_shutdown=1,
             )
         )
-        self._socket: socket.socket | None = None
+        self._listener: Listener | None = None
         self._thread: threading.Thread | None = None
 
     @property
     def url(self) -> str:
-        """Where it listens, for example `http://127.0.0.1:8090`; only after `start`."""
-        assert self._socket is not None
-        host, port = self._socket.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        """Where it listens, for example `http://127.0.0.1:8090` or `unix:///run/agent.sock`; only after `start`."""
+        assert self._listener is not None
+        return self._listener.url
 
     def start(self) -> None:
         """Bind the address and serve.
@@ -123,18 +114,10 @@ class Server:
         Raises:
             ConfigError: The address is taken or not this machine's.
         """
-        host, port = self._address
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            self._socket = socket.create_server(self._address, family=family)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot listen on {host}:{port}: {error.strerror}", hint="set serve.listen to a free port"
-            ) from error
-        # asyncio sets this only on sockets that it makes itself; without it every answer waits 40 ms for the client's
-        # delayed acknowledgement. Accepted sockets inherit it.
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._thread = threading.Thread(target=self._serve, args=(self._socket,), name="http", daemon=True)
+        self._listener = Listener(self._address)
+        self._thread = threading.Thread(
+            target=self._serve, args=(self._listener.socket,), name="http", daemon=True
+        )
         self._thread.start()
         logger.info("serving on %s", self.url)
 
@@ -143,36 +126,11 @@ class Server:
         self._server.should_exit = True
         if self._thread is not None:
             self._thread.join(STOP_TIMEOUT_S)
-        if self._socket is not None:
-            self._socket.close()
+        if self._listener is not None:
+            self._listener.close()
 
     def _serve(self, listener: socket.socket) -> None:
         self._server.run(sockets=[listener])
-
-
-def parse_listen(listen: str, exposure: Exposure) -> tuple[str, int]:
-    """Read `host:port`.
-
-    Raises:
-        ConfigError: Not of that form, or a host that this exposure does not allow.
-
-    >>> parse_listen("127.0.0.1:8090", Exposure.LOOPBACK), parse_listen("[::1]:0", Exposure.LOOPBACK)
-    (('127.0.0.1', 8090), ('::1', 0))
-    """
-    host, _, port = listen.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    try:
-        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
-    except ValueError:
-        address = None
-    if address is None or not port.isascii() or not port.isdecimal() or int(port) > 0xFFFF:
-        raise ConfigError(f"{listen!r} is no address to listen on", hint="for example 127.0.0.1:8090")
-    if exposure is Exposure.LOOPBACK and not address.is_loopback:
-        raise ConfigError(
-            f"{listen} can be reached from other machines, and the endpoint does not ask who they are",
-            hint="listen on 127.0.0.1 and put a proxy that authenticates in front",
-        )
-    return str(address), int(port)
 
 
 def make_app(inference: Inference) -> Starlette:

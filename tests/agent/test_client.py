@@ -158,3 +158,16 @@ def test_many_tasks_share_a_few_connections(endpoint, expected):
     for answer in answers:
         np.testing.assert_allclose(answer.outputs["logits"], expected, rtol=1e-5)
     assert 1 <= connections <= CONNECTIONS_MAX
+
+
+def test_over_a_unix_socket_it_is_the_same(endpoint, kind, tmp_path, expected):
+    server = Server(Answering(endpoint[1], endpoint[2], SystemClock()), f"unix:{tmp_path}/agent.sock")
+    server.start()
+    try:
+        with kind(server.url) as client:
+            assert client.ready()
+            answer = client.infer("sample", {"x": VALUES})
+            np.testing.assert_allclose(answer.outputs["logits"], expected, rtol=1e-5)
+    finally:
+        server.stop()
+    assert not (tmp_path / "agent.sock").exists()
