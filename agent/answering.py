@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from edgeml.clock import Clock
 from edgeml.errors import BackendError, ConfigError, EdgemlError
-from edgeml.ids import Digest
+from edgeml.ids import Digest, ReleaseId
 from edgeml.manifest import Manifest
 from edgeml.sketch import merge
 from edgeml.telemetry import Window
@@ -21,7 +21,7 @@ from edgeml.telemetry import Window
 from .ipc import TensorBytes
 from .serving import Served, Serving
 from .supervisor import Worker
-from .windows import Observed, ReleaseKey, Windows
+from .windows import Observed, ReleaseKey, Total, Windows
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,11 @@ class Answering:
         code = self._code(label)
         with self.lock:
             return self._windows.labelled(request_id, code)
+
+    def totals(self) -> dict[ReleaseId, Total]:
+        """Say what each release did since the agent started."""
+        with self.lock:
+            return self._windows.totals()
 
     def expect(self, worker: Worker) -> None:
         """Hear of a worker that is about to serve: its monitor says which answers are slow, and its window begins now.

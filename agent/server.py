@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
 
 import msgspec
@@ -22,6 +22,7 @@ from edgeml.manifest import Manifest
 
 from .ipc import TensorBytes
 from .listener import Exposure, Listener, parse_listen
+from .metrics import METRICS_TYPE
 from .protocol import (
     BODY_BYTES_MAX,
     decode_call,
@@ -68,13 +69,20 @@ class Inference(Protocol):
 class Server:
     """The endpoint, in a thread with an event loop of its own."""
 
-    def __init__(self, inference: Inference, listen: str, exposure: Exposure = Exposure.LOOPBACK) -> None:
+    def __init__(
+        self,
+        inference: Inference,
+        listen: str,
+        exposure: Exposure = Exposure.LOOPBACK,
+        metrics: Callable[[], str] | None = None,
+    ) -> None:
         """Prepare it.
 
         Args:
             inference: who answers.
             listen: `host:port`, of which port 0 takes a free one, or `unix:` and the path of a socket.
             exposure: what `host` may be.
+            metrics: writes the text that Prometheus reads; called from several threads. None: there is no such page.
 
         Raises:
             ConfigError: The extra is not installed, or `listen` is not valid or not allowed.
@@ -88,7 +96,7 @@ class Server:
         self._address = parse_listen(listen, exposure)
         self._server = uvicorn.Server(
             uvicorn.Config(
-                make_app(inference),
+                make_app(inference, metrics),
                 log_config=None,
                 access_log=False,
                 lifespan="off",
@@ -133,7 +141,7 @@ class Server:
         self._server.run(sockets=[listener])
 
 
-def make_app(inference: Inference) -> Starlette:
+def make_app(inference: Inference, metrics: Callable[[], str] | None = None) -> Starlette:
     """Make the ASGI application."""
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -153,6 +161,8 @@ def make_app(inference: Inference) -> Starlette:
             Route(path + "/ready", endpoints.model_ready),
             Route(path + "/infer", endpoints.infer, methods=["POST"]),
         ]
+    if metrics is not None:
+        routes.append(Route("/metrics", _metrics_page(metrics)))
     handlers = {HTTPException: _refuse, EdgemlError: _report}
     return Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]  # its stub wants handlers of Exception
 
@@ -218,6 +228,15 @@ class _Endpoints:
         if (name, version) != (manifest.model, manifest.version):
             raise HTTPException(404, f"no such model here; {manifest.release} is")
         return manifest
+
+
+def _metrics_page(metrics: Callable[[], str]) -> Callable[[Request], Awaitable[Response]]:
+    async def page(_request: Request) -> Response:
+        from starlette.responses import Response
+
+        return Response(await _in_thread(metrics), media_type=METRICS_TYPE)
+
+    return page
 
 
 async def _in_thread(

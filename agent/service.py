@@ -25,7 +25,7 @@ from edgeml.ids import DeviceId, TenantId
 from edgeml.lock import Lock
 from edgeml.mqtt import Login, PahoTransport
 from edgeml.runtime import installed_runtimes
-from edgeml.telemetry import Event
+from edgeml.telemetry import Event, Stream
 from edgeml.transport import Transport
 from edgeml.twin import Birth
 
@@ -38,6 +38,7 @@ from .executor import Executor
 from .installer import DeviceInstaller, Tools
 from .journal import Journal
 from .link import Identity, Link
+from .metrics import Facts, StreamFacts, UpdateFacts, WorkerFacts, render
 from .notify import Notifier
 from .sensors import Sensors, disk_free_bytes
 from .serving import Serving
@@ -98,6 +99,7 @@ class Service:
             identity, self._device, Uplink(self._buffer, identity.tenant, identity.device), self._birth
         )
         self._transport = self._connect()
+        self._uploads = self._look_at_uploads()
         self._stop = threading.Event()
         self._performing: tuple[Perform, Future[Result]] | None = None
         self._pool = ThreadPoolExecutor(1, "update")
@@ -157,6 +159,7 @@ class Service:
             if self._windows_due(now):
                 self._close_windows(now)
             self._speak(now)
+            self._uploads = self._look_at_uploads()
         except StorageError as error:
             logger.error("%s", error.message)  # noqa: TRY400 - the user's disk, not our stack, is what matters
             self._stop.wait(DISK_PAUSE_S)
@@ -275,9 +278,32 @@ class Service:
             return None
         from .server import Server
 
-        server = Server(self._answering, self._config.serve.listen)
+        server = Server(self._answering, self._config.serve.listen, metrics=self._metrics)
         server.start()
         return server
+
+    def _look_at_uploads(self) -> tuple[StreamFacts, ...]:
+        """Counts of the buffer, which only this thread may ask, for threads that may not."""
+        return tuple(
+            StreamFacts(stream, self._buffer.loss(stream), self._buffer.held(stream)) for stream in Stream
+        )
+
+    def _metrics(self) -> str:
+        """Write the page of metrics, in a thread of the endpoint."""
+        entry = self._device.entry
+        worker = self._serving.active
+        return render(
+            Facts(
+                agent_version=__version__,
+                releases=self._answering.totals(),
+                worker=None
+                if worker is None
+                else WorkerFacts(worker.manifest.release, worker.memory_bytes()),
+                toll=self._serving.toll,
+                streams=self._uploads,
+                update=UpdateFacts(entry.state, entry.outcome),
+            )
+        )
 
     def _birth(self, now: Moment) -> Birth:
         free = Sensors().memory_available_bytes()

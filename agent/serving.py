@@ -51,6 +51,16 @@ class Served(msgspec.Struct, frozen=True):
     answer: Answer
 
 
+class Toll(msgspec.Struct, frozen=True):
+    """What the life of workers cost since the agent started.
+
+    `crashes` counts workers that died and successors that could not be loaded, `restarts` successors that were.
+    """
+
+    crashes: int = 0
+    restarts: int = 0
+
+
 class CrashCount:
     """Crashes of one variant: how many, whether they came too quickly, and how long the next start should wait.
 
@@ -100,6 +110,12 @@ class Serving:
         self._changed = threading.Condition()
         self._seat: _Seat | None = None
         self._crashes = CrashCount()
+        self._toll = Toll()
+
+    @property
+    def toll(self) -> Toll:
+        """Crashes and restarts of all variants; never shrinks."""
+        return self._toll
 
     @property
     def active(self) -> Worker | None:
@@ -189,6 +205,7 @@ class Serving:
             with self._changed:
                 if seat is self._seat:
                     seat.worker, seat.down = fresh, False
+                    self._toll = Toll(self._toll.crashes, self._toll.restarts + 1)
                     continue
             fresh.stop()
             return
@@ -209,6 +226,7 @@ class Serving:
 
     def _count_crash(self, seat: _Seat, reason: str) -> None:
         with self._changed:
+            self._toll = Toll(self._toll.crashes + 1, self._toll.restarts)
             if seat is self._seat:
                 self._crashes.add(time.monotonic())
         logger.warning("the worker of %s %s", seat.worker.manifest.release, reason)

@@ -1,6 +1,6 @@
 """Windows: counts of what each release did on this device in a closed span of time.
 
-Decides which counters an outcome moves, under which release a late label counts (the one that made the prediction, in
+Decides which counters an outcome moves, what all windows since the agent's start add up to, under which release a late label counts (the one that made the prediction, in
 the window in which the label comes), and how many predictions are remembered. Pure; the caller brings the time and
 holds the lock.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Final
 
 from edgeml.ids import Digest, ReleaseId
@@ -20,6 +21,11 @@ PREDICTIONS_MAX: Final = 4096
 """Predictions that are remembered for late labels."""
 REQUEST_ID_MAX: Final = 128
 """Characters of an id above which its prediction is not remembered: ids come from callers."""
+
+RELEASES_MAX: Final = 16
+"""Releases whose totals are kept."""
+
+_NOTHING: Final = Counters()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,27 @@ class Observed:
     memory_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Total:
+    """What a release did since the agent started. Never shrinks.
+
+    `latency` has a count for each bin of `edgeml.telemetry.LATENCY_BINS`, `latency_ns` is the sum. Answers of low
+    confidence are those of closed windows: only the worker knows of them, until it is asked.
+    """
+
+    counters: Counters = _NOTHING
+    latency: tuple[int, ...] = (0,) * LATENCY_BINS
+    latency_ns: int = 0
+
+    def plus(self, opened: _Open, low_confidence: int) -> Total:
+        """Add what a window counted."""
+        return Total(
+            self.counters.plus(opened.counters(low_confidence)),
+            tuple(map(sum, zip_longest(self.latency, opened.latency, fillvalue=0))),
+            self.latency_ns + opened.latency_ns,
+        )
+
+
 @dataclass(slots=True)
 class _Open:
     """The open window of one release. Plain numbers: this is counted up on every inference."""
@@ -49,6 +76,7 @@ class _Open:
     labelled: int = 0
     wrong: int = 0
     latency: list[int] = field(default_factory=lambda: [0] * LATENCY_BINS)
+    latency_ns: int = 0
 
     def counters(self, low_confidence: int) -> Counters:
         """Say what was counted."""
@@ -70,6 +98,7 @@ class Windows:
         self._open: dict[ReleaseKey, _Open] = {}
         self._predictions: OrderedDict[str, tuple[ReleaseKey, int]] = OrderedDict()
         self._began_s: float | None = None
+        self._past: dict[ReleaseId, Total] = {}
 
     def answered(
         self, key: ReleaseKey, latency_us: float, predicted: int | None, request_id: str, *, slow: bool
@@ -79,6 +108,7 @@ class Windows:
         window.inferences += 1
         window.slow += slow
         window.latency[latency_bin(latency_us)] += 1
+        window.latency_ns += round(latency_us * 1000)
         if predicted is not None and len(request_id) <= REQUEST_ID_MAX:
             # The newest prediction of an id counts, and is the last to be forgotten.
             self._predictions.pop(request_id, None)
@@ -101,6 +131,16 @@ class Windows:
         window.wrong += predicted != label
         return True
 
+    def totals(self) -> dict[ReleaseId, Total]:
+        """Say what each release did in the windows that are closed and in those that are open.
+
+        The RELEASES_MAX releases that did something last; what came before them is forgotten.
+        """
+        totals = dict(self._past)
+        for key, opened in self._open.items():
+            totals[key.release] = totals.get(key.release, Total()).plus(opened, 0)
+        return totals
+
     def due(self, now_s: float) -> bool:
         """Tell whether it is time to close; the first call begins the span."""
         if self._began_s is None:
@@ -119,6 +159,7 @@ class Windows:
             seen = observed.sketch is not None and observed.sketch.rows > 0
             if counters == Counters() and not seen:
                 continue
+            self._remember(key.release, opened, counters.low_confidence)
             while opened.latency and not opened.latency[-1]:
                 opened.latency.pop()
             closed.append(
@@ -139,6 +180,12 @@ class Windows:
         self._began_s = now_s
         return closed
 
+    def _remember(self, release: ReleaseId, opened: _Open, low_confidence: int) -> None:
+        # Taken out and put in again, so that the first one is the one that has been idle for longest.
+        self._past[release] = self._past.pop(release, Total()).plus(opened, low_confidence)
+        if len(self._past) > RELEASES_MAX:
+            del self._past[next(iter(self._past))]
+
     def _window(self, key: ReleaseKey) -> _Open:
         window = self._open.get(key)
         if window is None:
@@ -146,4 +193,4 @@ class Windows:
         return window
 
 
-__all__ = ["PREDICTIONS_MAX", "REQUEST_ID_MAX", "Observed", "ReleaseKey", "Windows"]
+__all__ = ["PREDICTIONS_MAX", "RELEASES_MAX", "REQUEST_ID_MAX", "Observed", "ReleaseKey", "Total", "Windows"]

@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from edgeml.testing import sample_bundle
 from fleet import enroll, founding, overview
@@ -155,6 +156,13 @@ class House:
         with urllib.request.urlopen(request, timeout=5) as response:
             return json.load(response)
 
+    def metrics(self):
+        """Every value on the agent's page of metrics, by name and first label."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as response:
+            text = response.read().decode()
+        families = text_string_to_metric_families(text)
+        return {(one.name, *one.labels.values()): one.value for all_ in families for one in all_.samples}
+
     def stored_inferences(self):
         import sqlalchemy as sa
 
@@ -220,6 +228,15 @@ def test_a_release_reaches_a_real_device_answers_and_is_reported(house):
     wait_for(lambda: [new for new in worker_pids(agent) if new != pid], "another worker")
     wait_for(house.ask, "an answer of the new worker")
     wait_for(lambda: house.rollout_state() is RolloutState.COMPLETED, "the first rollout to be completed")
+    said = house.metrics()
+    assert said["edgeml_inferences_total", "sample", "1.0.0"] >= 2
+    assert said["edgeml_worker_memory_bytes", "sample", "1.0.0"] > 1 << 20
+    assert (said["edgeml_worker_crashes_total",], said["edgeml_worker_restarts_total",]) == (1, 1)
+    assert said["edgeml_update_state", "idle"] == said["edgeml_update_outcome", "committed"] == 1
+    rows = [said[f"edgeml_telemetry_rows_{name}", "windows"] for name in
+            ("produced_total", "acknowledged_total", "dropped_total", "held")]  # fmt: skip
+    assert rows[1] > 0
+    assert rows[0] == sum(rows[1:])
     # Everything of the fleet dies: broker, server and controller come back, and the next release arrives.
     serve.kill()
     serve.start()

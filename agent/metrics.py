@@ -1,0 +1,174 @@
+"""The page that Prometheus reads: facts of an agent as text.
+
+Decides names, labels, units and buckets. Pure: whoever asks gathers the facts. Counters begin with the agent's process,
+those of telemetry with the device's buffer; none ever shrinks, whatever windows are closed meanwhile.
+
+Source: https://prometheus.io/docs/instrumenting/exposition_formats/, text format 0.0.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from edgeml.ids import ReleaseId, parse_release
+from edgeml.telemetry import Counters, Loss, Stream
+from edgeml.twin import DeviceState, Outcome
+
+from .serving import Toll
+from .windows import Total
+
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+BINS_PER_OCTAVE: Final = 4
+BUCKET_FIRST: Final = 4
+BUCKET_LAST: Final = 19
+"""Buckets end at 2^4 to 2^19 microseconds. The bins below them reach no further, except the last one, which has no end."""
+_COUNTERS: Final = (
+    ("inferences", "Requests that a model answered."),
+    ("errors", "Requests that got no answer because the model or its worker failed."),
+    ("low_confidence", "Answers of low confidence, as of the last closed window."),
+    ("slow", "Answers slower than the model's monitor allows."),
+    ("labelled", "Answers about which the truth was heard later."),
+    ("wrong", "Answers that proved to be wrong."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """The worker that serves; 0 bytes while it is dead."""
+
+    release: ReleaseId
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFacts:
+    """Rows of one stream of telemetry: what became of them, and how many wait."""
+
+    stream: Stream
+    loss: Loss
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateFacts:
+    """Where the update machine stands, and how the last deployment ended."""
+
+    state: DeviceState
+    outcome: Outcome | None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that is on the page."""
+
+    agent_version: str
+    releases: Mapping[ReleaseId, Total]
+    worker: WorkerFacts | None
+    toll: Toll
+    streams: tuple[StreamFacts, ...]
+    update: UpdateFacts
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    labels: tuple[tuple[str, str], ...]
+    value: float
+    suffix: str = ""
+
+
+def render(facts: Facts) -> str:
+    """Write the page."""
+    return "".join(f"{line}\n" for line in _lines(facts))
+
+
+def _lines(facts: Facts) -> Iterator[str]:
+    version = (("version", facts.agent_version),)
+    yield from _family("edgeml_build_info", "gauge", "The agent that runs.", [_Sample(version, 1)])
+    releases = [(_release(release), total) for release, total in sorted(facts.releases.items())]
+    for name, text in _COUNTERS:
+        samples = [_Sample(labels, _count(total.counters, name)) for labels, total in releases]
+        yield from _family(f"edgeml_{name}_total", "counter", text, samples)
+    buckets = (one for labels, total in releases for one in _buckets(labels, total))
+    yield from _family(
+        "edgeml_inference_latency_seconds", "histogram", "Time in the model of each answer.", buckets
+    )
+    yield from _worker_lines(facts)
+    yield from _stream_lines(facts.streams)
+    update = facts.update
+    states = [_Sample((("state", one.value),), one is update.state) for one in DeviceState]
+    yield from _family("edgeml_update_state", "gauge", "1 for where the update machine stands.", states)
+    outcomes = [_Sample((("outcome", one.value),), one is update.outcome) for one in Outcome]
+    yield from _family(
+        "edgeml_update_outcome",
+        "gauge",
+        "1 for how the last deployment ended; none before one did.",
+        outcomes,
+    )
+
+
+def _worker_lines(facts: Facts) -> Iterator[str]:
+    worker, toll = facts.worker, facts.toll
+    memory = [] if worker is None else [_Sample(_release(worker.release), worker.memory_bytes)]
+    yield from _family(
+        "edgeml_worker_memory_bytes", "gauge", "Resident memory of the worker that serves.", memory
+    )
+    yield from _family(
+        "edgeml_worker_crashes_total",
+        "counter",
+        "Workers that died, and successors that could not be loaded.",
+        [_Sample((), toll.crashes)],
+    )
+    yield from _family(
+        "edgeml_worker_restarts_total",
+        "counter",
+        "Workers that replaced a dead one.",
+        [_Sample((), toll.restarts)],
+    )
+
+
+def _stream_lines(streams: tuple[StreamFacts, ...]) -> Iterator[str]:
+    for name, text in (
+        ("produced", "Rows of telemetry since the device's buffer was made."),
+        ("acknowledged", "Rows that the fleet has stored."),
+        ("dropped", "Rows that were given up for want of room."),
+    ):
+        samples = [_Sample((("stream", one.stream.value),), getattr(one.loss, name)) for one in streams]
+        yield from _family(f"edgeml_telemetry_rows_{name}_total", "counter", text, samples)
+    held = [_Sample((("stream", one.stream.value),), one.held) for one in streams]
+    yield from _family("edgeml_telemetry_rows_held", "gauge", "Rows that wait for the fleet.", held)
+
+
+def _buckets(labels: tuple[tuple[str, str], ...], total: Total) -> Iterator[_Sample]:
+    for octave in range(BUCKET_FIRST, BUCKET_LAST + 1):
+        count = sum(total.latency[: octave * BINS_PER_OCTAVE])
+        yield _Sample((*labels, ("le", repr(2**octave / 1e6))), count, "_bucket")
+    count = sum(total.latency)
+    yield _Sample((*labels, ("le", "+Inf")), count, "_bucket")
+    yield _Sample(labels, total.latency_ns / 1e9, "_sum")
+    yield _Sample(labels, count, "_count")
+
+
+def _family(name: str, kind: str, text: str, samples: Iterable[_Sample]) -> Iterator[str]:
+    yield f"# HELP {name} {text}"
+    yield f"# TYPE {name} {kind}"
+    for one in samples:
+        labels = ",".join(f'{label}="{_escaped(value)}"' for label, value in one.labels)
+        shown = f"{{{labels}}}" if labels else ""
+        number = repr(one.value) if isinstance(one.value, float) else str(int(one.value))
+        yield f"{name}{one.suffix}{shown} {number}"
+
+
+def _count(counters: Counters, name: str) -> int:
+    count: int = getattr(counters, name)
+    return count
+
+
+def _release(release: ReleaseId) -> tuple[tuple[str, str], ...]:
+    model, version = parse_release(release)
+    return ("model", model), ("version", version)
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
