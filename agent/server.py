@@ -11,6 +11,7 @@ import logging
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
 
 import msgspec
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+OPENAPI: Final = Path(__file__).with_name("openapi.json")
+"""Describes the routes; a test compares it with them."""
 CONNECTIONS_MAX: Final = 64
 START_TIMEOUT_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 3.0
@@ -150,6 +153,7 @@ def make_app(inference: Inference, metrics: Callable[[], str] | None = None) -> 
     endpoints = _Endpoints(inference)
     model = "/v2/models/{name}"
     routes = [
+        Route("/openapi.json", _openapi),
         Route("/v2", endpoints.server),
         Route("/v2/health/live", endpoints.live),
         Route("/v2/health/ready", endpoints.ready),
@@ -228,6 +232,13 @@ class _Endpoints:
         if (name, version) != (manifest.model, manifest.version):
             raise HTTPException(404, f"no such model here; {manifest.release} is")
         return manifest
+
+
+async def _openapi(_request: Request) -> Response:
+    from starlette.responses import Response
+
+    # Read when it is asked for: a device keeps no document in memory that nobody reads.
+    return Response(await _in_thread(OPENAPI.read_bytes), media_type="application/json")
 
 
 def _metrics_page(metrics: Callable[[], str]) -> Callable[[Request], Awaitable[Response]]:
