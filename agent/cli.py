@@ -107,7 +107,12 @@ def simulate(kits: Path, images: Path, scenario: Path | None) -> None:
 
 @click.command()
 @click.argument("data", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--url", default="http://127.0.0.1:8090", show_default=True, help="The agent's HTTP endpoint.")
+@click.option(
+    "--url",
+    default="http://127.0.0.1:8090",
+    show_default=True,
+    help="The agent's endpoint; unix:///PATH for a unix socket.",
+)
 @click.option("--model", help="Model to ask; needed only if the agent serves several.")
 @click.option(
     "--wait",
@@ -133,6 +138,7 @@ def infer(data: Path, url: str, model: str | None, *, wait_s: float, rows: int |
     Example:
         edgeml infer field.npz --url http://127.0.0.1:8090
         edgeml infer field.npz --wait 30 --rows all
+        edgeml infer field.npz --url unix:///run/edgeml/agent.sock
     """
     import msgspec
 

@@ -267,13 +267,15 @@ def read_prediction(response: Response) -> Prediction:
     at = response.json_length
     for one in answer.outputs:
         size = one.parameters.binary_data_size
-        if not 0 <= size <= len(response.body) - at:
-            raise ManifestError(f"the agent's answer is not an answer: {one.name} states {size} bytes")
+        if not 0 <= size <= len(response.body) - at or min(one.shape, default=0) < 0:
+            raise ManifestError(
+                f"the agent's answer is not an answer: {one.name} has {size} bytes, {list(one.shape)[:8]}"
+            )
         try:
             dtype = np.dtype(DType.from_protocol_name(one.datatype).value).newbyteorder("<")
             flat = np.frombuffer(response.body, np.uint8, size, at).view(dtype)
             outputs[one.name] = flat.reshape(one.shape)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise ManifestError(f"the agent's answer is not an answer: {error}") from error
         at += size
     if not outputs:

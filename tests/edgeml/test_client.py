@@ -2,12 +2,19 @@
 
 import asyncio
 import contextlib
+import datetime as dt
 import socket
+import ssl
 import threading
 import time
 
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from edgeml.async_client import AsyncClient
 from edgeml.client import AgentUrl, Client
@@ -245,6 +252,64 @@ def test_a_unix_socket_is_an_address_too(tmp_path, kind):
         pytest.raises(LinkDownError, match="no agent answers"),
     ):
         client.ready()
+
+
+@pytest.fixture
+def certificate(tmp_path, monkeypatch):
+    """A certificate for localhost that this process trusts, and its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    plain = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path = tmp_path / "localhost.pem"
+    path.write_bytes(made.public_bytes(Encoding.PEM) + key.private_bytes(*plain))
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    return path
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_proxy_with_tls_may_stand_before_the_agent(certificate, kind, trusted, monkeypatch, tmp_path):
+    if not trusted:
+        (tmp_path / "none.pem").touch()
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+        monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "none"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    listener = socket.create_server(("127.0.0.1", 0))
+    with context.wrap_socket(listener, server_side=True) as secure:
+        one = Peer(secure, [[READY, READY], []])
+        with kind(f"https://localhost:{secure.getsockname()[1]}") as client:
+            if trusted:
+                assert client.ready()
+                assert client.ready()
+            else:
+                with pytest.raises(LinkDownError, match=r"certificate|CERTIFICATE"):
+                    client.ready()
+        one.close()
+    assert len(one.requests) == (2 if trusted else 0)
+
+
+def test_a_deadline_holds_over_tls_too(certificate, kind):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    listener = socket.create_server(("127.0.0.1", 0))
+    with context.wrap_socket(listener, server_side=True) as secure:
+        one = Peer(secure, [[READY]], pause_s=0.05)
+        url = f"https://localhost:{secure.getsockname()[1]}"
+        with kind(url, timeout_s=0.4) as client, pytest.raises(StalledError):
+            client.ready()
+        one.close()
 
 
 @pytest.mark.parametrize(
