@@ -159,6 +159,7 @@ def serve(control: socket.socket, preload: Sequence[str]) -> NoReturn:
 
 
 def _fork(control: socket.socket, descriptors: list[int]) -> tuple[int, int]:
+    stream, lifeline = descriptors
     parent = os.getpid()
     try:
         pid = os.fork()
@@ -167,7 +168,7 @@ def _fork(control: socket.socket, descriptors: list[int]) -> tuple[int, int]:
     else:
         if not pid:
             control.close()
-            _become_worker(*descriptors, parent)
+            _become_worker(stream, lifeline, parent)
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
