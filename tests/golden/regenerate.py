@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from edgeml import golden, manifest, monitor, telemetry, topics, twin
-from edgeml.ids import DeploymentId, DeviceId, Digest, ReleaseId, TenantId
+from edgeml import delta, golden, manifest, monitor, telemetry, topics, twin
+from edgeml.bundle import Bundle, write_bundle
+from edgeml.ids import DeploymentId, DeviceId, Digest, ReleaseId, TenantId, digest_of_file
 from edgeml.manifest import (
     FileEntry,
     Manifest,
@@ -150,6 +152,38 @@ def message(value: Any) -> Format:
     return Format(value, twin.encode, lambda data: twin.decode(data, type(value)))
 
 
+BASE = HERE / "v1" / BUNDLE
+
+
+def moved(version: str, path: Path) -> Path:
+    """Write the golden bundle under another version, every fifth byte of its model moved by one."""
+    with Bundle(BASE) as opened:
+        members = {entry.name: opened.read(entry.name) for entry in opened.manifest.files}
+        about = msgspec.structs.replace(opened.manifest, version=version)
+    model = np.frombuffer(members["model.onnx"], np.uint8).copy()
+    model[::5] += 1
+    write_bundle(path, about, members | {"model.onnx": model.tobytes()})
+    return path
+
+
+def encode_delta(version: str) -> bytes:
+    """The delta from the golden bundle to a moved one."""
+    with tempfile.TemporaryDirectory() as directory:
+        return delta.make(BASE, moved(version, Path(directory) / "moved"))
+
+
+def decode_delta(data: bytes) -> str:
+    """Return the version of the bundle that the delta gives, which must be a moved one."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        target = moved("1.1.0", directory / "moved")
+        (directory / "delta").write_bytes(data)
+        ends = delta.Expected(digest_of_file(BASE), digest_of_file(target), target.stat().st_size)
+        delta.apply(BASE, directory / "delta", directory / "out", ends)
+        with Bundle(directory / "out") as opened:
+            return opened.manifest.version
+
+
 FORMATS = {
     "manifest.json": Format(MANIFEST, manifest.encode, manifest.decode),
     "monitor.json": Format(MONITOR, monitor.encode, monitor.decode),
@@ -161,6 +195,7 @@ FORMATS = {
     "ack.json": message(ACK),
     "windows.batch": Format(WINDOWS, telemetry.encode_batch, telemetry.decode_batch, is_canonical=False),
     "events.batch": Format(EVENTS, telemetry.encode_batch, telemetry.decode_batch, is_canonical=False),
+    "moved.delta": Format("1.1.0", encode_delta, decode_delta, is_canonical=False),
     "mosquitto.acl": Format(
         topics.mosquitto_acl(TenantId("acme")), lambda text: text.encode(), lambda data: data.decode()
     ),
