@@ -2,7 +2,7 @@
 
 Runs as its own process, so that python-tuf and its cryptography (11 MB) leave the device's memory with it, and a
 parser that dies of hostile bytes takes nothing else along. Reads one job from standard input, writes progress and one
-answer to standard output, all JSON lines. Decides nothing: `edgeml.trust` and `edgeml.download` do.
+answer to standard output, all JSON lines. Decides nothing: `edgeml.trust`, `edgeml.rebuild` and `edgeml.download` do.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import msgspec
 from edgeml.errors import EdgemlError
 from edgeml.ids import Digest
 from edgeml.trustfacts import SignedFacts
+from edgeml.twin import FullDownload
 
 JOB_BYTES_MAX: Final = 64 << 10
 
@@ -31,6 +32,7 @@ class Job(msgspec.Struct, frozen=True):
     """`http(s)://…`, or a directory."""
     now_ms: int
     length_max_bytes: int
+    full_download: FullDownload = FullDownload.ALWAYS
     username: str = ""
     password: str = ""
 
@@ -56,10 +58,10 @@ def deliver(job: Job, say: msgspec.json.Encoder | None = None) -> Answer:
     """Do the job in this process.
 
     Raises:
-        EdgemlError: As `edgeml.trust` and `edgeml.download`.
+        EdgemlError: As `edgeml.trust` and `edgeml.rebuild`.
     """
-    from edgeml.download import fetch
     from edgeml.errors import BudgetError
+    from edgeml.rebuild import obtain
     from edgeml.source import DirectorySource, HttpSource, Source
     from edgeml.trust import TrustStore
 
@@ -84,7 +86,7 @@ def deliver(job: Job, say: msgspec.json.Encoder | None = None) -> Answer:
             last[0] = time.monotonic()
             _write(Answer(done_bytes=done, all_bytes=total), say)
 
-    fetched = fetch(source, target, Path(job.store_directory), progress)
+    fetched = obtain(source, target, Path(job.store_directory), job.full_download, progress)
     return Answer(
         finished=True, path=target.path, digest=target.digest, length_bytes=target.length_bytes, facts=target.facts,
         received_bytes=fetched.received_bytes, clock_trusted=trust.time.clock_trusted,

@@ -98,6 +98,7 @@ class DeviceInstaller:
             repository=source or (blobs.url if blobs else ""),
             now_ms=self._tools.clock.now_ms(),
             length_max_bytes=self._config.budget.storage_bytes,
+            full_download=desired.policy.full_download,
             username="" if source else self._config.device,
             password="" if source or broker is None else read_secret(Path(broker.password_file)),
         )

@@ -14,7 +14,15 @@ from .ids import Digest, ReleaseId
 from .manifest import RuntimeFamily
 
 
-class SignedFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SignedDelta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A blob that makes the variant out of another bundle (`edgeml.delta`)."""
+
+    base_sha256: Digest
+    sha256: Digest
+    length_bytes: int
+
+
+class SignedFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What the targets role signs about a variant besides its length and digest (TUF `custom`)."""
 
     release: ReleaseId
@@ -26,6 +34,8 @@ class SignedFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chunk_bytes: int
     chunks_sha256: Digest
     """Digest of the list of chunk digests (32 bytes each, in order), itself a blob."""
+    deltas: tuple[SignedDelta, ...] = ()
+    """A shorter way for devices that have another release. Left out where empty: metadata without it are read as before."""
 
 
 @dataclass(frozen=True, slots=True)

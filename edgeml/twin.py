@@ -52,6 +52,14 @@ class Outcome(enum.Enum):
     """No slot could be restored; the device serves nothing and says so."""
 
 
+class FullDownload(enum.Enum):
+    """Whether a device may fetch a bundle in full where no delta can be used."""
+
+    ALWAYS = "always"
+    NEVER = "never"
+    """It refuses instead: for links that are paid by the byte."""
+
+
 GOOD: Final = frozenset({Outcome.COMMITTED, Outcome.ALREADY_INSTALLED, Outcome.REVERTED})
 
 
@@ -70,6 +78,7 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     """Fetches and activations tried before giving up."""
     trial_restarts_max: int = 2
     """Restarts tolerated during the trial."""
+    full_download: FullDownload = FullDownload.ALWAYS
 
 
 class Desired(Message, frozen=True, kw_only=True):

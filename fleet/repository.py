@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Final
 
@@ -37,8 +38,9 @@ from edgeml.errors import ArtifactError, ConfigError, TrustError
 from edgeml.ids import Digest, ReleaseId, digest_of, digest_of_file, parse_release
 from edgeml.manifest import Manifest
 from edgeml.trust import CHUNK_BYTES
-from edgeml.trustfacts import SignedFacts, SignedTarget
+from edgeml.trustfacts import SignedDelta, SignedFacts, SignedTarget
 
+from . import deltas
 from .keys import SNAPSHOT, TARGETS, TIMESTAMP, KeyRing
 from .signing import Lifetimes, Role, check_signer, is_old, parsed, sign
 
@@ -133,6 +135,8 @@ class Repository:
             TrustError: The repository itself is not validly signed.
             StorageError: The disk refused; what was published before still counts.
         """
+        # Before the lock: it takes long, and others have signatures to renew. What is published stays, so nothing ages.
+        shortcuts = [deltas.make(path, self.releases(), self.blob_path) for path in bundle_paths]
         with self._lock():
             state = self._load()
             for role, signer in (
@@ -141,7 +145,7 @@ class Repository:
                 (TIMESTAMP, timestamp_signer),
             ):
                 check_signer(state.root, role, signer)
-            published = tuple(self._add(path, state.targets) for path in bundle_paths)
+            published = tuple(map(self._add, bundle_paths, repeat(state.targets), shortcuts))
             if any(one.is_new for one in published) or is_old(state.targets, self._lifetimes.targets, now_ms):
                 self._write_targets(state, targets_signer, now_ms)
                 self._write_snapshot(state, snapshot_signer, now_ms)
@@ -218,7 +222,7 @@ class Repository:
         """Where a blob lies."""
         return self._blobs / digest
 
-    def _add(self, path: Path, targets: Targets) -> PublishedVariant:
+    def _add(self, path: Path, targets: Targets, shortcuts: tuple[SignedDelta, ...]) -> PublishedVariant:
         """Store a bundle's blobs and put its facts into `targets`, which counts only once it is written."""
         try:
             digest = digest_of_file(path)
@@ -247,6 +251,7 @@ class Repository:
             runtime=manifest.runtime,
             chunk_bytes=CHUNK_BYTES,
             chunks_sha256=chunks,
+            deltas=shortcuts,
         )
         length = self.blob_path(digest).stat().st_size
         custom = {"custom": msgspec.to_builtins(facts)}

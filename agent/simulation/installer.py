@@ -46,6 +46,7 @@ class SharedInstaller:
             target=desired.target, trust_directory=str(self._shared.directory / "trust"),
             store_directory=str(self._shared.directory / "store"), repository=source or self._config.blobs.url,
             now_ms=time.time_ns() // 1_000_000, length_max_bytes=self._config.budget.storage_bytes,
+            full_download=desired.policy.full_download,
             username=self._config.device, password=read_secret(Path(self._config.broker.password_file)),
         )  # fmt: skip
         answer = deliver(job)

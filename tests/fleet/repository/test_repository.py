@@ -138,7 +138,7 @@ def test_damaged_bundle_is_refused(bundle, scene, damage: Callable[[bytes], byte
 
 
 def test_missing_bundle_is_a_user_error(scene) -> None:
-    with pytest.raises(ConfigError, match="cannot read bundle"):
+    with pytest.raises(ConfigError, match="cannot open bundle"):
         scene.publish(scene.directory / "none.edgeml")
 
 
