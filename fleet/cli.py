@@ -111,6 +111,8 @@ def publish(
 ) -> None:
     """Sign bundles and add them to the repository. All variants of a release may be given at once.
 
+    Devices that have one of the three releases before fetch only what changed, where that is less than half.
+
     \b
     Example:
         edgeml fleet publish digits-1.1.0-*.edgeml

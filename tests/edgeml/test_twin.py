@@ -14,6 +14,7 @@ from edgeml.twin import (
     Birth,
     Desired,
     DeviceState,
+    FullDownload,
     Outcome,
     Policy,
     Presence,
@@ -41,7 +42,7 @@ MESSAGES = [
         release="digits@1.0.0",
         target="t",
         digest="a" * 64,
-        policy=Policy(soak_s=5.0),
+        policy=Policy(soak_s=5.0, full_download=FullDownload.NEVER),
     ),
     Reported(
         generation=3,
@@ -101,6 +102,13 @@ def test_what_is_no_message_is_refused(data):
 def test_message_longer_than_its_topic_allows_is_refused():
     with pytest.raises(ManifestError, match="more than"):
         twin.decode(twin.encode(Presence(online=True, session="s" * MESSAGE_BYTES_MAX)), Presence)
+
+
+def test_a_policy_that_does_not_speak_of_full_downloads_allows_them_and_no_third_word_is_known():
+    text = b'{"generation":1,"deployment":"d","release":"r","target":"t","digest":"x","policy":{"attempts_max":2}}'
+    assert twin.decode(text, Desired).policy.full_download is FullDownload.ALWAYS
+    with pytest.raises(ManifestError):
+        twin.decode(text.replace(b'"attempts_max":2', b'"full_download":"perhaps"'), Desired)
 
 
 def test_slot_is_found_by_its_digest():

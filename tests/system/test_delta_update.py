@@ -1,15 +1,18 @@
 """Deltas with real processes: serve, an agent, its fetching child."""
 
-import subprocess
-import sys
-import time
+import contextlib
 
-import msgspec
 import pytest
 
-from agent.fetch import Answer, Job
+from agent.config import AgentConfig
+from agent.installer import DeviceInstaller, Tools
+from agent.serving import Serving
+from agent.slots import SlotTable
+from agent.supervisor import Supervisor
+from edgeml.clock import SystemClock
+from edgeml.errors import BudgetError
 from edgeml.ids import digest_of_file
-from edgeml.twin import FullDownload
+from edgeml.twin import Desired, FullDownload, Policy
 from fleet import overview
 from fleet.repository import Repository
 from fleet.rollout import RolloutState
@@ -63,33 +66,26 @@ def test_a_device_gets_the_next_release_by_delta_and_in_full_if_the_delta_is_cor
     assert digest_of_file(store / f"{target.digest}.edgeml") == target.digest
 
 
-def test_the_fetching_child_obeys_the_policy(house):
+def test_the_policy_of_a_deployment_reaches_the_fetching_child(house):
     old, new = house.publish("1.0.0"), house.publish("1.1.0")
-    trust, store = house.directory / "trust", house.directory / "store"
-    trust.mkdir()
+    storage = house.directory / "device"
+    (storage / "trust").mkdir(parents=True)
     root = house.home.repository / "metadata" / "1.root.json"
-    (trust / "root.json").write_bytes(root.read_bytes())
-
-    def child(version):
-        job = Job(
-            target=signed(house, version).path, trust_directory=str(trust), store_directory=str(store),
-            repository=str(house.home.repository), now_ms=time.time_ns() // 1_000_000, length_max_bytes=1 << 20,
-            full_download=FullDownload.NEVER,
+    (storage / "trust" / "root.json").write_bytes(root.read_bytes())
+    supervisor, table = Supervisor(), SlotTable(storage)
+    with contextlib.closing(Serving(supervisor)) as serving:
+        tools = Tools(supervisor, serving, table, SystemClock(), lambda _worker: None, lambda _worker: None)
+        config = AgentConfig(device="cam-1", profile="generic-x86-64", storage=str(storage))
+        installer = DeviceInstaller(config, tools)
+        target = signed(house, "1.1.0")
+        desired = Desired(
+            generation=1, deployment="d", release=target.facts.release, target=target.path, digest=target.digest,
+            policy=Policy(full_download=FullDownload.NEVER),
         )  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, "-m", "agent.fetch"],
-            input=msgspec.json.encode(job),
-            capture_output=True,
-            check=True,
-            timeout=60,
-        )
-        return msgspec.json.decode(done.stdout.splitlines()[-1], type=Answer)
-
-    refused = child("1.1.0")
-    assert refused.error == "BudgetError"
-    assert f"{new.stat().st_size} bytes in full" in refused.message
-    (store / f"{digest_of_file(old)}.edgeml").write_bytes(old.read_bytes())
-    answer = child("1.1.0")
-    assert answer.error == ""
-    assert answer.received_bytes == signed(house, "1.1.0").facts.deltas[0].length_bytes
-    assert (store / f"{digest_of_file(new)}.edgeml").read_bytes() == new.read_bytes()
+        with pytest.raises(BudgetError, match=f"{new.stat().st_size} bytes in full"):
+            installer.fetch(desired, str(house.home.repository))
+        table.path(digest_of_file(old)).write_bytes(old.read_bytes())
+        delivery = installer.fetch(desired, str(house.home.repository))
+    assert delivery.target == target
+    assert delivery.received_bytes == target.facts.deltas[0].length_bytes
+    assert table.path(target.digest).read_bytes() == new.read_bytes()
