@@ -10,18 +10,18 @@ import hashlib
 from typing import Final
 
 from edgeml.ids import DeploymentId, DeviceId
-from edgeml.twin import Desired
+from edgeml.twin import Desired, Policy
 
 from .devices import Device
 from .facts import VariantFor
-from .rollout import Assignment
+from .rollout import Assignment, Rollout
 
 ROLLOUT_CHARACTERS_MAX: Final = 30
 _DEVICE_CHARACTERS_MAX: Final = 20
 
 
 def desired_for(
-    assignment: Assignment, rollout_id: str, device: Device, generation: int, variant_for: VariantFor
+    assignment: Assignment, rollout: Rollout, device: Device, generation: int, variant_for: VariantFor
 ) -> Desired | None:
     """Write down what is wanted of a device; None if no variant of the release suits it."""
     target, digest = None, None
@@ -31,10 +31,12 @@ def desired_for(
         target, digest = signed.path, signed.digest
     if target is None or digest is None:
         return None
-    deployment = deployment_id(rollout_id, device.device, generation)
+    # A bad release is worse than a large bill: the way back is never forbidden.
+    policy = Policy() if assignment.revert else Policy(full_download=rollout.plan.full_download)
     return Desired(
-        generation=generation, deployment=deployment, release=assignment.release, target=target, digest=digest
-    )
+        generation=generation, deployment=deployment_id(rollout.id, device.device, generation),
+        release=assignment.release, target=target, digest=digest, policy=policy,
+    )  # fmt: skip
 
 
 def deployment_id(rollout_id: str, device: DeviceId, generation: int) -> DeploymentId:

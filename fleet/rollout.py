@@ -12,7 +12,7 @@ import msgspec
 
 from edgeml.ids import DeploymentId, DeviceId, ReleaseId
 from edgeml.telemetry import Counters
-from edgeml.twin import Outcome
+from edgeml.twin import FullDownload, Outcome
 
 
 class RolloutState(enum.Enum):
@@ -75,6 +75,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     incumbent_trials_min: int = 1
     """Inferences of the incumbent, since the rollout began, without which there is nothing to compare with, hence no
     advance. Not asked for in the last wave, nor where no reachable device runs an incumbent. 0 does without."""
+    full_download: FullDownload = FullDownload.ALWAYS
+    """Whether devices may fetch the release in full where no delta fits what they have. The way back always may."""
 
 
 class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):

@@ -47,6 +47,13 @@ def rollout() -> None:
 @click.option(
     "--trials", default=30, show_default=True, help="Inferences without which a wave is never good enough."
 )
+@click.option(
+    "--full-download",
+    type=click.Choice(["always", "never"]),
+    default="always",
+    show_default=True,
+    help="Whether devices may fetch it in full where no delta fits what they have.",
+)
 @in_fleet
 def start(
     context: click.Context,
@@ -68,6 +75,7 @@ def start(
     from edgeml.clock import SystemClock
     from edgeml.errors import ConfigError
     from edgeml.ids import ReleaseId
+    from edgeml.twin import FullDownload
 
     from . import campaigns
     from .durations import parse_duration_s, parse_waves
@@ -86,6 +94,7 @@ def start(
         wait_max_s=parse_duration_s(str(options["max_wait"])),
         evidence_stop=evidence,
         trials_min=trials,
+        full_download=FullDownload(options["full_download"]),
     )
     home, _config, store = open_fleet(context, directory)
     started = campaigns.start(store, Repository(home.repository), plan, SystemClock().now_ms())

@@ -332,7 +332,9 @@ class Controller:
             known = wanted.get(device.device)
             # A device may be ahead of the database: it was restored from a backup, or the device enrolled again.
             generation = max(known.generation if known else 0, device.reported_generation) + 1
-            desired = desired_for(assignment, rollout_id, device, generation, self._releases.variant_for)
+            desired = desired_for(
+                assignment, decision.rollout, device, generation, self._releases.variant_for
+            )
             if desired is None:
                 self._refuse(
                     "no variant", device.device, f"{assignment.release} has no variant for {device.profile}"

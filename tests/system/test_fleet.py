@@ -5,7 +5,8 @@ import sqlalchemy as sa
 
 from edgeml.drift import Verdict
 from edgeml.testing import Weather
-from fleet import overview, schema
+from edgeml.twin import FullDownload
+from fleet import campaigns, overview, schema
 from fleet.rollout import RolloutState
 
 
@@ -41,6 +42,29 @@ def test_a_release_reaches_everybody_and_a_worse_one_is_stopped_at_the_first_wav
     assert 0 < len(touched) < 10
     assert any(event.evidence for event in view.events), "the decision stores its evidence"
     assert world.broker.refused == []
+
+
+def test_a_rollout_without_full_downloads_reaches_devices_that_a_delta_fits_and_no_others(make_world):
+    world = make_world(devices_count=2)
+    first = world.publish("1.0.0")
+    policy = {"waves": (1.0,), "full_download": FullDownload.NEVER}
+    refused = world.start_rollout(first, **policy)
+    settle(world, 20)
+    view = overview.rollout(world.store, refused)
+    assert view.rollout.state is RolloutState.PAUSED
+    assert all("in full, which this deployment forbids" in device.reason for device in view.devices)
+    assert set(world.current()) == {None}
+    campaigns.request(world.store, refused, RolloutState.ABORTED)
+    settle(world, 20)
+    view = world.run_until_finished(world.start_rollout(first, waves=(1.0,)))
+    assert view.rollout.state is RolloutState.COMPLETED
+    before = overview.fetched_bytes(world.store)
+    second = world.publish("1.1.0")
+    view = world.run_until_finished(world.start_rollout(second, **policy))
+    assert view.rollout.state is RolloutState.COMPLETED
+    assert set(world.current()) == {second}
+    [delta] = next(one for one in world.repository.releases() if one.facts.release == second).facts.deltas
+    assert overview.fetched_bytes(world.store) - before == delta.length_bytes
 
 
 @pytest.mark.parametrize(
