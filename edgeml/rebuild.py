@@ -69,9 +69,8 @@ def obtain(
     complete = directory / f"{target.digest}.edgeml"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if complete.exists() and digest_of_file(complete) == target.digest:
-            return Fetched(complete, 0)
-        if not _rebuild(counted, target, directory, full_download, progress):
+        is_there = complete.exists() and digest_of_file(complete) == target.digest
+        if not is_there and not _rebuild(counted, target, directory, full_download, progress):
             fetch(counted, target, directory, progress)
         for leftover in _leftovers(target, directory):
             leftover.unlink(missing_ok=True)

@@ -238,3 +238,28 @@ def test_the_smallest_delta_that_fits_is_chosen(scene):
     assert choose(target, every - {c.base_sha256}, set(), 21) == b
     assert choose(target, every, set(), 10) is None
     assert choose(target, set(), set(), 100) is None
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("place", ["edgeml.delta.os.fsync", "pathlib.Path.replace", "pathlib.Path.unlink"])
+def test_an_end_at_any_point_leaves_no_bundle_or_the_right_one(scene, place):
+    """The file is written, synced, renamed, and then what is left over is removed."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def killed(*_arguments, **_more):
+            raise Killed
+
+        patch.setattr(place, killed)
+        # Nothing runs after a kill, so the half-written file stays.
+        patch.setattr("pathlib.Path.unlink", killed)
+        with pytest.raises(Killed):
+            scene.obtain(FullDownload.NEVER)
+    done = scene.store / f"{digest_of(TARGET)}.edgeml"
+    assert not done.exists() or done.read_bytes() == TARGET
+    assert done.exists() == (place == "pathlib.Path.unlink")
+    assert scene.obtain(FullDownload.NEVER).path.read_bytes() == TARGET
+    assert scene.asked(scene.delta) == 1, "what was fetched is used"
+    assert scene.names() == scene.bundles()
