@@ -19,7 +19,7 @@ from . import atomic, delta
 from .delta import Expected
 from .download import Fetched, Progress, fetch
 from .errors import ArtifactError, BudgetError, DigestMismatchError, PermanentTransferError, TransferError
-from .ids import Digest, digest_of_file
+from .ids import Digest, digest_of_file, is_digest
 from .source import Source, Stream
 from .trustfacts import SignedDelta, SignedTarget
 from .twin import FullDownload
@@ -44,7 +44,10 @@ def choose(
     usable = [
         one
         for one in target.facts.deltas
-        if one.base_sha256 in installed and one.sha256 not in bad and 0 < one.length_bytes < left_bytes
+        if one.base_sha256 in installed
+        and is_digest(one.sha256)
+        and one.sha256 not in bad
+        and 0 < one.length_bytes < left_bytes
     ]
     return min(usable, key=lambda one: (one.length_bytes, one.sha256), default=None)
 
@@ -182,4 +185,4 @@ def _marked(marks: Path) -> frozenset[str]:
 def _leftovers(target: SignedTarget, directory: Path) -> list[Path]:
     """What attempts to get the bundle may have left."""
     own = [directory / f"{target.digest}{ending}" for ending in (".part", ".chunks", ".rebuilt", _BAD)]
-    return own + [directory / f"{one.sha256}.delta" for one in target.facts.deltas]
+    return own + [directory / f"{one.sha256}.delta" for one in target.facts.deltas if is_digest(one.sha256)]

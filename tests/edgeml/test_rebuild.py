@@ -226,6 +226,15 @@ def test_a_full_download_that_is_wrong_is_refused(scene):
         scene.obtain()
 
 
+def test_what_is_no_digest_names_no_file(scene):
+    stranger = scene.store.parent / "stranger.delta"
+    stranger.write_bytes(b"kept")
+    one = SignedDelta(digest_of(BASE), "../stranger", 10)
+    facts = msgspec.structs.replace(scene.signed.facts, deltas=(one,))
+    assert scene.obtain(signed=dataclasses.replace(scene.signed, facts=facts)).path.read_bytes() == TARGET
+    assert stranger.read_bytes() == b"kept"
+
+
 def test_the_smallest_delta_that_fits_is_chosen(scene):
     a, b, c = (
         SignedDelta(letter * 64, letter * 64, size) for letter, size in (("a", 30), ("b", 20), ("c", 10))
