@@ -22,6 +22,8 @@ from edgeml.trustfacts import SignedDelta, SignedTarget
 logger = logging.getLogger(__name__)
 
 BASES_MAX: Final = 3
+TARGET_BYTES_MAX: Final = 64 << 20
+"""Longer bundles get no deltas: one is made at about 1.3 MB/s, and publishing must not take hours."""
 WORTH_FRACTION: Final = 0.5
 """A delta of this fraction of the bundle or more does not pay: blobs are kept for ever, and devices copy and add."""
 _READABLE: Final = 0o644
@@ -57,6 +59,9 @@ def make(
     """
     with Bundle(path) as bundle:
         manifest = bundle.manifest
+    if path.stat().st_size > TARGET_BYTES_MAX:
+        logger.info("%s is longer than %d bytes and gets no deltas", path.name, TARGET_BYTES_MAX)
+        return ()
     if any(one.path == manifest.target for one in releases):
         return ()
     made = []

@@ -82,6 +82,14 @@ def test_a_delta_of_half_the_bundle_or_more_is_not_kept(bundle, scene):
     assert len(list(blobs.iterdir())) == before + 2
 
 
+def test_a_bundle_that_is_too_long_to_compare_gets_none(bundle, scene, monkeypatch):
+    scene.publish(bundle(scene.directory, "1.0.0", content=moved(0)))
+    path = bundle(scene.directory, "2.0.0", content=moved(5))
+    monkeypatch.setattr(deltas, "TARGET_BYTES_MAX", path.stat().st_size - 1)
+    scene.publish(path)
+    assert facts(scene, "digits/2.0.0/int8.edgeml").deltas == ()
+
+
 def test_publishing_again_makes_nothing_new(bundle, scene):
     paths = [bundle(scene.directory, f"{number}.0.0", content=moved(number)) for number in (1, 2)]
     for path in (*paths, paths[1]):
