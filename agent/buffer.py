@@ -1,8 +1,8 @@
 """The telemetry buffer: rows that wait on disk until the fleet has stored them.
 
 Decides the shape (one table a stream, a ring in order of its rowid, no secondary index), what goes first when it is
-full (the oldest windows, then the oldest events), and the exact counts of what was produced, acknowledged and dropped:
-at any time produced = acknowledged + dropped + held. When to send what is `uplink`'s business.
+full (the oldest windows, then the oldest events), and which rows are dropped for what reason. At any time produced =
+acknowledged + dropped + held: `tally` keeps that account. When to send what is `uplink`'s business.
 
 Durability. A file of its own, WAL with synchronous=NORMAL. A kill loses the rows since the last commit: at most
 COMMIT_ROWS, and none that were flushed or sent. A power cut loses at most the commits in the last LOG_PAGES pages of
@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +27,7 @@ from edgeml.telemetry import (
     BATCH_BYTES_MAX,
     BATCH_RAW_BYTES_MAX,
     Batch,
+    DropReason,
     Event,
     Loss,
     Stream,
@@ -37,6 +38,7 @@ from edgeml.telemetry import (
 from edgeml.twin import Ack
 
 from .buffer_file import LOG_PAGES, FilePath, is_corrupt, is_full, open_file, sql, start_over
+from .tally import read_tally
 
 __all__ = ["LOG_PAGES", "Buffer", "BufferLimits"]
 
@@ -47,7 +49,6 @@ COMMIT_ROWS: Final = 50
 UNWRITTEN_ROWS_MAX: Final = 4 * COMMIT_ROWS
 """Rows that wait in memory while the disk refuses them; above it the oldest are dropped."""
 EVICT_FRACTION: Final = 0.01
-_ROW_OVERHEAD_BYTES: Final = 32
 _ENVELOPE_BYTES: Final = 1024
 _COMPRESSION_FIRST: Final = 4.0
 """By how much rows are thought to shrink before a batch has shown it: compressing too much is slow on a small device."""
@@ -61,18 +62,6 @@ class BufferLimits(msgspec.Struct, frozen=True):
 
     rows_max: int = 50_000
     bytes_max: int = 64 << 20
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What is known of one stream; `held` counts rows on disk and in memory."""
-
-    produced: int
-    acknowledged: int
-    dropped: int
-    seq: int
-    held: int
-    held_bytes: int
 
 
 class Buffer:
@@ -89,12 +78,13 @@ class Buffer:
         self._boot = boot
         self._limits = limits or BufferLimits()
         self._unwritten: list[tuple[Stream, int, bytes]] = []
+        self._is_unsaved = False
         self._compression = _COMPRESSION_FIRST
         try:
             opened = open_file(path, self._limits.bytes_max)
             self._connection = opened.connection
             self.quarantined = opened.quarantined
-            self._tallies = {stream: self._recount(stream) for stream in Stream}
+            self._tallies = {stream: read_tally(opened.connection, stream, boot) for stream in Stream}
         except sqlite3.Error as error:
             raise StorageError(f"cannot open telemetry in {path}: {error}", hint="check the disk") from error
         except OSError as error:
@@ -108,28 +98,26 @@ class Buffer:
         """
         stream = Stream.WINDOWS if isinstance(row, Window) else Stream.EVENTS
         tally = self._tallies[stream]
-        tally.seq += 1
-        tally.produced += 1
-        payload = encode_row(msgspec.structs.replace(row, seq=tally.seq))
+        payload = encode_row(msgspec.structs.replace(row, seq=tally.produce()))
         if len(payload) > BATCH_RAW_BYTES_MAX - _ENVELOPE_BYTES:
-            tally.dropped += 1
+            tally.drop_new(DropReason.TOO_LONG)
+            self._is_unsaved = True
             logger.warning("a row of %d bytes in %s is too long to send", len(payload), stream.value)
             return tally.seq
-        tally.held += 1
-        tally.held_bytes += len(payload) + _ROW_OVERHEAD_BYTES
+        tally.hold(len(payload))
         self._unwritten.append((stream, tally.seq, payload))
         if len(self._unwritten) >= COMMIT_ROWS or self._is_over():
             self.flush()
         return tally.seq
 
     def flush(self) -> None:
-        """Write what was appended; it then survives a kill.
+        """Write what was appended and counted; it then survives a kill.
 
         Raises:
             StorageError: The disk refused even after the oldest rows were given up. What is unwritten waits in memory.
         """
         started_over = False
-        while self._unwritten:
+        while self._unwritten or self._is_unsaved:
             try:
                 self._write()
             except sqlite3.Error as error:
@@ -170,8 +158,9 @@ class Buffer:
                     if len(rows) == 1:
                         break
                     rows = rows[: max(1, min(len(rows) - 1, len(rows) * bytes_max // size))]
-                logger.warning("a row in %s cannot be sent and is dropped", stream.value)
-                self._drop(stream, 1)
+                reason = DropReason.TOO_LONG if rows else DropReason.UNREADABLE
+                logger.warning("a row in %s cannot be sent and is dropped: %s", stream.value, reason.value)
+                self._drop(stream, 1, reason)
         except sqlite3.Error as error:
             self._survive(error)
         return None
@@ -194,7 +183,7 @@ class Buffer:
                 return 0
             # A ring: rows of one boot have consecutive ids and seqs, so no index on (boot, seq) is needed.
             most = ack.seq - found[0][2] + 1
-            return self._remove(stream, min(most, self._tallies[stream].held), ack)
+            return self._remove(stream, min(most, self._tallies[stream].held), ack, None)
         except sqlite3.Error as error:
             self._survive(error)
             return 0
@@ -207,15 +196,14 @@ class Buffer:
         """
         try:
             found = self._execute(stream, "SELECT boot, seq FROM $rows ORDER BY id LIMIT 1").fetchall()
-            return found == [(boot, seq)] and self._drop(stream, 1) == 1
+            return found == [(boot, seq)] and self._drop(stream, 1, DropReason.REFUSED) == 1
         except sqlite3.Error as error:
             self._survive(error)
             return False
 
     def loss(self, stream: Stream) -> Loss:
         """Exact counts since the buffer was created. A dropped row may have been stored if its ack was lost."""
-        tally = self._tallies[stream]
-        return Loss(tally.produced, tally.acknowledged, tally.dropped)
+        return self._tallies[stream].loss
 
     def held(self, stream: Stream) -> int:
         """Rows that wait, in memory and on disk."""
@@ -248,11 +236,12 @@ class Buffer:
                 rows = [(self._boot, seq, payload) for one, seq, payload in self._unwritten if one is stream]
                 statement = "INSERT INTO $rows (boot, seq, payload) VALUES (?, ?, ?)"
                 self._connection.executemany(sql(statement, stream), rows)
-                self._save(stream, unwritten=0)
+                self._tallies[stream].save(self._connection, stream, self._boot, unwritten=0)
         self._unwritten.clear()
+        self._is_unsaved = False
 
-    def _remove(self, stream: Stream, count: int, ack: Ack | None) -> int:
-        """Delete at most `count` of the oldest rows: those of an ack, or any, which are then dropped."""
+    def _remove(self, stream: Stream, count: int, ack: Ack | None, reason: DropReason | None) -> int:
+        """Delete at most `count` of the oldest rows: those of an ack, or any, which are dropped for a reason."""
         oldest = self._execute(
             stream, "SELECT id, boot, seq, length(payload) FROM $rows ORDER BY id LIMIT ?", count
         ).fetchall()
@@ -260,31 +249,25 @@ class Buffer:
             oldest = [row for row in oldest if row[1] == ack.boot and row[2] <= ack.seq]
         if not oldest:
             return 0
-        tally = self._tallies[stream]
-        before = (tally.acknowledged, tally.dropped, tally.held, tally.held_bytes)
-        if ack is None:
-            tally.dropped += len(oldest)
-        else:
-            tally.acknowledged += len(oldest)
-        tally.held -= len(oldest)
-        tally.held_bytes -= sum(row[3] + _ROW_OVERHEAD_BYTES for row in oldest)
-        try:
-            with self._connection:
-                self._execute(stream, "DELETE FROM $rows WHERE id <= ?", oldest[-1][0])
-                self._save(stream, unwritten=sum(one is stream for one, _, _ in self._unwritten))
-        except sqlite3.Error:
-            tally.acknowledged, tally.dropped, tally.held, tally.held_bytes = before
-            raise
+        tally = replace(self._tallies[stream])
+        tally.release(len(oldest), sum(row[3] for row in oldest), reason)
+        with self._connection:
+            self._execute(stream, "DELETE FROM $rows WHERE id <= ?", oldest[-1][0])
+            tally.save(self._connection, stream, self._boot, len(self._unwritten_lengths(stream)))
+        self._tallies[stream] = tally
         return len(oldest)
 
-    def _drop(self, stream: Stream, count: int) -> int:
-        return self._remove(stream, count, None)
+    def _drop(self, stream: Stream, count: int, reason: DropReason) -> int:
+        return self._remove(stream, count, None, reason)
+
+    def _unwritten_lengths(self, stream: Stream) -> list[int]:
+        return [len(payload) for one, _, payload in self._unwritten if one is stream]
 
     def _evict(self) -> bool:
         """Give up a block of the oldest rows of the least important stream that has any on disk."""
         excess = sum(tally.held for tally in self._tallies.values()) - self._limits.rows_max
         block = max(1, int(self._limits.rows_max * EVICT_FRACTION), excess)
-        return any(self._drop(stream, block) for stream in _DROPPED_FIRST)
+        return any(self._drop(stream, block, DropReason.EVICTED) for stream in _DROPPED_FIRST)
 
     def _make_room(self, error: sqlite3.Error) -> bool:
         try:
@@ -298,10 +281,8 @@ class Buffer:
         while len(self._unwritten) > UNWRITTEN_ROWS_MAX:
             index = next((i for i, row in enumerate(self._unwritten) if row[0] is Stream.WINDOWS), 0)
             stream, _, payload = self._unwritten.pop(index)
-            tally = self._tallies[stream]
-            tally.dropped += 1
-            tally.held -= 1
-            tally.held_bytes -= len(payload) + _ROW_OVERHEAD_BYTES
+            self._tallies[stream].release(1, len(payload), DropReason.DISK_REFUSED)
+            self._is_unsaved = True
 
     def _is_over(self) -> bool:
         tallies = self._tallies.values()
@@ -309,33 +290,6 @@ class Buffer:
             sum(tally.held for tally in tallies) > self._limits.rows_max
             or sum(tally.held_bytes for tally in tallies) > self._limits.bytes_max
         )
-
-    def _save(self, stream: Stream, unwritten: int) -> None:
-        tally = self._tallies[stream]
-        self._connection.execute(
-            "UPDATE counts SET produced = ?, acknowledged = ?, dropped = ?, boot = ?, seq = ? WHERE stream = ?",
-            (
-                tally.produced - unwritten,
-                tally.acknowledged,
-                tally.dropped,
-                self._boot,
-                tally.seq,
-                stream.value,
-            ),
-        )
-
-    def _recount(self, stream: Stream) -> _Tally:
-        produced, acknowledged, dropped, boot, seq = self._connection.execute(
-            "SELECT produced, acknowledged, dropped, boot, seq FROM counts WHERE stream = ?", (stream.value,)
-        ).fetchone()
-        held, payload_bytes = self._execute(
-            stream, "SELECT count(*), coalesce(sum(length(payload)), 0) FROM $rows"
-        ).fetchone()
-        # Rows that a person has deleted from the file count as dropped.
-        dropped += max(0, produced - acknowledged - dropped - held)
-        produced = acknowledged + dropped + held
-        held_bytes = payload_bytes + held * _ROW_OVERHEAD_BYTES
-        return _Tally(produced, acknowledged, dropped, seq if boot == self._boot else 0, held, held_bytes)
 
     def _execute(self, stream: Stream, statement: str, *values: int) -> sqlite3.Cursor:
         return self._connection.execute(sql(statement, stream), values)
@@ -357,13 +311,14 @@ class Buffer:
         try:
             opened = start_over(self._connection, self._path, self._limits.bytes_max)
             self._connection, self.quarantined = opened.connection, opened.quarantined
+            # The account first, as a whole: the file is gone whether or not the new one can be written.
             for stream, tally in self._tallies.items():
-                unwritten = [payload for one, _, payload in self._unwritten if one is stream]
-                tally.dropped += tally.held - len(unwritten)
-                tally.held = len(unwritten)
-                tally.held_bytes = sum(len(payload) + _ROW_OVERHEAD_BYTES for payload in unwritten)
-                with self._connection:
-                    self._save(stream, unwritten=len(unwritten))
+                tally.lose_file(self._unwritten_lengths(stream))
+            self._is_unsaved = True
+            with self._connection:
+                for stream, tally in self._tallies.items():
+                    unwritten = len(self._unwritten_lengths(stream))
+                    tally.save(self._connection, stream, self._boot, unwritten)
         except (sqlite3.Error, OSError) as again:
             raise StorageError(
                 f"cannot start telemetry over in {self._path}: {again}", hint="check the disk"

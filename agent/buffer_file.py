@@ -143,4 +143,9 @@ def _create_tables(connection: sqlite3.Connection) -> None:
         connection.executemany(
             "INSERT OR IGNORE INTO counts VALUES (?, 0, 0, 0, '', 0)", [(one.value,) for one in Stream]
         )
+        # Came later. An agent that does not know it reads and counts as before, so the version stays.
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS drops (stream TEXT NOT NULL, reason TEXT NOT NULL, dropped INTEGER NOT NULL, "
+            "PRIMARY KEY (stream, reason)) WITHOUT ROWID"
+        )
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

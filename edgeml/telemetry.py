@@ -74,12 +74,65 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     release: ReleaseId | None = None
 
 
+class DropReason(enum.Enum):
+    """Why a device gave a row up. The value is the name of its count in `Drops`."""
+
+    EVICTED = "evicted"
+    """The buffer or the disk was full, and the row was among the oldest."""
+    REFUSED = "refused"
+    """The fleet said that it will never store it."""
+    TOO_LONG = "too_long"
+    """No batch can carry it."""
+    UNREADABLE = "unreadable"
+    """It is in the file, but is no row any more."""
+    DISK_REFUSED = "disk_refused"
+    """The disk refused it until memory was full too."""
+    STARTED_OVER = "started_over"
+    """It was in a file that could not be read and was set aside."""
+    UNEXPLAINED = "unexplained"
+    """It is gone from the file by another hand, or was dropped by an agent that did not count reasons yet."""
+
+
+class Drops(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Rows dropped, by `DropReason`. A reason that only a newer device knows is not read: the sum may be below `dropped`."""
+
+    evicted: int = 0
+    refused: int = 0
+    too_long: int = 0
+    unreadable: int = 0
+    disk_refused: int = 0
+    started_over: int = 0
+    unexplained: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self.count(reason) for reason in DropReason)
+
+    def count(self, reason: DropReason) -> int:
+        """Rows dropped for one reason."""
+        rows: int = getattr(self, reason.value)
+        return rows
+
+    def plus(self, reason: DropReason, rows: int) -> Drops:
+        """Add rows to one reason."""
+        # Adding nothing gives the very same: only then does the codec leave an empty one out.
+        return (
+            self if not rows else msgspec.structs.replace(self, **{reason.value: self.count(reason) + rows})
+        )
+
+
+NO_DROPS: Final = Drops()
+
+
 class Loss(msgspec.Struct, frozen=True, omit_defaults=True):
     """Exact counts of rows of one stream since the buffer was created."""
 
     produced: int = 0
     acknowledged: int = 0
     dropped: int = 0
+    reasons: Drops = NO_DROPS
+    """`dropped` by reason; empty from devices that do not count reasons."""
 
 
 class Batch(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -14,7 +14,7 @@ from edgeml import telemetry, topics, twin
 from edgeml.errors import ConfigError, ManifestError
 from edgeml.ids import DeviceId, ReleaseId, TenantId, is_digest, parse_release
 from edgeml.sketch import Sketch
-from edgeml.telemetry import LATENCY_BINS, Batch, Event, Stream, Window
+from edgeml.telemetry import LATENCY_BINS, Batch, DropReason, Event, Loss, Stream, Window
 from edgeml.topics import RULES, Leaf
 from edgeml.transport import Message
 
@@ -147,8 +147,7 @@ def _checked_batch(batch: Batch, stream: Stream) -> Batch:
         raise ManifestError(
             f"a batch on {stream.value} that holds none of its rows, or rows of another stream"
         )
-    for name in telemetry.Loss.__struct_fields__:
-        _check_count(getattr(batch.loss, name), name)
+    _check_loss(batch.loss)
     previous = -1
     for row in rows:
         _check_count(row.seq, "seq")
@@ -160,6 +159,18 @@ def _checked_batch(batch: Batch, stream: Stream) -> Batch:
         else:
             _check_event(row)
     return batch
+
+
+def _check_loss(loss: Loss) -> None:
+    for name in ("produced", "acknowledged", "dropped"):
+        _check_count(getattr(loss, name), name)
+    for reason in DropReason:
+        _check_count(loss.reasons.count(reason), reason.value)
+    # Fewer is possible: a newer device may count a reason that is not known here.
+    if loss.reasons.total > loss.dropped:
+        raise ManifestError(
+            f"{loss.reasons.total} rows dropped for a reason, more than {loss.dropped} in all"
+        )
 
 
 def _check_window(window: Window) -> None:

@@ -3,6 +3,7 @@
 import base64
 import random
 import stat
+import zlib
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from edgeml.sketch import Sketch
 from edgeml.telemetry import (
     BATCH_BYTES_MAX,
     Counters,
+    DropReason,
+    Drops,
     Event,
     Loss,
     Stream,
@@ -61,6 +64,7 @@ def balanced(buffer):
     for stream in Stream:
         loss = buffer.loss(stream)
         assert loss.produced == loss.acknowledged + loss.dropped + buffer.held(stream)
+        assert loss.dropped == loss.reasons.total
     return True
 
 
@@ -208,7 +212,8 @@ def test_batches_never_exceed_their_size_and_all_rows_are_sent_or_counted(length
         sent += seqs(batch)
         assert buffer.acknowledge(ack("b1", Stream.EVENTS, sent[-1])) == len(batch.rows)
     assert len(sent) == len(set(sent))
-    assert buffer.loss(Stream.EVENTS) == Loss(len(lengths), len(sent), len(lengths) - len(sent))
+    lost = len(lengths) - len(sent)
+    assert buffer.loss(Stream.EVENTS) == Loss(len(lengths), len(sent), lost, Drops(too_long=lost))
     fit_alone = {
         i + 1 for i, length in enumerate(lengths)
         if len(encode_batch_of_one(i + 1, length)) <= bytes_max
@@ -250,8 +255,25 @@ def test_a_row_no_batch_can_carry_is_dropped_and_counted(open_buffer):
     assert seqs(buffer.pending(Stream.WINDOWS)) == [1]
     buffer.acknowledge(ack("b1", Stream.WINDOWS, 1))
     assert seqs(buffer.pending(Stream.WINDOWS)) == [3]
-    assert buffer.loss(Stream.WINDOWS) == Loss(produced=3, acknowledged=1, dropped=1)
-    assert buffer.loss(Stream.EVENTS) == Loss(produced=1, dropped=1)
+    assert buffer.loss(Stream.WINDOWS) == Loss(3, 1, 1, Drops(too_long=1))
+    assert buffer.loss(Stream.EVENTS) == Loss(1, 0, 1, Drops(too_long=1))
+
+
+def test_reasons_are_on_the_wire_only_when_rows_were_dropped(open_buffer):
+    open_buffer("b1").close()
+    buffer = open_buffer("b2")
+    buffer.append(window())
+    assert b"reasons" not in zlib.decompress(encode_batch(buffer.pending(Stream.WINDOWS)))
+    buffer.refuse(Stream.WINDOWS, "b2", 1)
+    buffer.append(window())
+    assert b'"reasons":{"refused":1}' in zlib.decompress(encode_batch(buffer.pending(Stream.WINDOWS)))
+
+
+def test_a_row_too_long_to_hold_is_counted_in_the_next_life_too(open_buffer):
+    buffer = open_buffer("b1")
+    buffer.append(event(detail="x" * (2 << 20)))
+    buffer.close()
+    assert open_buffer("b2").loss(Stream.EVENTS) == Loss(1, 0, 1, Drops(too_long=1))
 
 
 def test_a_row_that_cannot_be_read_any_more_is_dropped_and_counted(open_buffer):
@@ -264,7 +286,7 @@ def test_a_row_that_cannot_be_read_any_more_is_dropped_and_counted(open_buffer):
     assert seqs(buffer.pending(Stream.WINDOWS)) == [1]
     buffer.acknowledge(ack("b1", Stream.WINDOWS, 1))
     assert seqs(buffer.pending(Stream.WINDOWS)) == [3]
-    assert buffer.loss(Stream.WINDOWS) == Loss(produced=3, acknowledged=1, dropped=1)
+    assert buffer.loss(Stream.WINDOWS) == Loss(3, 1, 1, Drops(unreadable=1))
 
 
 def test_a_full_ring_gives_up_the_oldest_windows_before_any_event(open_buffer):
@@ -283,6 +305,8 @@ def test_a_full_ring_gives_up_the_oldest_windows_before_any_event(open_buffer):
     buffer.flush()
     assert buffer.held(Stream.WINDOWS) == 0
     assert buffer.loss(Stream.EVENTS).dropped > 0
+    for stream in Stream:
+        assert buffer.loss(stream).reasons.count(DropReason.EVICTED) == buffer.loss(stream).dropped
     assert balanced(buffer)
 
 

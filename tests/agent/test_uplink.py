@@ -12,7 +12,7 @@ from agent.uplink import RESEND_FIRST_S, RESEND_MAX_S, Uplink
 from edgeml import topics, twin
 from edgeml.errors import ManifestError
 from edgeml.ids import DeviceId, Digest, ReleaseId, TenantId
-from edgeml.telemetry import Counters, Event, Stream, Window, decode_batch
+from edgeml.telemetry import Counters, DropReason, Event, Stream, Window, decode_batch
 from edgeml.testing import FakeClock, LoopbackBroker, Weather
 from edgeml.topics import CONTROLLER_USER, Leaf
 from edgeml.transport import LinkDown, LinkUp, Message
@@ -296,6 +296,8 @@ def test_every_row_is_stored_exactly_once_or_counted_as_dropped(tmp_path_factory
         assert loss.produced == len(device.produced[stream]) == loss.acknowledged + loss.dropped
         assert set(controller.stored[stream]) <= device.produced[stream]
         missing = device.produced[stream] - set(controller.stored[stream])
+        # No row is too long, refused or broken here: want of room is the only reason there can be.
+        assert loss.dropped == loss.reasons.count(DropReason.EVICTED)
         # A row whose ack was lost may be stored, and be dropped for want of room afterwards: never the other way round.
         assert len(missing) <= loss.dropped
         if limits.rows_max == BufferLimits().rows_max:

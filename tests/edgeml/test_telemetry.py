@@ -16,6 +16,8 @@ from edgeml.telemetry import (
     LATENCY_BINS,
     Batch,
     Counters,
+    DropReason,
+    Drops,
     Event,
     Loss,
     Window,
@@ -36,7 +38,8 @@ windows = st.builds(
     memory_bytes=counts,
 )
 events = st.builds(Event, seq=counts, kind=st.text(max_size=20), at_ms=counts, detail=st.text(max_size=50))
-losses = st.builds(Loss, counts, counts, counts)
+drops = st.builds(Drops, *[counts] * len(DropReason))
+losses = st.builds(Loss, counts, counts, counts, drops)
 
 
 @given(st.text(max_size=10), st.lists(windows, max_size=5).map(tuple), losses)
@@ -50,6 +53,29 @@ def test_batch_of_windows_survives_the_wire(boot, rows, loss):
 def test_batch_of_events_survives_the_wire(rows):
     batch = Batch("b", events=rows)
     assert telemetry.decode_batch(telemetry.encode_batch(batch)).rows == rows
+
+
+def test_every_reason_has_its_count():
+    assert [reason.value for reason in DropReason] == list(Drops.__struct_fields__)
+
+
+@given(drops, st.sampled_from(DropReason), counts)
+def test_adding_to_a_reason_changes_that_count_and_the_total(before, reason, rows):
+    after = before.plus(reason, rows)
+    assert after.total == before.total + rows
+    assert {one for one in DropReason if after.count(one) != before.count(one)} <= {reason}
+    assert after.count(reason) == before.count(reason) + rows
+
+
+def test_batches_of_devices_that_count_no_reasons_or_others_are_read():
+    def read(loss):
+        return telemetry.decode_batch(zlib.compress(b'{"boot":"b","loss":%s}' % loss)).loss
+
+    assert read(b'{"produced":3,"dropped":2}') == Loss(3, 0, 2)
+    newer = read(b'{"produced":3,"dropped":2,"reasons":{"evicted":1,"struck_by_lightning":1}}')
+    assert newer == Loss(3, 0, 2, Drops(evicted=1))
+    # What was not dropped takes no room on the wire.
+    assert b"reasons" not in zlib.decompress(telemetry.encode_batch(Batch("b", loss=Loss(3))))
 
 
 @given(counters, counters, counters)

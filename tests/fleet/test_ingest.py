@@ -11,7 +11,7 @@ from edgeml import telemetry, topics, twin
 from edgeml.errors import ManifestError
 from edgeml.ids import DeviceId, ReleaseId, TenantId
 from edgeml.sketch import Sketch
-from edgeml.telemetry import Batch, Counters, Event, Loss, Stream, Window
+from edgeml.telemetry import Batch, Counters, Drops, Event, Loss, Stream, Window
 from edgeml.topics import Leaf
 from edgeml.transport import Message
 from edgeml.twin import Birth, DeviceState, Outcome, Presence, Reported, Slot, Slots
@@ -105,12 +105,21 @@ BAD_BATCHES = {
     "long histogram": Batch("b1", (window(latency=(1,) * 81),)),
     "negative histogram": Batch("b1", (window(latency=(-1,)),)),
     "negative loss": Batch("b1", (window(),), loss=Loss(dropped=-1)),
+    "negative reason": Batch("b1", (window(),), loss=Loss(9, 0, 9, Drops(evicted=-1))),
+    "huge reason": Batch("b1", (window(),), loss=Loss(9, 0, 9, Drops(refused=1 << 60))),
+    "more reasons than drops": Batch("b1", (window(),), loss=Loss(9, 0, 2, Drops(evicted=1, too_long=2))),
     "sketch of nothing": Batch("b1", (window(sketch=Sketch("x", 1, ((1,),), (0,), (0,))),)),
     "uneven sketch": Batch("b1", (window(sketch=Sketch(DIGEST, 1, ((1,), (1,)), (0,), (0,))),)),
     "negative sketch": Batch("b1", (window(sketch=Sketch(DIGEST, 1, ((-1, 2),), (0,), (0,))),)),
     "huge sum": Batch("b1", (window(sketch=Sketch(DIGEST, 1, ((1,),), (1 << 63,), (0,))),)),
     "negative square": Batch("b1", (window(sketch=Sketch(DIGEST, 1, ((1,),), (0,), (-1,))),)),
 }
+
+
+@pytest.mark.parametrize("reasons", [Drops(), Drops(evicted=1), Drops(evicted=1, refused=2)], ids=str)
+def test_reasons_may_be_all_some_or_none_of_what_was_dropped(reasons):
+    batch = Batch("b1", (window(),), loss=Loss(9, 3, 3, reasons))
+    assert read_batch(batch).batch.loss.reasons == reasons
 
 
 @pytest.mark.parametrize("batch", BAD_BATCHES.values(), ids=BAD_BATCHES.keys())
