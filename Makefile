@@ -42,5 +42,5 @@ $(VENV)/.installed: pyproject.toml scripts/make-venv
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[agent,serve,converters,fleet,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[agent,serve,converters,fleet,tools,dev]'
 	touch $@

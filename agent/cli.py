@@ -10,6 +10,8 @@ from pathlib import Path
 
 import click
 
+from .buffer_command import buffer
+
 CONFIG = click.option(
     "-c", "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), default="agent.toml",
     envvar="EDGEML_AGENT", show_default=True, help="The device's settings.",
@@ -29,6 +31,9 @@ def _row_count(_context: click.Context, _option: click.Parameter, value: str) ->
 @click.group()
 def agent() -> None:
     """Run the on-device agent and look at it."""
+
+
+agent.add_command(buffer)
 
 
 @agent.command("run")

@@ -38,6 +38,7 @@ ONLY_HERE = {
     "sqlalchemy": ("fleet/",),
     "fastapi": ("fleet/",),
     "onnxruntime": ("edgeml/runtime/onnx.py", "converters/"),
+    "sqlite_utils": ("agent/buffer_reader.py",),
     "tuf": ("edgeml/trust.py", "fleet/"),
 }
 
