@@ -16,6 +16,7 @@ import logging
 import sqlite3
 from contextlib import suppress
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
@@ -152,7 +153,7 @@ class Buffer:
                 while rows:
                     batch = self._batch(stream, boot, rows)
                     size = len(encode_batch(batch))
-                    self._compression = sum(len(row[2]) for row in found[: len(rows)]) / size
+                    self._compression = sum(len(row[3]) for row in found[: len(rows)]) / size
                     if size <= bytes_max:
                         return batch
                     if len(rows) == 1:
@@ -225,9 +226,9 @@ class Buffer:
         events = tuple(row for row in rows if isinstance(row, Event))
         return Batch(boot=boot, windows=windows, events=events, loss=self.loss(stream))
 
-    def _oldest(self, stream: Stream, rows_max: int) -> list[tuple[int, str, bytes]]:
+    def _oldest(self, stream: Stream, rows_max: int) -> list[tuple[int, str, int, bytes]]:
         return self._execute(
-            stream, "SELECT id, boot, payload FROM $rows ORDER BY id LIMIT ?", rows_max
+            stream, "SELECT id, boot, seq, payload FROM $rows ORDER BY id LIMIT ?", rows_max
         ).fetchall()
 
     def _write(self) -> None:
@@ -246,7 +247,7 @@ class Buffer:
             stream, "SELECT id, boot, seq, length(payload) FROM $rows ORDER BY id LIMIT ?", count
         ).fetchall()
         if ack is not None:
-            oldest = [row for row in oldest if row[1] == ack.boot and row[2] <= ack.seq]
+            oldest = list(takewhile(lambda row: row[1] == ack.boot and row[2] <= ack.seq, oldest))
         if not oldest:
             return 0
         tally = replace(self._tallies[stream])
@@ -330,17 +331,21 @@ class Buffer:
         return StorageError(f"cannot keep telemetry in {self._path}: {error}", hint=hint)
 
 
-def _readable(found: list[tuple[int, str, bytes]], stream: Stream, raw_bytes_max: int) -> list[Row]:
+def _readable(found: list[tuple[int, str, int, bytes]], stream: Stream, raw_bytes_max: int) -> list[Row]:
     """Decode the first rows of the oldest boot: one, or as many as fit, up to the first that cannot be read."""
     rows: list[Row] = []
     kind: type[Row] = Window if stream is Stream.WINDOWS else Event
     room = min(raw_bytes_max, BATCH_RAW_BYTES_MAX - _ENVELOPE_BYTES)
-    for _, boot, payload in found:
+    for _, boot, seq, payload in found:
         room -= len(payload) + 1
         if boot != found[0][1] or (rows and room < 0):
             break
         try:
-            rows.append(msgspec.json.decode(payload, type=kind))
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+            row = msgspec.json.decode(payload, type=kind)
+        except (msgspec.MsgspecError, UnicodeDecodeError, TypeError):
             break
+        # Its ack would name another row: it could never be deleted, and all others would wait behind it.
+        if row.seq != seq:
+            break
+        rows.append(row)
     return rows

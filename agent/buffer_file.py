@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -23,7 +25,14 @@ PAGES_MIN: Final = 512
 LOG_PAGES: Final = 64
 """Pages of the log after which they are synced into the file: what a power cut may take."""
 SCHEMA_VERSION: Final = 1
-_CORRUPT: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_CORRUPT: Final = {
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_FORMAT,
+    sqlite3.SQLITE_TOOBIG,
+    # Our statements never change and are understood by every file that is ours: this one is not what it was.
+    sqlite3.SQLITE_ERROR,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +52,9 @@ def open_file(path: FilePath, bytes_max: int) -> Opened:
     """
     connection = _connect(path, bytes_max)
     try:
-        if _is_sound(connection):
+        with damage_told():
+            is_sound = _is_sound(connection)
+        if is_sound:
             _create_tables(connection)
             return Opened(connection, None)
     except sqlite3.Error as error:
@@ -85,7 +96,28 @@ def is_full(error: sqlite3.Error) -> bool:
 def is_corrupt(error: sqlite3.Error) -> bool:
     """Tell whether the file is unreadable, whatever the disk does."""
     # Extended codes carry the primary one in their low byte.
-    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _CORRUPT
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:
+        # Python's own: text in the file that is no text.
+        return isinstance(error, UnreadableError | sqlite3.OperationalError)
+    return (code & 0xFF) in _CORRUPT
+
+
+class UnreadableError(sqlite3.DatabaseError):
+    """The file is damaged, and SQLite does not say so by its code."""
+
+
+@contextmanager
+def damage_told() -> Iterator[None]:
+    """Turn what Python makes of a damaged schema into the error that it is.
+
+    Raises:
+        UnreadableError: SQLite's message quotes bytes of the file, and they are no text.
+    """
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise UnreadableError(f"the schema is no text: {error}") from error
 
 
 def _connect(path: FilePath, bytes_max: int) -> sqlite3.Connection:
@@ -96,7 +128,8 @@ def _connect(path: FilePath, bytes_max: int) -> sqlite3.Connection:
         os.close(descriptor)
     connection = sqlite3.connect(path, check_same_thread=False)
     try:
-        _set_up(connection, bytes_max)
+        with damage_told():
+            _set_up(connection, bytes_max)
     except sqlite3.Error as error:
         if not is_corrupt(error):
             connection.close()

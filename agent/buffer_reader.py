@@ -20,7 +20,7 @@ from edgeml.errors import ConfigError, EdgemlError, IncompatibleError, StateErro
 from edgeml.lock import is_held
 from edgeml.telemetry import Drops, Event, Stream, Window
 
-from .buffer_file import SCHEMA_VERSION, is_corrupt, sql
+from .buffer_file import SCHEMA_VERSION, damage_told, is_corrupt, sql
 from .config import LOCK
 from .tally import read_tally
 
@@ -125,8 +125,9 @@ def reading(path: Path) -> Iterator[sqlite_utils.Database]:
     library = sqlite_utils_library()
     connection: sqlite3.Connection | None = None
     try:
-        connection = _connect(path)
-        check_version(connection, path)
+        with damage_told():
+            connection = _connect(path)
+            check_version(connection, path)
         yield library.Database(connection, execute_plugins=False)
     except sqlite3.Error as error:
         raise readable_error(error, path) from error

@@ -14,7 +14,7 @@ import msgspec
 from edgeml.errors import StorageError
 from edgeml.lock import Lock
 
-from .buffer_file import is_full
+from .buffer_file import damage_told, is_full
 from .buffer_reader import check_version, file_bytes, find_buffer, readable_error, sqlite_utils_library
 from .config import LOCK
 
@@ -42,7 +42,8 @@ def vacuum(storage: Path) -> Vacuumed:
     try:
         before_bytes = file_bytes(path)
         connection = sqlite3.connect(path)
-        check_version(connection, path)
+        with damage_told():
+            check_version(connection, path)
         database = library.Database(connection, execute_plugins=False)
         database.vacuum()
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -21,7 +21,7 @@ from edgeml.ids import Digest
 from edgeml.trustfacts import SignedFacts
 from edgeml.twin import Desired, DeviceState, Outcome
 
-from .buffer_file import is_corrupt
+from .buffer_file import UnreadableError, damage_told, is_corrupt
 
 JOURNAL_VERSION: Final = 1
 REFUSED_MAX: Final = 64
@@ -91,34 +91,56 @@ class Journal:
         self.quarantined: Path | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._open()
-        except sqlite3.Error as error:
-            if not is_corrupt(error):
+            try:
+                self.boot = self._open()
+            except sqlite3.Error as error:
                 # Locked, or a full disk: the journal is sound, and the ratchet in it must not be lost.
-                raise StorageError(
-                    f"cannot open the journal {path}: {error}", hint="check the disk, and for another agent"
-                ) from error
-            self._quarantine()
-            self._open()
+                if not is_corrupt(error):
+                    raise
+                self.boot = self._start_over()
+        except sqlite3.Error as error:
+            raise StorageError(
+                f"cannot open the journal {path}: {error}", hint="check the disk, and for another agent"
+            ) from error
         except OSError as error:
             raise storage_error(error, path) from error
-        self.boot = self._next_boot()
 
     def load(self) -> Entry:
-        """Return the last entry written, or a fresh one."""
-        row = self._connection.execute("SELECT version, entry FROM journal WHERE id = 1").fetchone()
-        if row is None:
-            return Entry()
-        if row[0] > JOURNAL_VERSION:
-            raise StateError(
-                f"the journal has version {row[0]}; this edgeml reads {JOURNAL_VERSION}", hint="update edgeml"
-            )
+        """Return the last entry written, or a fresh one.
+
+        Raises:
+            StateError: The journal is of a newer edgeml.
+            StorageError: The disk refused.
+        """
         try:
-            return msgspec.json.decode(row[1], type=Entry)
-        except msgspec.MsgspecError:
-            self._quarantine()
-            self._open()
-            return Entry()
+            try:
+                with damage_told():
+                    row = self._connection.execute(
+                        "SELECT version, entry FROM journal WHERE id = 1"
+                    ).fetchone()
+            except sqlite3.Error as error:
+                if not is_corrupt(error):
+                    raise
+                row = (0, b"")
+            if row is None:
+                return Entry()
+            version, data = row
+            if isinstance(version, int) and version > JOURNAL_VERSION:
+                raise StateError(
+                    f"the journal has version {version}; this edgeml reads {JOURNAL_VERSION}",
+                    hint="update edgeml",
+                )
+            try:
+                return msgspec.json.decode(data, type=Entry)
+            except (msgspec.MsgspecError, UnicodeDecodeError, TypeError):
+                self._start_over()
+                return Entry()
+        except sqlite3.Error as error:
+            raise StorageError(
+                f"cannot read the journal {self._path}: {error}", hint="check the disk"
+            ) from error
+        except OSError as error:
+            raise storage_error(error, self._path) from error
 
     def write(self, entry: Entry) -> None:
         """Make an entry durable.
@@ -142,11 +164,24 @@ class Journal:
         """Close the file."""
         self._connection.close()
 
-    def _open(self) -> None:
+    def _open(self) -> str:
+        """Open the file and name this life of the agent: ordered, and never used twice even if the journal is lost."""
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
         self._connection = sqlite3.connect(self._path, check_same_thread=False)
+        try:
+            with damage_told():
+                return self._set_up()
+        except sqlite3.Error:
+            self._connection.close()
+            raise
+
+    def _set_up(self) -> str:
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
+        # Now, not when the page is needed: a journal that cannot be written would stop every update to come.
+        [checked] = self._connection.execute("PRAGMA quick_check(1)").fetchone()
+        if checked != "ok":
+            raise UnreadableError(checked)
         with self._connection:
             self._connection.execute(
                 "CREATE TABLE IF NOT EXISTS journal (id INTEGER PRIMARY KEY, version INTEGER, entry BLOB)"
@@ -154,23 +189,13 @@ class Journal:
             self._connection.execute(
                 "CREATE TABLE IF NOT EXISTS boots (id INTEGER PRIMARY KEY AUTOINCREMENT)"
             )
-
-    def _next_boot(self) -> str:
-        """Name this life of the agent: ordered, and never used twice even if the journal is lost."""
-        try:
-            with self._connection:
-                cursor = self._connection.execute("INSERT INTO boots DEFAULT VALUES")
-        except sqlite3.Error as error:
-            raise StorageError(
-                f"cannot write the journal {self._path}: {error}", hint="free space on that file system"
-            ) from error
+            cursor = self._connection.execute("INSERT INTO boots DEFAULT VALUES")
         return f"{cursor.lastrowid:08d}-{secrets.token_hex(3)}"
 
-    def _quarantine(self) -> None:
-        connection = getattr(self, "_connection", None)
-        if connection is not None:
-            connection.close()
+    def _start_over(self) -> str:
+        self._connection.close()
         self.quarantined = self._path.with_suffix(".corrupt")
         self._path.replace(self.quarantined)
         for suffix in ("-wal", "-shm"):
             Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+        return self._open()

@@ -289,6 +289,23 @@ def test_a_row_that_cannot_be_read_any_more_is_dropped_and_counted(open_buffer):
     assert buffer.loss(Stream.WINDOWS) == Loss(3, 1, 1, Drops(unreadable=1))
 
 
+@pytest.mark.parametrize("wrong", [9999, 0, 1])
+def test_a_row_whose_number_was_damaged_is_dropped_and_stops_no_other(open_buffer, wrong):
+    buffer = open_buffer()
+    for _ in range(4):
+        buffer.append(window())
+    buffer.flush()
+    with buffer._connection:
+        buffer._connection.execute("UPDATE windows SET seq = ? WHERE id = 2", (wrong,))
+    sent = []
+    while (batch := buffer.pending(Stream.WINDOWS)) is not None:
+        sent += seqs(batch)
+        assert buffer.acknowledge(ack("b1", Stream.WINDOWS, sent[-1])) == len(batch.rows)
+        assert balanced(buffer)
+    assert sent == [1, 3, 4]
+    assert buffer.loss(Stream.WINDOWS) == Loss(4, 3, 1, Drops(unreadable=1))
+
+
 def test_a_full_ring_gives_up_the_oldest_windows_before_any_event(open_buffer):
     buffer = open_buffer(rows_max=200)
     for _ in range(100):
