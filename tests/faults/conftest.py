@@ -1,0 +1,169 @@
+"""A disk of a few pages, and a real agent that serves a real model from a storage directory."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from agent.slots import SlotTable, promote
+from edgeml.ids import ReleaseId
+from edgeml.testing import sample_bundle
+from edgeml.twin import Slot, Slots
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 40
+
+
+class Disk:
+    """A file system of its own, in memory, whose room a test decides."""
+
+    def __init__(self, path, size_bytes):
+        self.path = path
+        path.mkdir()
+        done = self.mount("-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", path)
+        if done.returncode:
+            why = f"cannot mount a tmpfs: {done.stderr.strip()}"
+            if os.environ.get("CI") == "true":
+                pytest.fail(why)
+            pytest.skip(why)
+
+    def mount(self, *arguments):
+        return subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True, check=False)
+
+    def fill(self, leave_bytes=0):
+        """Take all room but this."""
+        ballast = self.path / "ballast"
+        with ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(b"b" * 4096):
+                pass
+        os.truncate(ballast, max(0, ballast.stat().st_size - leave_bytes))
+
+    def free(self):
+        (self.path / "ballast").unlink()
+
+    def set_read_only(self):
+        """As the kernel does after an error of the card; open files make a remount impossible, so it is a bind."""
+        assert not self.mount("-o", "bind", self.path, self.path).returncode
+        assert not self.mount("-o", "remount,bind,ro", self.path).returncode
+
+    def close(self):
+        while os.path.ismount(self.path):
+            subprocess.run(["umount", "--lazy", self.path], check=True)
+
+
+@pytest.fixture
+def make_disk(tmp_path):
+    made = []
+
+    def make(size_bytes):
+        made.append(Disk(tmp_path / f"disk-{len(made)}", size_bytes))
+        return made[-1]
+
+    yield make
+    for disk in made:
+        disk.close()
+
+
+class Agent:
+    """A real agent on a storage directory that has a model in its slots."""
+
+    def __init__(self, directory, storage):
+        self.storage = storage
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        bundle = directory / "sample.edgeml"
+        digest = sample_bundle(bundle)
+        table = SlotTable(storage)
+        self.bundle = table.path(digest)
+        self.bundle.parent.mkdir(parents=True)
+        self.bundle.write_bytes(bundle.read_bytes())
+        table.write(promote(Slots(), Slot(ReleaseId("sample@1.0.0"), digest, "t", 1)))
+        self.content = self.bundle.read_bytes()
+        self.settings = directory / "agent.toml"
+        self.settings.write_text(
+            f'device = "cam-1"\nprofile = "generic-x86-64"\nstorage = "{storage}"\n'
+            f'[telemetry]\nwindow_s = 0.2\n[serve]\nlisten = "127.0.0.1:{self.port}"\n'
+        )
+        self.log = directory / "agent.log"
+        self.process = None
+
+    def start(self):
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "edgeml", "agent", "run", "-c", self.settings],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )  # fmt: skip
+
+    def ask(self):
+        body = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/v2/models/sample/infer", json.dumps(body).encode(), method="POST"
+        )
+        with (
+            contextlib.suppress(OSError, urllib.error.URLError),
+            urllib.request.urlopen(request, timeout=5) as answer,
+        ):
+            return json.load(answer)["model_version"] == "1.0.0"
+        return False
+
+    def words(self):
+        return self.log.read_text()
+
+    def wait_for(self, condition, what):
+        deadline = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, f"the agent ended:\n{self.words()}"
+            if condition():
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"waited {TIMEOUT_S} s for {what}:\n{self.words()}")
+
+    def serves(self):
+        """The model in the slots answers, byte for byte what was installed."""
+        self.wait_for(self.ask, "an answer")
+        assert self.bundle.read_bytes() == self.content
+        assert "Traceback" not in self.words(), self.words()
+        return True
+
+    def streams(self):
+        """What `edgeml agent buffer ls` says."""
+        done = subprocess.run(
+            [sys.executable, "-m", "edgeml", "agent", "buffer", "ls", "--json", "-c", self.settings],
+            capture_output=True, text=True, check=False, timeout=60, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        streams = json.loads(done.stdout)["streams"]
+        for one in streams:
+            assert one["produced"] == one["acknowledged"] + one["dropped"] + one["held"]
+            assert one["dropped"] == sum(one["reasons"].values())
+        return {one["stream"]: one for one in streams}
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(20)
+
+
+@pytest.fixture
+def make_agent(tmp_path):
+    made = []
+
+    def make(storage):
+        made.append(Agent(tmp_path, storage))
+        return made[-1]
+
+    yield make
+    for agent in made:
+        if agent.process is not None and agent.process.poll() is None:
+            agent.process.kill()
+            agent.process.wait()

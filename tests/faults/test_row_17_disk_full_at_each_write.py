@@ -1,0 +1,119 @@
+"""Row 17: the disk has any number of pages left when buffer, journal or slots write; then it has room again."""
+
+import contextlib
+
+import pytest
+
+from agent.buffer import Buffer
+from agent.journal import Entry, Journal
+from agent.slots import SlotTable, promote
+from edgeml.errors import StorageError
+from edgeml.ids import Digest, ReleaseId
+from edgeml.telemetry import Event, Stream
+from edgeml.twin import Slot, Slots
+
+SIZE_BYTES = 512 << 10
+PAGE_BYTES = 4096
+ROWS = 300
+
+
+def slot(version):
+    return Slot(ReleaseId(f"m@{version}"), Digest(f"{version:064x}"), "t", version)
+
+
+def balanced(buffer):
+    for stream in Stream:
+        loss = buffer.loss(stream)
+        assert loss.produced == loss.acknowledged + loss.dropped + buffer.held(stream)
+        assert loss.dropped == loss.reasons.total
+    return True
+
+
+def test_the_buffer_with_any_number_of_pages_left(make_disk):
+    disk = make_disk(SIZE_BYTES)
+    refused = 0
+    for pages in (*range(20), *range(20, 60, 4)):
+        path = disk.path / f"{pages}.db"
+        buffer = Buffer(path, "b1")
+        disk.fill(pages * PAGE_BYTES)
+        for index in range(ROWS):
+            try:
+                buffer.append(Event(seq=0, kind="k", at_ms=index, detail="d" * 300))
+            except StorageError as error:
+                refused += 1
+                assert "free space" in error.hint or "check the disk" in error.hint  # noqa: PT017 - some rows fit
+            assert balanced(buffer)
+        disk.free()
+        buffer.flush()
+        assert buffer.loss(Stream.EVENTS).produced == ROWS
+        buffer.close()
+        again = Buffer(path, "b2")
+        assert again.quarantined is None
+        assert again.loss(Stream.EVENTS) == buffer.loss(Stream.EVENTS)
+        assert again.held(Stream.EVENTS) == buffer.held(Stream.EVENTS)
+        while (batch := again.pending(Stream.EVENTS)) is not None:
+            assert again.refuse(Stream.EVENTS, batch.boot, batch.rows[0].seq)
+            assert balanced(again)
+        again.close()
+        path.unlink()
+    assert refused > 0, "the disk was never full"
+
+
+def test_the_journal_and_the_slots_with_any_number_of_pages_left(make_disk):
+    disk = make_disk(SIZE_BYTES)
+    refused = 0
+    for pages in range(40):
+        storage = disk.path / str(pages)
+        journal, table = Journal(storage / "journal.db"), SlotTable(storage)
+        table.write(promote(Slots(), slot(1)))
+        written = Entry(generation=1)
+        journal.write(written)
+        disk.fill(pages * PAGE_BYTES)
+        for generation in range(2, 30):
+            entry = Entry(generation=generation, reason="r" * 250 * generation)
+            try:
+                journal.write(entry)
+                written = entry
+            except StorageError:
+                refused += 1
+            assert journal.load() == written
+        slots = table.slots
+        with contextlib.suppress(StorageError):
+            table.write(promote(slots, slot(2)))
+            slots = table.slots
+        assert SlotTable(storage).slots == slots
+        # The power goes while the disk is full: an agent that cannot start says so, and loses nothing.
+        journal.close()
+        with contextlib.suppress(StorageError):
+            Journal(storage / "journal.db").close()
+        disk.free()
+        journal = Journal(storage / "journal.db")
+        assert journal.quarantined is None
+        assert journal.load() == written
+        journal.write(Entry(generation=99))
+        assert journal.load() == Entry(generation=99)
+        journal.close()
+        for path in storage.iterdir():
+            path.unlink()
+    assert refused > 0, "the disk was never full"
+
+
+@pytest.mark.processes
+def test_an_agent_serves_on_a_full_disk_and_counts_again_when_there_is_room(make_disk, make_agent):
+    disk = make_disk(1 << 20)
+    agent = make_agent(disk.path / "state")
+    agent.start()
+    assert agent.serves()
+    disk.fill()
+
+    def refused():
+        return agent.ask() and "cannot keep telemetry" in agent.words()
+
+    agent.wait_for(refused, "the disk to be full")
+    assert agent.serves()
+    disk.free()
+    before = agent.streams()["windows"]["held"]
+    agent.wait_for(lambda: agent.ask() and agent.streams()["windows"]["held"] > before, "a window on disk")
+    assert agent.serves()
+    assert agent.stop() == 0
+    agent.streams()
