@@ -103,7 +103,7 @@ class Answering:
         try:
             observed = _observed(worker)
         except EdgemlError as error:
-            logger.warning("the last counts of %s are lost: %s", worker.manifest.release, error.message)
+            logger.warning("the counts of %s cannot be taken: %s", worker.manifest.release, error.message)
             return
         with self.lock:
             self._keep(ReleaseKey(worker.manifest.release, worker.digest), observed)

@@ -143,12 +143,22 @@ class Worker:
         """Take what was counted since the last call.
 
         Raises:
+            BudgetError: Requests kept it busy for `request_timeout_s`; it goes on counting, so ask again later.
             BackendError: The worker hung or died; what it had counted is lost.
         """
-        with self._turn:
-            return self._child.ask(
-                Kind.TAKE, [], partial(decode_message, kind=Taken), self.limits.request_timeout_s
+        # Not for ever: whoever asks is the agent's main loop, and the turn goes to no one in order.
+        timeout_s = self.limits.request_timeout_s
+        if not self._turn.acquire(timeout=timeout_s):
+            raise BudgetError(
+                f"{self.manifest.release} was busy for {timeout_s:g} s",
+                budget=timeout_s,
+                observed=timeout_s,
+                unit="s",
             )
+        try:
+            return self._child.ask(Kind.TAKE, [], partial(decode_message, kind=Taken), timeout_s)
+        finally:
+            self._turn.release()
 
     def memory_bytes(self) -> int:
         """Resident memory now; 0 when the worker is dead."""

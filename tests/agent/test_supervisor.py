@@ -194,6 +194,14 @@ def test_more_requests_than_may_wait_are_turned_away(worker, ask):
     assert not [one for one in outcomes if isinstance(one, BackendError)]
 
 
+def test_counts_are_not_waited_for_for_ever_and_stay_where_they_are(supervisor, sample, ask):
+    worker = supervisor.load(*sample, WorkerLimits(request_timeout_s=0.3))
+    worker.infer(ask())
+    with worker._turn, pytest.raises(BudgetError, match=r"was busy for 0\.3 s"):
+        worker.take()
+    assert worker.take().sketch.rows == 1
+
+
 def test_a_changed_bundle_is_refused_and_leaves_no_process(supervisor, sample, limits, tmp_path):
     data = bytearray(sample[0].read_bytes())
     data[-10] ^= 1

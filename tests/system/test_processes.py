@@ -311,7 +311,7 @@ def test_a_signal_to_the_whole_group_lets_the_last_window_be_kept(house):
     os.killpg(agent.process.pid, signal.SIGTERM)
     assert agent.process.wait(10) == 0
     assert "vanished" not in house.words()
-    assert "lost" not in house.words()
+    assert "cannot be taken" not in house.words()
     agent.start()
     wait_for(lambda: house.stored_inferences() == 1, "the last window to arrive")
 
