@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class DeviceState(enum.Enum):
-    """Where the device's update machine stands (`agent.machine` holds the transitions)."""
+    """Where the update machine of one of the device's models stands (`agent.machine` holds the transitions)."""
 
     IDLE = "idle"
     FETCHING = "fetching"
@@ -79,10 +79,12 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     trial_restarts_max: int = 2
     """Restarts tolerated during the trial."""
     full_download: FullDownload = FullDownload.ALWAYS
+    priority: int = 0
+    """Of several models to be fetched the one with the highest goes first."""
 
 
 class Desired(Message, frozen=True, kw_only=True):
-    """What the fleet wants of one device. Retained; the highest generation counts."""
+    """What the fleet wants of one model on one device. Retained; the highest generation of that model counts."""
 
     generation: int
     deployment: DeploymentId
@@ -105,7 +107,7 @@ class Slot(msgspec.Struct, frozen=True):
 
 
 class Slots(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is installed. `current` runs; `previous` is what a rollback restores; `factory` is the last resort."""
+    """What is installed of one model. `current` runs; `previous` is what a rollback restores; `factory` is the last resort."""
 
     current: Slot | None = None
     previous: Slot | None = None
@@ -120,7 +122,7 @@ class Slots(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Reported(Message, frozen=True, kw_only=True):
-    """What the device says is true. Retained."""
+    """What the device says is true of one model; the topic names it. Retained."""
 
     generation: int
     deployment: DeploymentId | None = None
