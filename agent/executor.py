@@ -21,13 +21,13 @@ from edgeml.errors import (
     IncompatibleError,
     TrustError,
 )
-from edgeml.ids import Digest, parse_release
+from edgeml.ids import Digest, ModelName, model_of
 from edgeml.trustfacts import SignedTarget
 from edgeml.twin import Desired, Slot, Slots
 
-from .device import Perform, Result
 from .journal import Entry
 from .machine import Action, Event
+from .updater import Perform, Result
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +41,13 @@ class Delivery:
 
 
 class Installer(Protocol):
-    """The work behind the actions. Every method may be called twice for the same thing."""
+    """The work behind the actions. Every method may be called twice for the same thing.
 
-    @property
-    def slots(self) -> Slots:
-        """What is installed."""
+    Fetches may be called from several threads, for different models; everything else from one at a time.
+    """
+
+    def slots(self, model: ModelName) -> Slots:
+        """What is installed of a model."""
         ...
 
     def fetch(self, desired: Desired, source: str) -> Delivery:
@@ -68,8 +70,8 @@ class Installer(Protocol):
         """Make the variant the current slot. Raises EdgemlError."""
         ...
 
-    def restore(self, condemned: Digest | None) -> Slot | None:
-        """Serve the best slot that is not condemned; None if nothing was ever installed.
+    def restore(self, model: ModelName, condemned: Digest | None) -> Slot | None:
+        """Serve the model's best slot that is not condemned; None if none of it was ever installed.
 
         Raises EdgemlError if slots are installed and none can be served.
         """
@@ -77,7 +79,7 @@ class Installer(Protocol):
 
 
 class Executor:
-    """Performs one action at a time."""
+    """Performs actions."""
 
     def __init__(self, installer: Installer, profile: str) -> None:
         self._installer = installer
@@ -105,7 +107,7 @@ class Executor:
                     self._installer.commit(self._slot(entry))
                     return Result(Event.COMMITTED)
                 case Action.RESTORE:
-                    self._installer.restore(entry.condemned)
+                    self._installer.restore(perform.model, entry.condemned)
                     return Result(Event.ROLLED_BACK)
                 case Action.REPORT | Action.REST:
                     return Result(Event.REPORTED)
@@ -123,7 +125,7 @@ class Executor:
             raise IncompatibleError(
                 f"{desired.target} is for {', '.join(facts.profiles)}, this device is {self._profile}"
             )
-        committed = entry.counters.get(parse_release(facts.release)[0], 0)
+        committed = entry.release_counter
         if facts.release_counter < committed:
             raise DowngradeError(
                 f"{facts.release} has release counter {facts.release_counter}, this device has committed {committed}",
@@ -133,7 +135,7 @@ class Executor:
 
     def _slot(self, entry: Entry) -> Slot:
         desired = _wanted(entry)
-        held = self._installer.slots.holding(desired.digest)
+        held = self._installer.slots(model_of(desired.release)).holding(desired.digest)
         if held is not None:
             return held
         if entry.facts is None:

@@ -17,7 +17,7 @@ import msgspec
 
 from edgeml import atomic, twin
 from edgeml.errors import ConfigError, IncompatibleError, ManifestError
-from edgeml.ids import DeploymentId, digest_of_file
+from edgeml.ids import DeploymentId, ModelName, digest_of_file, model_of
 from edgeml.trustfacts import SignedTarget
 from edgeml.twin import Desired
 
@@ -94,6 +94,7 @@ def flash(bundle: Path, storage: Path, repository: Path, now_ms: int) -> Flashed
 class Offline:
     """A deployment that waits in the inbox."""
 
+    model: ModelName
     desired: Desired
     directory: Path
 
@@ -112,8 +113,9 @@ def waiting(storage: Path) -> Iterator[Offline]:
     inbox = storage / INBOX
     for path in sorted(inbox.glob(f"*/{DESIRED}")) if inbox.exists() else ():
         try:
-            yield Offline(twin.decode(path.read_bytes(), Desired), path.parent)
-        except (OSError, ManifestError) as error:
+            desired = twin.decode(path.read_bytes(), Desired)
+            yield Offline(model_of(desired.release), desired, path.parent)
+        except (OSError, ManifestError, ConfigError) as error:
             raise ManifestError(
                 f"{path} cannot be read: {error}", hint="remove it and flash again"
             ) from error

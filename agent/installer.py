@@ -26,10 +26,11 @@ from edgeml.errors import (
     ConfigError,
     DigestMismatchError,
     EdgemlError,
+    IncompatibleError,
     StateError,
     TransferError,
 )
-from edgeml.ids import Digest, digest_of_file
+from edgeml.ids import Digest, ModelName, digest_of_file, model_of
 from edgeml.manifest import GOLDEN
 from edgeml.trustfacts import SignedTarget
 from edgeml.twin import Desired, Slot, Slots
@@ -38,7 +39,7 @@ from .config import AgentConfig, read_secret
 from .executor import Delivery
 from .fetch import Answer, Job
 from .health import TrialLimits, judge
-from .serving import Serving
+from .roster import Roster
 from .slots import SlotTable, demote, promote
 from .supervisor import Supervisor, Worker, WorkerLimits
 
@@ -53,31 +54,35 @@ class Tools:
     """What the installer works with."""
 
     supervisor: Supervisor
-    serving: Serving
+    roster: Roster
     table: SlotTable
     clock: Clock
     on_retired: Callable[[Worker], None]
     """Called with a worker that no longer serves, before it is stopped."""
     on_loaded: Callable[[Worker], None]
     """Called with a worker before it serves."""
+    wanted: Callable[[], frozenset[Digest]]
+    """Bundles that must stay in the store although no slot names them; called from any thread."""
     on_progress: Callable[[int, int], None] = lambda _done, _all: None
 
 
 class DeviceInstaller:
-    """Installs variants on this device. Called from one thread at a time."""
+    """Installs variants on this device.
+
+    Fetches may run in several threads, for different models; everything else is called from one thread at a time.
+    """
 
     def __init__(self, config: AgentConfig, tools: Tools) -> None:
         self._config = config
         self._tools = tools
         self._table = tools.table
         self._limits = WorkerLimits(threads=config.budget.threads)
-        self._child: subprocess.Popen[bytes] | None = None
+        self._children: dict[ModelName, subprocess.Popen[bytes]] = {}
         self.clock_trusted = True
 
-    @property
-    def slots(self) -> Slots:
-        """What is installed."""
-        return self._table.slots
+    def slots(self, model: ModelName) -> Slots:
+        """What is installed of a model."""
+        return self._table.slots(model)
 
     def fetch(self, desired: Desired, source: str) -> Delivery:
         """Let a child check the signed metadata and fetch the bundle.
@@ -102,16 +107,16 @@ class DeviceInstaller:
             username="" if source else self._config.device,
             password="" if source or broker is None else read_secret(Path(broker.password_file)),
         )
-        answer = self._run_child(job)
+        answer = self._run_child(model_of(desired.release), job)
         self.clock_trusted = answer.clock_trusted
         if answer.digest is None or answer.facts is None:
             raise BackendError("the fetching child gave no answer")
         target = SignedTarget(answer.path, answer.digest, answer.length_bytes, answer.facts)
         return Delivery(target, answer.received_bytes)
 
-    def cancel(self) -> None:
-        """End a fetch that is under way; it can be resumed."""
-        child = self._child
+    def cancel(self, model: ModelName) -> None:
+        """End a fetch of this model that is under way; it can be resumed."""
+        child = self._children.get(model)
         if child is not None:
             child.terminate()
 
@@ -145,7 +150,7 @@ class DeviceInstaller:
         except EdgemlError:
             worker.stop()
             raise
-        self._swap(worker)
+        self._swap(model_of(slot.release), worker)
 
     def observe(self, slot: Slot) -> None:
         """Judge the trial: still the one that serves, and no crash since.
@@ -154,59 +159,61 @@ class DeviceInstaller:
             BackendError: It crashed on trial.
             StateError: Another one serves.
         """
-        active = self._tools.serving.active
-        if active is None or active.digest != slot.digest:
+        seat = self._tools.roster.seat(model_of(slot.release))
+        if seat.active is None or seat.active.digest != slot.digest:
             raise StateError(f"{slot.release} is not the one on trial")
-        if self._tools.serving.crashes:
-            raise BackendError(
-                f"the worker of {slot.release} crashed {self._tools.serving.crashes} times on trial"
-            )
+        if seat.crashes:
+            raise BackendError(f"the worker of {slot.release} crashed {seat.crashes} times on trial")
 
     def commit(self, slot: Slot) -> None:
         """Make the variant the current slot, then remove what no slot names."""
-        self._table.write(promote(self._table.slots, slot))
-        removed = self._table.clean()
+        model = model_of(slot.release)
+        self._table.write(model, promote(self._table.slots(model), slot))
+        removed = self._table.clean(self._tools.wanted)
         if removed:
             logger.info("removed %d files that no slot names", removed)
 
-    def restore(self, condemned: Digest | None) -> Slot | None:
-        """Serve the best slot that is not condemned.
+    def restore(self, model: ModelName, condemned: Digest | None) -> Slot | None:
+        """Serve the model's best slot that is not condemned.
 
         Raises:
             StateError: Slots are installed and none can be served.
         """
-        slots = self._table.slots
+        slots = self._table.slots(model)
         if slots.current is None:
-            self._swap(None)
+            self._swap(model, None)
             return None
         reasons = []
         while slots.current is not None:
             if slots.current.digest != condemned:
                 try:
-                    self._serve(slots.current)
+                    self._serve(model, slots.current)
                 except EdgemlError as error:
                     logger.warning("slot %s cannot be served: %s", slots.current.release, error.message)
                     reasons.append(f"{slots.current.release}: {error.message}")
                 else:
-                    self._table.write(slots)
-                    self._table.clean()
+                    self._table.write(model, slots)
+                    self._table.clean(self._tools.wanted)
                     return slots.current
             slots = demote(slots)
-        self._swap(None)
+        self._swap(model, None)
         raise StateError(
-            f"no slot can be served ({'; '.join(reasons) or 'all are condemned'})",
+            f"no slot of {model} can be served ({'; '.join(reasons) or 'all are condemned'})",
             hint="flash or assign a release",
         )
 
-    def _serve(self, slot: Slot) -> None:
-        active = self._tools.serving.active
+    def _serve(self, model: ModelName, slot: Slot) -> None:
+        active = self._tools.roster.seat(model).active
         if active is not None and active.digest == slot.digest and active.alive:
             return
-        self._swap(self._load(slot))
+        self._swap(model, self._load(slot))
 
     def _load(self, slot: Slot) -> Worker:
         worker = self._tools.supervisor.load(self._table.path(slot.digest), slot.digest, self._limits)
         logger.info("loaded %s in %.0f ms", slot.release, worker.load_ms)
+        if worker.manifest.release != slot.release:
+            worker.stop()
+            raise IncompatibleError(f"the bundle of {slot.release} says that it is {worker.manifest.release}")
         self._tools.on_loaded(worker)
         return worker
 
@@ -232,20 +239,20 @@ class DeviceInstaller:
             )
         raise BackendError(verdict.reason)
 
-    def _swap(self, worker: Worker | None) -> None:
-        old = self._tools.serving.swap(worker)
+    def _swap(self, model: ModelName, worker: Worker | None) -> None:
+        old = self._tools.roster.seat(model).swap(worker)
         if old is not None:
             self._tools.on_retired(old)
             old.stop()
 
-    def _run_child(self, job: Job) -> Answer:
+    def _run_child(self, model: ModelName, job: Job) -> Answer:
         """Run the fetching child and return its last answer."""
         name = f"{__package__}.fetch"
         command = [sys.executable, "-P", "-m", name]
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment()
         ) as child:
-            self._child = child
+            self._children[model] = child
             guard = threading.Timer(FETCH_TIMEOUT_S, child.kill)
             guard.start()
             try:
@@ -263,7 +270,7 @@ class DeviceInstaller:
                 raise BackendError(f"the fetching child said nothing sensible: {error}") from error
             finally:
                 guard.cancel()
-                self._child = None
+                del self._children[model]
         if last.error:
             raise _error(last)
         if not last.finished:

@@ -1,9 +1,9 @@
-"""The update machine of a device, as one table.
+"""The update machine of a model on a device, as one table.
 
 Everything that decides which state follows which is here: `TRANSITIONS[(state, event)]` is the next state and the one
 action to perform in it. The journal is written before the action is performed, every action may be performed twice,
 and every state knows what to do after a restart. Performing is the executor's business; choosing the event, the
-device's. The diagram in docs/device-machine.md is generated from this table and a test compares them.
+updater's. The diagram in docs/device-machine.md is generated from this table and a test compares them.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ from .ids import DeploymentId, DeviceId, Digest, ReleaseId
 
 PROTOCOL_VERSION: Final = 1
 MESSAGE_BYTES_MAX: Final = 8 << 10
+MODELS_MAX: Final = 16
+"""Models that a device may have."""
 T = TypeVar("T")
 
 

@@ -40,20 +40,25 @@ class Echo:
         self.asked = []
         self.labels = []
 
-    def manifest(self):
-        return self.loaded
+    def models(self):
+        return () if self.loaded is None else (self.loaded.model,)
 
-    def ready(self):
-        return self.loaded is not None and self.fails is None
+    def manifest(self, model):
+        return self.loaded if model in self.models() else None
 
-    def infer(self, tensors, request_id):
+    def ready(self, model):
+        return model in self.models() and self.fails is None
+
+    def infer(self, model, tensors, request_id):
+        assert model == "echo"
         if self.fails is not None:
             raise self.fails
         check_request(tensors, MANIFEST.inputs)
         self.asked.append(request_id)
         return Served(MANIFEST, "0" * 64, Answer(tuple(tensors), 12.34, 1))
 
-    def feedback(self, request_id, label):
+    def feedback(self, model, request_id, label):
+        assert model == "echo"
         if isinstance(label, str) and label not in MANIFEST.labels:
             raise ConfigError(f"the model has no label {label!r}")
         self.labels.append((request_id, label))
