@@ -77,8 +77,9 @@ def flash(bundle: Path, storage: Path, repository: Path, now_ms: int) -> Flashed
         chunks = target.facts.chunks_sha256
         with atomic.replacing(blobs / chunks) as temporary:
             shutil.copyfile(repository / "blobs" / "sha256" / chunks, temporary)
-        for path in sorted((repository / "metadata").glob("*.json")):
-            atomic.write_bytes(inbox / "repository" / "metadata" / path.name, path.read_bytes())
+        # What waits there already is told too: the device would refuse metadata older than those that it has seen.
+        for waiting_inbox in {inbox, *(path.parent for path in (storage / INBOX).glob(f"*/{DESIRED}"))}:
+            _copy_metadata(repository, waiting_inbox / "repository")
         desired = Desired(
             generation=0, deployment=DeploymentId(f"flash-{target.digest[:16]}"), release=target.facts.release,
             target=target.path, digest=target.digest,
@@ -125,6 +126,12 @@ def clear(offline: Offline) -> None:
     """Remove a deployment from the inbox once it has ended, well or badly."""
     (offline.directory / DESIRED).unlink(missing_ok=True)
     shutil.rmtree(offline.directory, ignore_errors=True)
+
+
+def _copy_metadata(repository: Path, to: Path) -> None:
+    # By name, so that the timestamp, which names all others, comes last.
+    for path in sorted((repository / "metadata").glob("*.json")):
+        atomic.write_bytes(to / "metadata" / path.name, path.read_bytes())
 
 
 def _anchor(repository: Path) -> bytes:

@@ -131,19 +131,23 @@ class Direct:
     def __init__(self, serving):
         self.serving = serving
 
-    def manifest(self):
+    def models(self):
+        """Who serves."""
+        return ("bench",)
+
+    def manifest(self, _model):
         """What serves."""
         return self.serving.active.manifest
 
-    def ready(self):
+    def ready(self, _model):
         """Always."""
         return True
 
-    def infer(self, tensors, _request_id):
+    def infer(self, _model, tensors, _request_id):
         """Answer, and count nothing."""
         return self.serving.infer(tensors)
 
-    def feedback(self, _request_id, _label):
+    def feedback(self, _model, _request_id, _label):
         """Remember nothing."""
         return False
 
