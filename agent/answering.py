@@ -22,6 +22,7 @@ from edgeml.telemetry import Window
 from .ipc import TensorBytes
 from .roster import Roster
 from .serving import NoModelError, Served
+from .shadow import Shadow
 from .supervisor import Worker
 from .windows import Observed, ReleaseKey, Total, Windows
 
@@ -43,6 +44,7 @@ class Answering:
         self._retired: dict[ReleaseKey, Observed] = {}
         self._slow_ms: dict[Digest, float | None] = {}
         self._closed: list[Window] = []
+        self._shadows: dict[str, Shadow] = {}
 
     def models(self) -> tuple[ModelName, ...]:
         """Which models serve now."""
@@ -79,6 +81,9 @@ class Answering:
                 with self.lock:
                     self._windows.failed(ReleaseKey(active.manifest.release, active.digest))
             raise
+        shadow = self._shadows.get(model)
+        if shadow is not None:
+            shadow.offer(tensors, served.answer)
         key = ReleaseKey(served.manifest.release, served.digest)
         answer = served.answer
         with self.lock:
@@ -111,6 +116,13 @@ class Answering:
         closed = self.close(self._clock.now_ms())
         with self.lock:
             self._closed += closed
+
+    def shadow(self, model: ModelName, shadow: Shadow | None) -> None:
+        """Let a newcomer answer this model's requests unseen; None ends that."""
+        if shadow is None:
+            self._shadows.pop(model, None)
+        else:
+            self._shadows[model] = shadow
 
     def retire(self, worker: Worker) -> None:
         """Take the last counts of a worker that is about to be stopped."""

@@ -22,6 +22,8 @@ _IN_HAND: Final = frozenset(
         DeviceState.FETCHING,
         DeviceState.VERIFYING,
         DeviceState.STAGED,
+        DeviceState.SHADOWING,
+        DeviceState.COMPARING,
         DeviceState.ACTIVATING,
         DeviceState.TRIAL,
         DeviceState.COMMITTING,

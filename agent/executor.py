@@ -62,6 +62,20 @@ class Installer(Protocol):
         """Load the variant, prove it on its golden vectors, and let it serve on trial. Raises EdgemlError."""
         ...
 
+    def shadow(self, slot: Slot, share: float) -> None:
+        """Load the variant, prove it, and let it answer a share of the requests unseen. Raises EdgemlError."""
+        ...
+
+    def compare(self, slot: Slot, disagreement_max: float) -> str:
+        """Say how its answers differed.
+
+        Raises:
+            BudgetError: They differed more than allowed.
+            StateError: There is nothing to compare yet.
+            EdgemlError: It is gone.
+        """
+        ...
+
     def observe(self, slot: Slot) -> None:
         """Judge the trial. Raises EdgemlError if the variant is not fit to be kept."""
         ...
@@ -96,7 +110,15 @@ class Executor:
                     self._installer.verify(_wanted(entry).digest)
                     return Result(Event.VERIFIED)
                 case Action.WAIT:
-                    return Result(Event.READY)
+                    return Result(self._after_staging(perform.model, entry))
+                case Action.SHADOW:
+                    self._installer.shadow(self._slot(entry), _wanted(entry).policy.shadow_share)
+                    return Result(Event.SHADOWED)
+                case Action.COMPARE:
+                    found = self._installer.compare(
+                        self._slot(entry), _wanted(entry).policy.shadow_disagreement_max
+                    )
+                    return Result(Event.AGREED, found)
                 case Action.ACTIVATE:
                     self._installer.activate(self._slot(entry))
                     return Result(Event.ACTIVATED)
@@ -133,6 +155,11 @@ class Executor:
             )
         return Result(Event.FETCHED, facts=facts, fetched_bytes=delivery.received_bytes)
 
+    def _after_staging(self, model: ModelName, entry: Entry) -> Event:
+        """Into the shadow first, if that is wanted and something casts one."""
+        in_shadow = _wanted(entry).policy.shadow_s > 0 and self._installer.slots(model).current is not None
+        return Event.SHADOW if in_shadow else Event.READY
+
     def _slot(self, entry: Entry) -> Slot:
         desired = _wanted(entry)
         held = self._installer.slots(model_of(desired.release)).holding(desired.digest)
@@ -160,7 +187,7 @@ def _result_of(action: Action, error: EdgemlError) -> Result:
             return Result(Event.FAILED, error.message)
         case Action.FETCH if refused:
             return Result(Event.REFUSED, error.message)
-        case Action.ACTIVATE if refused:
+        case Action.ACTIVATE | Action.SHADOW | Action.COMPARE if refused:
             return Result(Event.REFUSED, error.message, poisoned=_is_content(error))
         case _:
             # VERIFY: what lies on the disk is wrong, so fetch it again. OBSERVE: back to the old slot.

@@ -91,6 +91,7 @@ class Service:
             self._clock,
             self._answering.retire,
             self._answering.expect,
+            self._answering.shadow,
             self._device.wanted,
         )
         self._installer = DeviceInstaller(config, tools)
@@ -288,6 +289,7 @@ class Service:
     def _end(self) -> None:
         """Leave in order; everything that matters is on disk already."""
         self._updates.close()
+        self._installer.close()
         now = self._now()
         try:
             self._close_windows(now)

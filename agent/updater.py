@@ -28,6 +28,12 @@ REASON_MAX: Final = 300
 _SUPERSEDED: Final = "the fleet wants something else"
 
 
+_LOADED: Final = frozenset(
+    {DeviceState.SHADOWING, DeviceState.COMPARING, DeviceState.ACTIVATING, DeviceState.TRIAL}
+)
+"""States in which the newcomer is in a worker: giving it up takes a rollback."""
+
+
 class JournalPort(Protocol):
     """Where entries are made durable."""
 
@@ -279,6 +285,8 @@ class Updater:
     def _delay_s(self, action: Action, entry: Entry) -> float:
         if action is Action.OBSERVE:
             return entry.desired.policy.soak_s if entry.desired else 0.0
+        if action is Action.COMPARE:
+            return entry.desired.policy.shadow_s if entry.desired else 0.0
         if not entry.attempt:
             return 0.0
         ceiling: float = min(BACKOFF_FIRST_S * 2 ** min(entry.attempt - 1, 16), BACKOFF_MAX_S)
@@ -298,13 +306,13 @@ def _outcome(before: DeviceState, event: Event, entry: Entry) -> Outcome | None:
             return Outcome.REVERTED if entry.held else Outcome.COMMITTED
         case Event.ROLLED_BACK:
             return Outcome.ROLLED_BACK
-        case Event.REFUSED if before is not DeviceState.ACTIVATING:
+        case Event.REFUSED if before not in _LOADED:
             return Outcome.REJECTED
         case Event.EXHAUSTED if before is DeviceState.ROLLING_BACK:
             return Outcome.STRANDED
         case Event.EXHAUSTED if before in {DeviceState.FETCHING, DeviceState.VERIFYING}:
             return Outcome.FAILED
-        case Event.SUPERSEDED if before is not DeviceState.TRIAL:
+        case Event.SUPERSEDED if before not in _LOADED:
             return Outcome.SUPERSEDED
         case _:
             return None

@@ -28,6 +28,8 @@ class DeviceState(enum.Enum):
     FETCHING = "fetching"
     VERIFYING = "verifying"
     STAGED = "staged"
+    SHADOWING = "shadowing"
+    COMPARING = "comparing"
     ACTIVATING = "activating"
     TRIAL = "trial"
     COMMITTING = "committing"
@@ -81,6 +83,12 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     trial_restarts_max: int = 2
     """Restarts tolerated during the trial."""
     full_download: FullDownload = FullDownload.ALWAYS
+    shadow_s: float = 0.0
+    """Seconds in the shadow of the variant that serves, before the trial; 0 does without, and so does a first variant."""
+    shadow_share: float = 0.1
+    """Share of the requests that it is given there."""
+    shadow_disagreement_max: float = 1.0
+    """Share of its answers there that may differ; 1 only reports."""
     priority: int = 0
     """Of several models to be fetched the one with the highest goes first."""
 

@@ -64,6 +64,14 @@ class SharedInstaller:
         self._shared.load(slot.digest)
         self.serving[model_of(slot.release)] = slot
 
+    def shadow(self, slot: Slot, share: float) -> None:  # noqa: ARG002 - nobody asks here
+        """Load the shared model; nobody compares its answers here."""
+        self._shared.load(slot.digest)
+
+    def compare(self, slot: Slot, disagreement_max: float) -> str:  # noqa: ARG002 - as above
+        """Say that nothing was compared."""
+        return f"a simulated device compares no answers of {slot.release}"
+
     def observe(self, slot: Slot) -> None:
         """Judge the trial: the shared model answered its golden vectors when it was loaded."""
         if self.serving.get(model_of(slot.release)) != slot:

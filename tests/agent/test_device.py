@@ -88,8 +88,8 @@ def play(disk, perform):
             return Result(events[action])
 
 
-def settle(device, disk, steps=500):
-    for second in range(steps):
+def settle(device, disk, began_s=0):
+    for second in range(began_s, began_s + 500):
         for lane in Lane:
             perform = device.next(at(second), lane)
             if perform is not None:
@@ -251,6 +251,6 @@ def test_any_order_of_wishes_actions_and_restarts_brings_each_model_to_its_newes
         device.done(perform, play(disk, perform), at(1000))
     for model in (A, B, C):
         say(device, desired(model, 1, 9, trial_restarts_max=1000))
-    settle(device, disk)
+    settle(device, disk, 1000)
     for model in (A, B, C):
         assert disk.slots(model).current.release == f"{model}@1"

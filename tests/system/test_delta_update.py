@@ -75,7 +75,14 @@ def test_the_policy_of_a_deployment_reaches_the_fetching_child(house):
     supervisor, table = Supervisor(), SlotTable(storage)
     with contextlib.closing(Roster(supervisor)) as roster:
         tools = Tools(
-            supervisor, roster, table, SystemClock(), lambda _worker: None, lambda _worker: None, frozenset
+            supervisor,
+            roster,
+            table,
+            SystemClock(),
+            lambda _worker: None,
+            lambda _worker: None,
+            lambda _model, _shadow: None,
+            frozenset,
         )
         config = AgentConfig(device="cam-1", profile="generic-x86-64", storage=str(storage))
         installer = DeviceInstaller(config, tools)
