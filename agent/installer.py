@@ -7,7 +7,7 @@ Every method may be called twice for the same thing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from edgeml import atomic
@@ -20,18 +20,20 @@ from edgeml.errors import (
     IncompatibleError,
     StateError,
 )
-from edgeml.ids import Digest, ModelName, digest_of_file, model_of
+from edgeml.ids import Digest, ModelName, ReleaseId, digest_of_file, model_of
 from edgeml.manifest import GOLDEN
+from edgeml.telemetry import Counters
 from edgeml.twin import Desired, Slot, Slots
 
 from .config import AgentConfig
 from .executor import Delivery
 from .fetching import Fetching
-from .health import TrialLimits, judge
+from .health import TrialLimits, judge, judge_traffic
 from .roster import Roster
 from .shadow import Compared, Shadow
 from .slots import SlotTable, demote, promote
 from .supervisor import Supervisor, Worker, WorkerLimits
+from .windows import Total
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,8 @@ class Tools:
     """Called with a worker before it serves."""
     on_shadow: Callable[[ModelName, Shadow | None], None]
     """Called with a model's newcomer that is to answer unseen, and with None when it is to do so no more."""
+    totals: Callable[[], Mapping[ReleaseId, Total]]
+    """What each release did since the agent started."""
     wanted: Callable[[], frozenset[Digest]]
     """Bundles that must stay in the store although no slot names them; called from any thread."""
 
@@ -66,6 +70,8 @@ class DeviceInstaller:
         self._table = tools.table
         self._limits = WorkerLimits(threads=config.budget.threads)
         self._shadows: dict[ModelName, Shadow] = {}
+        self._before: dict[str, Counters] = {}
+        """What the release on trial had counted before its trial, by model."""
         self._fetching = Fetching(config, tools.table.store, tools.clock)
 
     @property
@@ -123,6 +129,7 @@ class DeviceInstaller:
             worker.take()
         else:
             worker = self._load_proven(slot)
+        self._before[model] = self._counted(slot.release)
         self._swap(model, worker)
 
     def shadow(self, slot: Slot, share: float) -> None:
@@ -164,10 +171,10 @@ class DeviceInstaller:
         return counts.describe()
 
     def observe(self, slot: Slot) -> None:
-        """Judge the trial: still the one that serves, and no crash since.
+        """Judge the trial: still the one that serves, no crash since, and its users got what they asked for.
 
         Raises:
-            BackendError: It crashed on trial.
+            BackendError: It crashed on trial, or answered too few requests, or too slowly.
             StateError: Another one serves.
         """
         seat = self._tools.roster.seat(model_of(slot.release))
@@ -175,6 +182,11 @@ class DeviceInstaller:
             raise StateError(f"{slot.release} is not the one on trial")
         if seat.crashes:
             raise BackendError(f"the worker of {slot.release} crashed {seat.crashes} times on trial")
+        before = self._before.get(seat.active.manifest.model, Counters())
+        verdict = judge_traffic(self._counted(slot.release).minus(before))
+        logger.info("%s: %s", slot.release, verdict.reason)
+        if not verdict.healthy:
+            raise BackendError(verdict.reason)
 
     def commit(self, slot: Slot) -> None:
         """Make the variant the current slot, then remove what no slot names."""
@@ -224,6 +236,9 @@ class DeviceInstaller:
         """End what only the installer knows of."""
         for model in list(self._shadows):
             self._drop_shadow(model)
+
+    def _counted(self, release: ReleaseId) -> Counters:
+        return self._tools.totals().get(release, Total()).counters
 
     def _drop_shadow(self, model: ModelName) -> None:
         shadow = self._end_shadow(model)

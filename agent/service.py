@@ -92,6 +92,7 @@ class Service:
             self._answering.retire,
             self._answering.expect,
             self._answering.shadow,
+            self._answering.totals,
             self._device.wanted,
         )
         self._installer = DeviceInstaller(config, tools)

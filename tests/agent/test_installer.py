@@ -11,7 +11,7 @@ from agent.installer import DeviceInstaller, Tools
 from agent.roster import Roster
 from agent.serving import NoModelError
 from agent.slots import SlotTable
-from agent.windows import Windows
+from agent.windows import ReleaseKey, Windows
 from edgeml.clock import SystemClock
 from edgeml.errors import BackendError, BudgetError, IncompatibleError, StateError
 from edgeml.ids import ModelName, ReleaseId
@@ -37,7 +37,7 @@ class House:
     def make(self, budget):
         tools = Tools(
             self.supervisor, self.roster, self.table, SystemClock(), self.answering.retire, self.answering.expect,
-            self.answering.shadow, frozenset,
+            self.answering.shadow, self.answering.totals, frozenset,
         )  # fmt: skip
         config = AgentConfig(
             device="cam", profile="generic-x86-64", storage=str(self.directory), budget=budget
@@ -166,3 +166,21 @@ def test_a_variant_above_the_memory_budget_is_refused_with_both_numbers(house):
         house.installer.activate(house.put(A, "2.0.0", seed=1))
     assert caught.value.observed > caught.value.budget == 1 << 20
     assert house.serving(A) == "1.0.0"
+
+
+def test_requests_that_get_no_answer_on_trial_are_its_end(house, ask):
+    house.commit(house.put(A, "1.0.0"))
+    new = house.put(A, "2.0.0", seed=1)
+    house.installer.activate(new)
+    for _ in range(20):
+        house.answering.infer("a", ask(), "r")
+    house.installer.observe(new)
+    key = ReleaseKey(new.release, new.digest)
+    for _ in range(3):
+        house.answering._windows.failed(key)
+    with pytest.raises(BackendError, match="3 of 23 requests on trial got no answer"):
+        house.installer.observe(new)
+    # What happened on an earlier trial is not held against the next one.
+    house.installer.restore(A, new.digest)
+    house.installer.activate(house.put(A, "2.0.0", seed=1))
+    house.installer.observe(new)

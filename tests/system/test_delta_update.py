@@ -82,6 +82,7 @@ def test_the_policy_of_a_deployment_reaches_the_fetching_child(house):
             lambda _worker: None,
             lambda _worker: None,
             lambda _model, _shadow: None,
+            dict,
             frozenset,
         )
         config = AgentConfig(device="cam-1", profile="generic-x86-64", storage=str(storage))
