@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
+import msgspec
+
 from edgeml.ids import DeploymentId, DeviceId
 from edgeml.twin import Desired, Policy
 
@@ -32,7 +34,9 @@ def desired_for(
     if target is None or digest is None:
         return None
     # A bad release is worse than a large bill: the way back is never forbidden.
-    policy = Policy() if assignment.revert else Policy(full_download=rollout.plan.full_download)
+    policy = Policy(priority=rollout.plan.priority)
+    if not assignment.revert:
+        policy = msgspec.structs.replace(policy, full_download=rollout.plan.full_download)
     return Desired(
         generation=generation, deployment=deployment_id(rollout.id, device.device, generation),
         release=assignment.release, target=target, digest=digest, policy=policy,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .store import Store
 
 WATCH_S: Final = 1.0
+PRIORITY_MAX: Final = 100
 
 
 @click.group()
@@ -54,6 +55,13 @@ def rollout() -> None:
     show_default=True,
     help="Whether devices may fetch it in full where no delta fits what they have.",
 )
+@click.option(
+    "--priority",
+    type=click.IntRange(-PRIORITY_MAX, PRIORITY_MAX),
+    default=0,
+    show_default=True,
+    help="Of several models that a device is to fetch the one with the highest goes first.",
+)
 @in_fleet
 def start(
     context: click.Context,
@@ -67,10 +75,11 @@ def start(
     Example:
         edgeml fleet rollout start digits@1.1.0
         edgeml fleet rollout start digits@1.1.0 --waves 10%,100% --soak 10m
+        edgeml fleet rollout start alarms@2.0.0 --priority 10
     \f
 
     Raises:
-        ConfigError: The release is not published, another rollout is under way, or an option makes no sense.
+        ConfigError: The release is not published, another rollout of its model is under way, or an option makes no sense.
     """
     from edgeml.clock import SystemClock
     from edgeml.errors import ConfigError
@@ -95,6 +104,7 @@ def start(
         evidence_stop=evidence,
         trials_min=trials,
         full_download=FullDownload(options["full_download"]),
+        priority=int(options["priority"]),
     )
     home, _config, store = open_fleet(context, directory)
     started = campaigns.start(store, Repository(home.repository), plan, SystemClock().now_ms())

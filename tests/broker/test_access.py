@@ -7,9 +7,9 @@ import time
 import pytest
 
 from edgeml import topics
-from edgeml.ids import DeviceId, TenantId
+from edgeml.ids import DeviceId, ModelName, TenantId
 from edgeml.telemetry import Stream
-from edgeml.topics import RULES, Direction, Leaf
+from edgeml.topics import RULES, Direction, Leaf, Tail
 
 pytestmark = pytest.mark.broker
 TENANT = TenantId("acme")
@@ -17,9 +17,8 @@ OWNER, OTHER, CONTROLLER = "cam-a", "cam-b", "controller"
 
 
 def topic_of(leaf: Leaf, device: str = OWNER) -> str:
-    return topics.device_topic(
-        TENANT, DeviceId(device), leaf, Stream.WINDOWS if leaf is Leaf.TELEMETRY else None
-    )
+    tails = {Tail.NOTHING: None, Tail.STREAM: Stream.WINDOWS, Tail.MODEL: ModelName("digits")}
+    return topics.device_topic(TENANT, DeviceId(device), leaf, tails[RULES[leaf].tail])
 
 
 def right_writer(leaf: Leaf) -> str:
