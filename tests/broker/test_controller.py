@@ -82,17 +82,17 @@ def test_desired_is_there_again_after_the_broker_came_back_empty(running, store,
         return bool(heard)
 
     first = running.client(CAM)
-    first.subscribe(topic)
+    first.subscribe(*topics.down_filters(TENANT, CAM))
     step_until(controller, lambda: arrives(first))
     assert heard.pop() == (topic, twin.encode(wanted))
     running.kill()
     running.start()
     second = running.client(CAM)
-    second.subscribe(topic)
+    second.subscribe(*topics.down_filters(TENANT, CAM))
     step_until(controller, lambda: arrives(second))
     assert heard.pop() == (topic, twin.encode(wanted))
     third = running.client(CAM)
-    third.subscribe(topic)
+    third.subscribe(*topics.down_filters(TENANT, CAM))
     assert third.take() == (topic, twin.encode(wanted)), "and it is retained"
 
 
