@@ -18,7 +18,7 @@ from agent.updater import Lane, Moment
 from agent.uplink import Uplink
 from agent.windows import Observed, ReleaseKey, Windows
 from edgeml import topics
-from edgeml.ids import DeviceId, TenantId, model_of
+from edgeml.ids import DeviceId, ModelName, TenantId, model_of
 from edgeml.observer import Observer
 from edgeml.testing import FakeClock, LoopbackBroker, sample_bundle
 from edgeml.topics import CONTROLLER_USER
@@ -248,7 +248,7 @@ class World:
         """The release each device runs, by its own slots."""
         found = {}
         for name, agent in self.agents.items():
-            slot = agent.table.slots.current
+            slot = agent.table.slots(ModelName("sample")).current
             found.setdefault(slot.release if slot else None, []).append(name)
         return found
 
