@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-import msgspec
-
 from edgeml.ids import DeploymentId, DeviceId
 from edgeml.twin import Desired, Policy
 
@@ -36,7 +34,15 @@ def desired_for(
     # A bad release is worse than a large bill: the way back is never forbidden.
     policy = Policy(priority=rollout.plan.priority)
     if not assignment.revert:
-        policy = msgspec.structs.replace(policy, full_download=rollout.plan.full_download)
+        plan = rollout.plan
+        policy = Policy(
+            soak_s=plan.trial_s,
+            full_download=plan.full_download,
+            shadow_s=plan.shadow_s,
+            shadow_share=plan.shadow_share,
+            shadow_disagreement_max=plan.shadow_disagreement_max,
+            priority=plan.priority,
+        )
     return Desired(
         generation=generation, deployment=deployment_id(rollout.id, device.device, generation),
         release=assignment.release, target=target, digest=digest, policy=policy,

@@ -77,6 +77,14 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     advance. Not asked for in the last wave, nor where no reachable device runs an incumbent. 0 does without."""
     full_download: FullDownload = FullDownload.ALWAYS
     """Whether devices may fetch the release in full where no delta fits what they have. The way back always may."""
+    trial_s: float = 0.0
+    """Seconds of real traffic on trial, before a device keeps the release."""
+    shadow_s: float = 0.0
+    """Seconds in which a device lets the release answer unseen, before the trial."""
+    shadow_share: float = 0.1
+    """Share of the requests that it answers there."""
+    shadow_disagreement_max: float = 1.0
+    """Share of its answers there that may be other ones; 1 only reports."""
     priority: int = 0
     """Of several models that a device is to fetch the one with the highest goes first."""
 

@@ -125,7 +125,7 @@ class House:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def start_rollout(self, release):
+    def start_rollout(self, release, *options):
         self.edgeml(
             "fleet",
             "rollout",
@@ -137,6 +137,7 @@ class House:
             "0s",
             "--trials",
             "1",
+            *options,
             "--dir",
             self.home.directory,
         )

@@ -10,6 +10,7 @@ import urllib.error
 
 import pytest
 
+from edgeml.twin import Outcome
 from fleet import overview
 from fleet.rollout import FINISHED, RolloutState
 
@@ -164,3 +165,41 @@ def test_a_hot_swap_under_load_drops_no_request(house, users):
         one.stop()
         assert not one.failures, one.failures[:3]
         assert one.versions == sorted(one.versions), "an old version answered after a new one"
+
+
+def test_a_release_in_the_shadow_serves_only_if_its_answers_are_those_of_the_old_one(house, users):
+    house.publish("1.0.0", model="digits")
+    house.publish("2.0.0", seed=7, model="digits")
+    house.publish("3.0.0", model="digits")
+    house.serve()
+    agent = house.agent()
+    wait_for(lambda: house.device().online, "the device to be online")
+    house.start_rollout("digits@1.0.0")
+    wait_for(lambda: house.ask(model="digits"), "an answer")
+    user = users(house, "digits")
+    wait_for(lambda: is_out(house, "digits", "1.0.0"), "the commit")
+    wait_for(lambda: overview.rollouts(house.store)[0].state in FINISHED, "the first rollout to end")
+
+    def shadow(release):
+        options = ("--shadow", "2s", "--shadow-share", "100%", "--shadow-disagreement", "5%", "--trial", "1s")
+        house.start_rollout(release, *options)
+
+    def outcome():
+        [model] = house.device().models
+        return model.desired_release, model.outcome, model.reason
+
+    shadow("digits@2.0.0")
+    wait_for(lambda: outcome()[:2] == ("digits@2.0.0", Outcome.ROLLED_BACK), "a refusal", 60)
+    assert "other than those given: more than the 5% allowed" in outcome()[2]
+    house.edgeml(
+        "fleet", "rollout", "abort", overview.rollouts(house.store)[0].id, "--dir", house.home.directory
+    )
+    wait_for(lambda: overview.rollouts(house.store)[0].state in FINISHED, "the abort")
+    assert set(user.versions) == {"1.0.0"}
+    shadow("digits@3.0.0")
+    wait_for(lambda: is_out(house, "digits", "3.0.0"), "the third", 60)
+    wait_for(lambda: outcome()[:2] == ("digits@3.0.0", Outcome.COMMITTED), "the word of it")
+    assert "0 other than those given" in outcome()[2]
+    user.stop()
+    assert not user.failures
+    assert agent.stop() == 0
