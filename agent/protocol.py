@@ -146,7 +146,7 @@ def decode_call(body: bytes, json_length: int, manifest: Manifest) -> Call:
             at += size
     if at != len(body):
         raise ConfigError(f"{len(body) - at} bytes follow the inputs")
-    names = [spec.name for spec in manifest.inputs]
+    names = [spec.name for spec in manifest.surface.inputs]
     if set(given) != set(names):
         raise ConfigError(f"inputs {sorted(given)} given, the model takes {names}")
     return Call(
@@ -172,7 +172,7 @@ def encode_reply(served: Served, call: Call) -> Reply:
     outputs, blobs = [], []
     for wanted in call.wanted:
         tensor = answer.outputs[wanted.index]
-        name = manifest.outputs[wanted.index].name
+        name = manifest.surface.outputs[wanted.index].name
         if wanted.binary:
             blobs.append(tensor.data)
             size = _TensorParameters(binary_data_size=len(tensor.data))
@@ -192,9 +192,10 @@ def encode_reply(served: Served, call: Call) -> Reply:
 
 def _wanted(request: _Request, manifest: Manifest) -> tuple[WantedOutput, ...]:
     by_default = request.parameters.binary_data_output
+    outputs = manifest.surface.outputs
     if not request.outputs:
-        return tuple(WantedOutput(index, by_default) for index in range(len(manifest.outputs)))
-    names = [spec.name for spec in manifest.outputs]
+        return tuple(WantedOutput(index, by_default) for index in range(len(outputs)))
+    names = [spec.name for spec in outputs]
     wanted = []
     for one in request.outputs:
         if one.name not in names:

@@ -113,7 +113,7 @@ class Worker:
         """Answer one request.
 
         Args:
-            tensors: the manifest's inputs, in its order.
+            tensors: what callers of the manifest give, in its order.
 
         Raises:
             ConfigError: The tensors are not what the model takes; the worker never saw them.
@@ -198,7 +198,7 @@ class Worker:
         known = self._known
         if known is not None and looks == known[0]:
             return known[1]
-        check_request(tensors, self.manifest.inputs)
+        check_request(tensors, self.manifest.surface.inputs)
         heads = encode_heads(tensors)
         self._known = (looks, heads)
         return heads

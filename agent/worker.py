@@ -1,7 +1,7 @@
 """The worker: the process that holds one model.
 
 Decides what happens between a request's bytes and an answer's, and nothing else: it loads one verified bundle, answers
-one request at a time in its only thread, counts what it saw, and exits when the supervisor is gone. Native code of
+one request at a time in its only thread through the bundle's steps and model, counts what it saw, and exits when the supervisor is gone. Native code of
 runtimes may crash here without hurting anyone. Starting, timing out and restarting it is `supervisor`'s business.
 """
 
@@ -27,6 +27,7 @@ from edgeml.errors import EdgemlError, IncompatibleError
 from edgeml.manifest import GOLDEN, MONITOR, Manifest, Task
 from edgeml.monitor import Monitor
 from edgeml.observer import Observer
+from edgeml.pipeline import Pipeline
 from edgeml.runtime import Session, open_session
 from edgeml.tensors import DType, TensorSpec
 
@@ -135,16 +136,18 @@ class Service:
 
     def _infer(self, model: _Model, frame: Frame) -> None:
         started_ns = time.perf_counter_ns()
-        inputs = self._inputs.view(frame.payload)
+        given = self._inputs.view(frame.payload)
+        inputs = model.pipeline.prepare(given)
         outputs = model.session.run(inputs)
         predicted = model.predicted(inputs, outputs)
+        results = model.pipeline.finish(inputs, outputs)
         latency_us = (time.perf_counter_ns() - started_ns) / 1000
-        answer = Answer(tuple(map(tensor_bytes, outputs)), latency_us, predicted)
+        answer = Answer(tuple(map(tensor_bytes, results)), latency_us, predicted)
         self._channel.send(Kind.ANSWER, frame.request_id, encode_answer(answer))
         # Counting comes after the answer is on its way: the caller never waits for it.
         if model.observer is not None:
             try:
-                model.observer.observe(inputs, outputs)
+                model.observer.observe(model.pipeline.watched(given, inputs), outputs)
             except (
                 Exception
             ):  # the answer is out, so there is no one to tell; serving matters more than counting
@@ -168,6 +171,7 @@ class _Model:
             self.session: Session = open_session(bundle.model(), self.manifest.runtime, request.threads)
         _check_alike(self.session.inputs, self.manifest.inputs, "inputs")
         _check_alike(self.session.outputs, self.manifest.outputs, "outputs")
+        self.pipeline = Pipeline(self.manifest)
         self.latency_slow_ms = None if monitor is None else monitor.latency_slow_ms
         self.observer = None if monitor is None else self._observer(monitor)
         self._path = path
@@ -175,8 +179,9 @@ class _Model:
         self._classifies = self.manifest.task is Task.CLASSIFICATION
 
     def _observer(self, monitor: Monitor) -> Observer | None:
+        watched = self.manifest.watched
         used = {column.tensor for column in monitor.columns}
-        specs = [spec for spec in (*self.manifest.inputs, *self.manifest.outputs) if spec.name in used]
+        specs = [spec for spec in (*watched.inputs, *watched.outputs) if spec.name in used]
         missing = used - {spec.name for spec in specs}
         if missing:
             raise IncompatibleError(
@@ -186,7 +191,7 @@ class _Model:
         if free:
             logger.warning("%s has no fixed shape; nothing is counted", free[0])
             return None
-        return Observer(monitor, self.manifest)
+        return Observer(monitor, watched)
 
     def predicted(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> int | None:
         """Class of the answer, if there is one sample and the model classifies."""
@@ -207,11 +212,11 @@ class _Model:
         requests = [
             [array[i : i + step] for array in recorded.inputs] for i in range(0, recorded.samples, step)
         ]
-        answers = [self.session.run(request) for request in requests]
+        answers = [self.pipeline.answer(self.session.run, request) for request in requests]
         durations_ns = []
         for request in requests:
             started_ns = time.perf_counter_ns()
-            self.session.run(request)
+            self.pipeline.answer(self.session.run, request)
             durations_ns.append(time.perf_counter_ns() - started_ns)
         observed = [np.concatenate([answer[i] for answer in answers]) for i in range(len(recorded.outputs))]
         result = golden_vectors.compare(recorded.outputs, observed, self.manifest)

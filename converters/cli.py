@@ -105,10 +105,22 @@ def convert(
     show_default=True,
     help="What the scores are.",
 )
+@click.option(
+    "--processing",
+    type=click.Path(path_type=Path),
+    help=".json or .toml with the steps before and after the model.",
+)
 @OUT
 @JSON
 def package(
-    model: Path, data: Path | None, profiles: tuple[str, ...], out: Path, as_json: bool, **options: str | None
+    model: Path,
+    *,
+    data: Path | None,
+    processing: Path | None,
+    profiles: tuple[str, ...],
+    out: Path,
+    as_json: bool,
+    **options: str | None,
 ) -> None:
     """Bundle an existing MODEL (.onnx or .tflite) as it is, checked in a child process first.
 
@@ -122,6 +134,7 @@ def package(
     from .assemble import ReleaseName
     from .existing import PackagingOrder
     from .existing import package as run
+    from .processing_file import read_processing
     from .show import print_json, steps, tell_packaging
 
     order = PackagingOrder(
@@ -133,6 +146,7 @@ def package(
         task=Task(options["task"]) if options["task"] else None,
         scores=ScoreKind(options["scores"]),
         labels=tuple(label for label in (options["labels"] or "").split(",") if label),
+        processing=None if processing is None else read_processing(processing),
     )
     with steps(quiet=as_json) as on_step:
         packaging = run(order, on_step)

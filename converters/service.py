@@ -201,9 +201,9 @@ class _Record:
                 one.candidate.outcome.agreement,
             ),
         )
-        members = members_of(
-            manifest, Content(one.model, (self.data.evaluation_x,), one.result, report, with_monitor=True)
-        )
+        samples = (self.data.evaluation_x,)
+        content = Content(one.model, samples, samples, one.result, report, with_monitor=True)
+        members = members_of(manifest, content)
         check_storage(members, [profile for profile in self.order.profiles if profile.name in names])
         return manifest, members
 

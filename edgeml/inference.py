@@ -74,7 +74,8 @@ class ModelMetadata(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, manifest: Manifest) -> ModelMetadata:
-        """Describe a variant."""
+        """Describe a variant as its callers see it: before and after the steps around the model."""
+        manifest = manifest.surface
         return cls(
             manifest.model,
             (manifest.version,),

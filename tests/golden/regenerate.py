@@ -28,6 +28,27 @@ from edgeml.manifest import (
 )
 from edgeml.monitor import Column, Monitor, Statistic
 from edgeml.sketch import Sketch
+from edgeml.steps import (
+    BoxForm,
+    Cast,
+    Crop,
+    Dequantise,
+    Interpolation,
+    MeanSquaredError,
+    Normalise,
+    Preparation,
+    Processing,
+    Quantise,
+    Reshape,
+    Resize,
+    Sigmoid,
+    Softmax,
+    Standardise,
+    SuppressOverlaps,
+    Threshold,
+    TopK,
+    Transpose,
+)
 from edgeml.telemetry import Batch, Counters, Event, Loss, Window
 from edgeml.tensors import BATCH, DType, TensorSpec
 from edgeml.testing import sample_bundle
@@ -55,6 +76,33 @@ MANIFEST = Manifest(
     scores=ScoreKind.LOGITS,
     labels=("zero", "one", "zwölf"),
     quality=Quality("accuracy", 0.96875, 0.984375, 512, 0.9921875),
+)  # fmt: skip
+STEPS = msgspec.structs.replace(
+    MANIFEST,
+    outputs=(
+        TensorSpec("scores", DType.INT8, (BATCH, 3), scale=0.25, zero_point=-7),
+        TensorSpec("boxes", DType.FLOAT32, (BATCH, 9, 4)),
+        TensorSpec("odds", DType.FLOAT32, (BATCH, 9, 2)),
+        TensorSpec("rebuilt", DType.UINT8, (BATCH, 1, 8, 8), scale=0.5, zero_point=3),
+    ),
+    processing=Processing(
+        before=(
+            Preparation(
+                "image",
+                TensorSpec("photo", DType.UINT8, (BATCH, BATCH, BATCH, 1), "NHWC"),
+                (
+                    Crop(24, 24), Resize(12, 12, Interpolation.NEAREST), Resize(8, 8), Normalise(0.5, (0.25,), (2.0,)),
+                    Standardise(0.125), Transpose("NCHW"), Reshape((64, 1)), Reshape((1, 8, 8)), Cast(DType.FLOAT16), Quantise(),
+                ),
+            ),
+        ),
+        after=(
+            Dequantise("scores"), Softmax("scores", "likely"), TopK("likely", 2, "top-scores", "top-classes"),
+            Sigmoid("odds"), SuppressOverlaps("boxes", "odds", 5, 0.25, 0.75, BoxForm.CENTRE, "found", "sure", "kinds"),
+            Dequantise("rebuilt"), Dequantise("image"), MeanSquaredError("rebuilt", "image"), Threshold("score", 1.5, "odd"),
+        ),
+        results=("top-classes", "top-scores", "found", "kinds", "score", "odd"),
+    ),
 )  # fmt: skip
 MONITOR = Monitor(
     columns=(
@@ -186,6 +234,7 @@ def decode_delta(data: bytes) -> str:
 
 FORMATS = {
     "manifest.json": Format(MANIFEST, manifest.encode, manifest.decode),
+    "manifest-with-steps.json": Format(STEPS, manifest.encode, manifest.decode),
     "monitor.json": Format(MONITOR, monitor.encode, monitor.decode),
     "golden.npz": Format(GOLDEN, golden.encode, lambda data: golden.decode(data, MANIFEST), is_canonical=False),
     "desired.json": message(DESIRED),
