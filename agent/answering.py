@@ -20,6 +20,7 @@ from edgeml.sketch import merge
 from edgeml.telemetry import Window
 
 from .ipc import TensorBytes
+from .misfit import MisfitError
 from .roster import Roster
 from .serving import NoModelError, Served
 from .shadow import Shadow
@@ -75,6 +76,9 @@ class Answering:
             )
         try:
             served = seat.infer(tensors)
+        except MisfitError as error:
+            self.misfit(model, error)
+            raise
         except BackendError:
             active = seat.active
             if active is not None:
@@ -91,6 +95,14 @@ class Answering:
                 key, answer.latency_us, answer.predicted, request_id, slow=self._is_slow(served)
             )
         return served
+
+    def misfit(self, model: str, error: MisfitError) -> None:
+        """Count a request to a model whose tensors are not what it takes."""
+        seat = self._roster.find(model)
+        active = None if seat is None else seat.active
+        if active is not None:
+            with self.lock:
+                self._windows.misfit(ReleaseKey(active.manifest.release, active.digest), error.counted)
 
     def feedback(self, model: str, request_id: str, label: int | str) -> bool:
         """Hear what an earlier request to a model really showed; False if that request is not remembered.
@@ -138,12 +150,16 @@ class Answering:
 
     def close(self, now_ms: int) -> list[Window]:
         """Close the open windows and return all that are closed and were not returned yet."""
+        volumes = {}
         for worker in self._roster.workers.values():
             self.retire(worker)
+            expected = worker.manifest.expected
+            if expected is not None and expected.volume is not None:
+                volumes[ReleaseKey(worker.manifest.release, worker.digest)] = expected.volume
         with self.lock:
             observations, self._retired = self._retired, {}
             closed, self._closed = self._closed, []
-            return closed + self._windows.close(now_ms, self._clock.monotonic_s(), observations)
+            return closed + self._windows.close(now_ms, self._clock.monotonic_s(), observations, volumes)
 
     def _keep(self, key: ReleaseKey, observed: Observed) -> None:
         earlier = self._retired.get(key)
@@ -155,6 +171,7 @@ class Answering:
                 sketch,
                 earlier.low_confidence + observed.low_confidence,
                 max(earlier.memory_bytes, observed.memory_bytes),
+                earlier.quality.plus(observed.quality),
             )
         self._retired[key] = observed
 
@@ -181,4 +198,4 @@ class Answering:
 
 def _observed(worker: Worker) -> Observed:
     taken = worker.take()
-    return Observed(taken.sketch, taken.low_confidence, taken.memory_bytes)
+    return Observed(taken.sketch, taken.low_confidence, taken.memory_bytes, taken.quality)

@@ -27,6 +27,7 @@ from edgeml.manifest import Manifest
 from edgeml.tensors import DType
 
 from .ipc import RANK_MAX, TENSORS_MAX, TensorBytes
+from .misfit import DTYPE, SCHEMA, MisfitError
 
 if TYPE_CHECKING:
     from .serving import Served
@@ -122,7 +123,7 @@ def decode_call(body: bytes, json_length: int, manifest: Manifest) -> Call:
         manifest: the model that is asked.
 
     Raises:
-        ConfigError: It does not follow the protocol, or names what the model has not.
+        ConfigError: It does not follow the protocol, or names what the model has not (for inputs, a MisfitError).
     """
     if not 0 <= json_length <= min(len(body), JSON_BYTES_MAX):
         raise ConfigError(
@@ -148,7 +149,7 @@ def decode_call(body: bytes, json_length: int, manifest: Manifest) -> Call:
         raise ConfigError(f"{len(body) - at} bytes follow the inputs")
     names = [spec.name for spec in manifest.surface.inputs]
     if set(given) != set(names):
-        raise ConfigError(f"inputs {sorted(given)} given, the model takes {names}")
+        raise MisfitError(f"inputs {sorted(given)} given, the model takes {names}", SCHEMA)
     return Call(
         request.id or uuid.uuid4().hex, tuple(given[name] for name in names), _wanted(request, manifest)
     )
@@ -219,7 +220,7 @@ def _dtype(tensor: _Input) -> DType:
     try:
         return DType.from_protocol_name(tensor.datatype)
     except ValueError as error:
-        raise ConfigError(f"input {tensor.name}: {error}", hint="for example FP32") from error
+        raise MisfitError(f"input {tensor.name}: {error}", DTYPE, hint="for example FP32") from error
 
 
 def _packed(tensor: _Input) -> bytes:

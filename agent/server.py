@@ -24,6 +24,7 @@ from edgeml.manifest import Manifest
 from .ipc import TensorBytes
 from .listener import Exposure, Listener, parse_listen
 from .metrics import METRICS_TYPE
+from .misfit import MisfitError
 from .protocol import (
     BODY_BYTES_MAX,
     decode_call,
@@ -66,6 +67,10 @@ class Inference(Protocol):
 
     def infer(self, model: str, tensors: Sequence[TensorBytes], request_id: str) -> Served:
         """Answer one request. Raises EdgemlError."""
+        ...
+
+    def misfit(self, model: str, error: MisfitError) -> None:
+        """Count a request that was refused before it could be asked."""
         ...
 
     def feedback(self, model: str, request_id: str, label: int | str) -> bool:
@@ -218,7 +223,11 @@ class _Endpoints:
     def _answer(self, manifest: Manifest, body: bytes, json_length: int) -> Response:
         from starlette.responses import Response
 
-        call = decode_call(body, json_length, manifest)
+        try:
+            call = decode_call(body, json_length, manifest)
+        except MisfitError as error:
+            self._inference.misfit(manifest.model, error)
+            raise
         reply = encode_reply(self._inference.infer(manifest.model, call.tensors, call.request_id), call)
         if not reply.json_length:
             return Response(reply.body, media_type="application/json")

@@ -41,6 +41,7 @@ from .ipc import (
     encode_message,
     encode_tensors,
 )
+from .misfit import DTYPE, SCHEMA, MisfitError
 from .sensors import Sensors
 
 logger = logging.getLogger(__name__)
@@ -271,28 +272,35 @@ def check_request(tensors: Sequence[TensorBytes], inputs: Sequence[TensorSpec]) 
     """Check that tensors are what a model takes: number, types, shapes, lengths.
 
     Raises:
-        ConfigError: They are not.
+        MisfitError: They are not.
+        ConfigError: They are longer than a frame.
     """
     if len(tensors) != len(inputs):
-        raise ConfigError(
+        raise MisfitError(
             f"{len(tensors)} inputs given, the model takes {len(inputs)}",
+            SCHEMA,
             hint=f"give {', '.join(spec.name for spec in inputs)}",
         )
     total = 0
     for tensor, spec in zip(tensors, inputs, strict=True):
         if tensor.dtype is not spec.dtype:
-            raise ConfigError(f"{spec.name} is {tensor.dtype.value}, the model takes {spec.dtype.value}")
+            raise MisfitError(
+                f"{spec.name} is {tensor.dtype.value}, the model takes {spec.dtype.value}", DTYPE
+            )
         shape = tensor.shape
         if shape != spec.shape and not _fits(shape, spec.shape):
-            raise ConfigError(
+            raise MisfitError(
                 f"{spec.name} has shape {list(shape)}, the model takes {list(spec.shape)}",
+                SCHEMA,
                 hint="-1 is a dimension that you choose",
             )
         size = spec.dtype.item_bytes
         for dimension in shape:
             size *= dimension
         if len(tensor.data) != size:
-            raise ConfigError(f"{spec.name} has {len(tensor.data)} bytes of data, its shape needs {size}")
+            raise MisfitError(
+                f"{spec.name} has {len(tensor.data)} bytes of data, its shape needs {size}", SCHEMA
+            )
         total += size
     if total > TENSOR_BYTES_MAX:
         raise ConfigError(f"the inputs have {total} bytes, more than {TENSOR_BYTES_MAX}")

@@ -32,6 +32,7 @@ from edgeml.runtime import Session, open_session
 from edgeml.tensors import DType, TensorSpec
 
 from .channel import JOINED_BYTES_MAX, Channel, Frame
+from .guard import Guard
 from .health import GoldenRun
 from .ipc import (
     Answer,
@@ -137,6 +138,7 @@ class Service:
     def _infer(self, model: _Model, frame: Frame) -> None:
         started_ns = time.perf_counter_ns()
         given = self._inputs.view(frame.payload)
+        given = model.guard.admit(given)
         inputs = model.pipeline.prepare(given)
         outputs = model.session.run(inputs)
         predicted = model.predicted(inputs, outputs)
@@ -171,6 +173,7 @@ class _Model:
             self.session: Session = open_session(bundle.model(), self.manifest.runtime, request.threads)
         _check_alike(self.session.inputs, self.manifest.inputs, "inputs")
         _check_alike(self.session.outputs, self.manifest.outputs, "outputs")
+        self.guard = Guard(self.manifest.expected, self.manifest.surface.inputs)
         self.pipeline = Pipeline(self.manifest)
         self.latency_slow_ms = None if monitor is None else monitor.latency_slow_ms
         self.observer = None if monitor is None else self._observer(monitor)
@@ -231,10 +234,11 @@ class _Model:
     def take(self, memory: PeakMemory) -> Taken:
         """Return what was counted since the last call."""
         highest_bytes = memory.restart()
+        quality = self.guard.take()
         if self.observer is None:
-            return Taken(None, 0, highest_bytes)
+            return Taken(None, 0, highest_bytes, quality)
         observation = self.observer.take()
-        return Taken(observation.sketch, observation.low_confidence, highest_bytes)
+        return Taken(observation.sketch, observation.low_confidence, highest_bytes, quality)
 
 
 class PeakMemory:

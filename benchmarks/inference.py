@@ -147,6 +147,9 @@ class Direct:
         """Answer, and count nothing."""
         return self.serving.infer(tensors)
 
+    def misfit(self, _model, _error):
+        """Count nothing."""
+
     def feedback(self, _model, _request_id, _label):
         """Remember nothing."""
         return False

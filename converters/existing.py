@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from edgeml.errors import ArtifactError, BackendError, BudgetError, ConfigError, IncompatibleError
+from edgeml.expectation import Expected
 from edgeml.golden import SAMPLES
 from edgeml.ids import digest_of, parse_name
 from edgeml.manifest import Manifest, Measurement, Provenance, Quality, RuntimeFamily, ScoreKind, Task
@@ -39,6 +40,7 @@ from .assemble import (
     write,
 )
 from .dataset import Dataset, check_classes, read_evaluation
+from .expected_file import expected_of
 from .metrics import ACCURACY, classes_of
 from .processing_file import check_fit, check_samples, sized
 from .provenance import PACKAGING_LIBRARIES, git_commit, libraries
@@ -61,7 +63,8 @@ class PackagingOrder:
     """What to bundle and for whom.
 
     `data` is an .npz with `evaluation_x` and, to score a classifier, `evaluation_y`; None if there are no data. With
-    `processing`, samples are what callers give: the steps are applied to them.
+    `processing`, samples are what callers give: the steps are applied to them. What is `expected` of an input replaces what
+    the data show of it.
     `task` None means: a classifier if `evaluation_y` is given.
     """
 
@@ -74,6 +77,7 @@ class PackagingOrder:
     scores: ScoreKind = ScoreKind.LOGITS
     labels: tuple[str, ...] = ()
     processing: Processing | None = None
+    expected: Expected | None = None
 
 
 def package(order: PackagingOrder, on_step: Step = lambda _: None) -> Packaging:
@@ -96,6 +100,7 @@ def package(order: PackagingOrder, on_step: Step = lambda _: None) -> Packaging:
     given = random_inputs(sized(draft)) if data is None else (data.evaluation_x,)
     if data is not None and order.processing is not None:
         check_samples(draft.surface.inputs[0], data.evaluation_x)
+    expected = expected_of(draft, None if data is None else given, order.expected)
     inputs = given if order.processing is None else Pipeline(draft).prepare_samples(given)
     on_step("running it on its runtime")
     result = probe(model, family, inputs, limits=LIMITS)
@@ -125,6 +130,7 @@ def package(order: PackagingOrder, on_step: Step = lambda _: None) -> Packaging:
         scores=meaning.scores,
         labels=meaning.labels,
         quality=quality,
+        expected=expected,
     )
     check_fit(manifest)
     on_step("writing the bundle")
@@ -144,6 +150,7 @@ def package(order: PackagingOrder, on_step: Step = lambda _: None) -> Packaging:
         golden_origin=origin,
         has_monitor=data is not None,
         processing=order.processing,
+        expected=expected,
     )
 
 

@@ -17,8 +17,8 @@ from edgeml.steps import KINDS_AFTER, KINDS_BEFORE, Crop, Processing, Resize
 from edgeml.tensors import TensorSpec
 
 from .assemble import Array
+from .record_file import read_record
 
-FILE_BYTES_MAX: Final = 1 << 18
 _HINT: Final = "docs/bundle-format.md describes steps and has examples"
 
 
@@ -28,21 +28,8 @@ def read_processing(path: Path) -> Processing:
     Raises:
         ConfigError: The file cannot be read, or does not say steps.
     """
-    if path.suffix not in {".json", ".toml"}:
-        raise ConfigError(f"{path.name} is neither .json nor .toml", hint=_HINT)
-    try:
-        with path.open("rb") as file:
-            data = file.read(FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}", hint="check the path") from error
-    if len(data) > FILE_BYTES_MAX:
-        raise ConfigError(f"{path.name} is longer than {FILE_BYTES_MAX} bytes", hint=_HINT)
-    decode = msgspec.json.decode if path.suffix == ".json" else msgspec.toml.decode
-    try:
-        return decode(data, type=Processing)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        kinds = f"before: {', '.join(sorted(KINDS_BEFORE))}; after: {', '.join(sorted(KINDS_AFTER))}"
-        raise ConfigError(f"{path.name}: {error}", hint=f"steps {kinds}. {_HINT}") from error
+    kinds = f"before: {', '.join(sorted(KINDS_BEFORE))}; after: {', '.join(sorted(KINDS_AFTER))}"
+    return read_record(path, Processing, f"steps {kinds}. {_HINT}")
 
 
 def check_fit(manifest: Manifest) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from edgeml.expectation import Expected
 from edgeml.ids import Digest
 from edgeml.steps import Processing
 
@@ -86,6 +87,7 @@ class Packaging(msgspec.Struct, frozen=True, kw_only=True):
     golden_origin: str
     has_monitor: bool
     processing: Processing | None = None
+    expected: Expected | None = None
 
 
 def candidate_rows(

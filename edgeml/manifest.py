@@ -15,8 +15,9 @@ from typing import Final
 
 import msgspec
 
-from . import flow
+from . import expectation, flow
 from .errors import IncompatibleError, ManifestError
+from .expectation import Expected
 from .flow import Meaning, Traced
 from .ids import Digest, ReleaseId, is_digest, is_name, release_id
 from .steps import Processing, unknown_kind
@@ -130,6 +131,7 @@ class Manifest(Record, frozen=True, dict=True):
     labels: tuple[str, ...] = ()
     quality: Quality | None = None
     processing: Processing | None = None
+    expected: Expected | None = None
     format_version: int = FORMAT_VERSION
 
     @cached_property
@@ -260,6 +262,8 @@ def _check(manifest: Manifest) -> None:
         raise ManifestError(f"the manifest lists no {manifest.runtime.model_member}")
     if manifest.processing is not None:
         _check_names(manifest)
+    if manifest.expected is not None:
+        expectation.check(manifest.expected, (spec.name for spec in manifest.surface.inputs))
 
 
 def _check_names(manifest: Manifest) -> None:

@@ -125,6 +125,9 @@ class Direct:
     def infer(self, tensors, _request_id):
         return self.serving.infer(tensors)
 
+    def misfit(self, error):
+        """Count nothing."""
+
     def feedback(self, _request_id, _label):
         return False
 

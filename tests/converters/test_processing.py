@@ -13,10 +13,12 @@ import converters
 from converters.assemble import ReleaseName
 from converters.cli import package as command
 from converters.existing import PackagingOrder
+from converters.expected_file import read_expected
 from converters.processing_file import read_processing
 from edgeml import golden, monitor, profile
 from edgeml.bundle import GOLDEN, MONITOR, Bundle
 from edgeml.errors import ConfigError
+from edgeml.expectation import Expected, InputExpectation, Policy
 from edgeml.manifest import RuntimeFamily
 from edgeml.pipeline import Pipeline
 from edgeml.runtime import open_session
@@ -177,3 +179,43 @@ def by_hand(session, spectrum):
     return np.mean(
         ((answer - given.zero_point) * given.scale - (steps - taken.zero_point) * taken.scale) ** 2
     )
+
+
+class TestExpected:
+    def test_the_range_of_the_data_is_expected_and_only_counted(self, desk):
+        with Bundle(packaged(desk, data=desk / "data.npz")) as one:
+            (expectation,) = one.manifest.expected.inputs
+        assert expectation.input == "millivolts"
+        assert expectation.policy is Policy.SERVE
+        assert expectation.low < MILLIVOLTS.min() < MILLIVOLTS.max() < expectation.high
+
+    def test_a_file_replaces_it(self, desk):
+        (desk / "expected.toml").write_text(
+            '[[inputs]]\ninput = "millivolts"\nhigh = 5000\npolicy = "refuse"\n\n[volume]\nper_hour_min = 60\n'
+        )
+        stated = read_expected(desk / "expected.toml")
+        with Bundle(packaged(desk, data=desk / "data.npz", expected=stated)) as one:
+            assert one.manifest.expected == stated
+        with Bundle(packaged(desk, expected=stated)) as one:
+            assert one.manifest.expected == stated
+
+    def test_without_data_and_file_nothing_is_expected(self, desk):
+        with Bundle(packaged(desk)) as one:
+            assert one.manifest.expected is None
+
+    def test_a_file_about_another_input_is_refused(self, desk):
+        with pytest.raises(ConfigError, match="'x', which is no input") as raised:
+            packaged(desk, expected=Expected((InputExpectation("x"),)))
+        assert "millivolts" in raised.value.hint
+
+    def test_the_command_shows_it(self, desk):
+        (desk / "expected.json").write_text(
+            '{"inputs": [{"input": "millivolts", "low": -5000, "policy": "clip"}]}'
+        )
+        words = [
+            str(desk / "net.onnx"), "--profile", "raspberry-pi-4", "--name", "net", "--version", "1", "--out", str(desk / "out"),
+            "--processing", str(desk / "steps.toml"), "--expected", str(desk / "expected.json"),
+        ]  # fmt: skip
+        result = CliRunner().invoke(command, words)
+        assert result.exception is None
+        assert "expected of millivolts: -5000 to any; otherwise: clip" in result.stdout
