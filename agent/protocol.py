@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 
 from edgeml.errors import ConfigError
+from edgeml.flow import Meaning
 from edgeml.inference import ID_LENGTH_MAX, Feedback, ReplyParameters
 from edgeml.manifest import Manifest
 from edgeml.tensors import DType
@@ -36,6 +37,8 @@ JSON_BYTES_MAX: Final = 4 << 20
 """Numbers grow about twentyfold while they are JSON; larger tensors come through the binary extension."""
 BODY_BYTES_MAX: Final = 32 << 20
 DIMENSION_MAX: Final = 1 << 40
+LABELS_MAX: Final = 1000
+"""Classes of an output that are named; of more, a caller looks the names up in the model's metadata."""
 _ARRAY_CODES: Final = {
     DType.FLOAT32: "f", DType.FLOAT64: "d", DType.INT8: "b", DType.UINT8: "B",
     DType.INT16: "h", DType.UINT16: "H", DType.INT32: "i", DType.INT64: "q",
@@ -98,11 +101,19 @@ class _Request(msgspec.Struct, frozen=True):
     parameters: _RequestParameters = _RequestParameters()
 
 
+class _OutputParameters(msgspec.Struct, frozen=True, omit_defaults=True):
+    binary_data_size: int | None = None
+    labels: list[str | None] | None = None
+
+
+_NOTHING_SAID: Final = _OutputParameters()
+
+
 class _Output(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str
     datatype: str
     shape: tuple[int, ...]
-    parameters: _TensorParameters = _TensorParameters()
+    parameters: _OutputParameters = _NOTHING_SAID
     data: list[float] | list[int] | list[bool] | None = None
 
 
@@ -174,21 +185,33 @@ def encode_reply(served: Served, call: Call) -> Reply:
     for wanted in call.wanted:
         tensor = answer.outputs[wanted.index]
         name = manifest.surface.outputs[wanted.index].name
+        labels = _labels(manifest, wanted.index, tensor)
         if wanted.binary:
             blobs.append(tensor.data)
-            size = _TensorParameters(binary_data_size=len(tensor.data))
-            outputs.append(_Output(name, tensor.dtype.protocol_name, tensor.shape, size))
+            parameters, data = _OutputParameters(len(tensor.data), labels), None
         else:
-            outputs.append(_Output(name, tensor.dtype.protocol_name, tensor.shape, data=_numbers(tensor)))
+            # The very default where nothing is said: only then is it left out.
+            parameters = _NOTHING_SAID if labels is None else _OutputParameters(labels=labels)
+            data = _numbers(tensor)
+        outputs.append(_Output(name, tensor.dtype.protocol_name, tensor.shape, parameters, data))
     predicted = answer.predicted
     label = None
     if predicted is not None and predicted < len(manifest.labels):
         label = manifest.labels[predicted]
-    parameters = ReplyParameters(round(answer.latency_us, 1), predicted, label)
-    head = msgspec.json.encode(_Reply(manifest.model, manifest.version, call.request_id, parameters, outputs))
+    more = ReplyParameters(round(answer.latency_us, 1), predicted, label)
+    head = msgspec.json.encode(_Reply(manifest.model, manifest.version, call.request_id, more, outputs))
     if not blobs:
         return Reply(head, 0)
     return Reply(b"".join((head, *blobs)), len(head))
+
+
+def _labels(manifest: Manifest, index: int, tensor: TensorBytes) -> list[str | None] | None:
+    """Names of the classes that a step found, element by element; None for any other output, or for too many."""
+    is_classes = manifest.results[index].meaning is Meaning.CLASSES
+    if not is_classes or not manifest.labels or len(tensor.data) > LABELS_MAX * tensor.dtype.item_bytes:
+        return None
+    known = len(manifest.labels)
+    return [manifest.labels[int(one)] if 0 <= one < known else None for one in _numbers(tensor)]
 
 
 def _wanted(request: _Request, manifest: Manifest) -> tuple[WantedOutput, ...]:

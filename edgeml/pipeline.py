@@ -64,6 +64,7 @@ class Pipeline:
             for spec in manifest.inputs
         ]
         specs = {spec.name: spec for spec in (*manifest.inputs, *manifest.outputs)}
+        self._prepares = bool(prepared)
         self._after = [_bind_after(step, specs) for step in processing.after]
         self._results = [one.spec.name for one in manifest.results]
         self._is_plain = not self._after and self._results == [spec.name for spec in manifest.outputs]
@@ -75,6 +76,8 @@ class Pipeline:
         Raises:
             ConfigError: An image is smaller than a crop of it, or a side is longer than SIDE_MAX.
         """
+        if not self._prepares:
+            return list(given)
         return [
             array if one is None else one.run(array) for one, array in zip(self._before, given, strict=True)
         ]
@@ -100,6 +103,8 @@ class Pipeline:
 
     def watched(self, given: Sequence[Array], inputs: Sequence[Array]) -> list[Array]:
         """Choose what drift is counted on, as `Manifest.watched` says."""
+        if not self._prepares:
+            return list(given)
         return [
             mine if is_given else model
             for mine, model, is_given in zip(given, inputs, self._watches_given, strict=True)

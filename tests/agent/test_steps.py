@@ -153,3 +153,4 @@ def test_a_client_over_http_sees_what_the_manifest_says(supervisor, stepped, lim
     assert list(answer.outputs) == ["logits", "classes"]
     assert abs(answer.outputs["logits"].sum() - 1) < 1e-5
     assert answer.label == "abc"[answer.outputs["classes"][0, 0]]
+    assert answer.labels == {"classes": tuple("abc"[one] for one in answer.outputs["classes"].ravel())}
