@@ -127,7 +127,7 @@ class _Check:
         """Say what is broken; None if nothing is."""
         if self.is_sound(array):
             return None
-        nothing = np.zeros(array.shape, bool)
+        nothing = np.broadcast_to(np.False_, array.shape)
         missing = np.isnan(array) if self._is_real else nothing
         infinite = np.isinf(array) if self._is_real else nothing
         outside = (np.less(array, self.low) | np.greater(array, self.high)) & ~infinite
@@ -139,7 +139,9 @@ class _Check:
                 f"{count} of {array.size} values are missing, at most {self._missing_max:.3g} of all may be"
             )
         if outside.any() or infinite.any():
-            at = tuple(map(int, np.argwhere(outside if outside.any() else infinite)[0]))
+            # The first one by its place in the flat array: a list of all would be larger than the request.
+            first = int((outside if outside.any() else infinite).argmax())
+            at = tuple(map(int, np.unravel_index(first, array.shape)))
             value = float(array[at])
             bound = f"at least {self.low:.9g}" if value < self.low else f"at most {self.high:.9g}"
             reasons.append(f"value {list(at)} is {value:.9g}, {bound} is expected")

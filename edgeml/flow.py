@@ -40,7 +40,7 @@ from .steps import (
 from .tensors import BATCH, DType, TensorSpec
 
 ELEMENTS_MAX: Final = 1 << 24
-"""Elements of one sample that a step may make."""
+"""Elements that a step may make of one sample, and of a request if they are more than it brought."""
 _FLOATS: Final = frozenset({DType.FLOAT16, DType.FLOAT32, DType.FLOAT64})
 
 

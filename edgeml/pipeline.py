@@ -14,7 +14,7 @@ import numpy as np
 
 from . import kernels
 from .errors import ConfigError
-from .flow import axis, is_fixed, trace
+from .flow import ELEMENTS_MAX, axis, is_fixed, trace
 from .kernels import Array
 from .manifest import Manifest
 from .steps import (
@@ -74,7 +74,8 @@ class Pipeline:
         """Make the model's inputs of what a caller gave; both [batch, ...] each.
 
         Raises:
-            ConfigError: An image is smaller than a crop of it, or a side is longer than SIDE_MAX.
+            ConfigError: An image is smaller than a crop of it, a side is longer than SIDE_MAX, or the samples together would
+                become more than ELEMENTS_MAX elements.
         """
         if not self._prepares:
             return list(given)
@@ -111,14 +112,15 @@ class Pipeline:
         ]
 
     def prepare_samples(self, given: Sequence[Array]) -> tuple[Array, ...]:
-        """Make the model's inputs of many samples, CHUNK_SAMPLES at a time.
+        """Make the model's inputs of any number of samples, at most CHUNK_SAMPLES at a time.
 
         Raises:
             ConfigError: As `prepare`.
         """
+        step = min((CHUNK_SAMPLES, *(one.samples_max for one in self._before if one is not None)))
         chunks = [
-            self.prepare([array[first : first + CHUNK_SAMPLES] for array in given])
-            for first in range(0, len(given[0]), CHUNK_SAMPLES)
+            self.prepare([array[first : first + step] for array in given])
+            for first in range(0, len(given[0]), step)
         ]
         return tuple(np.concatenate(parts) for parts in zip(*chunks, strict=True))
 
@@ -135,16 +137,32 @@ class _Preparing:
         ]
         spec = preparation.given
         self._kernels: list[_Kernel] = []
+        self._largest = 1
         for step in preparation.steps:
             self._kernels.append(_bind_before(step, spec, target))
             spec = trace(spec, step, target)
+            if is_fixed(spec):
+                self._largest = max(self._largest, spec.sample_elements)
+
+    @property
+    def samples_max(self) -> int:
+        """How many samples are certainly not too many; at least one."""
+        return ELEMENTS_MAX // self._largest
 
     def run(self, array: Array) -> Array:
+        """Make the model's input of an array that a caller gave."""
         for at in self._images:
             if array.shape[at] > SIDE_MAX:
                 raise ConfigError(
                     f"{self._spec.name} has shape {list(array.shape)}; images have at most {SIDE_MAX} pixels a side"
                 )
+        # What is given is bounded already; a resize could make much of little.
+        samples_max = self.samples_max
+        if len(array) > samples_max and len(array) * self._largest > array.size:
+            raise ConfigError(
+                f"{self._spec.name} has {len(array)} samples; at most {samples_max} are prepared at once",
+                hint="ask about fewer samples in a request",
+            )
         for kernel in self._kernels:
             array = kernel(array)
         return np.ascontiguousarray(array)

@@ -1,5 +1,7 @@
 """What requests bring, looked at before anything is done with it: counted, and served, clipped or refused."""
 
+import tracemalloc
+
 import msgspec
 import numpy as np
 import pytest
@@ -118,6 +120,17 @@ def test_without_expectations_nothing_is_looked_at():
         one = Guard(expected, specs)
         assert one.admit(rows) is rows
         assert one.take() == NO_VIOLATIONS
+
+
+def test_a_large_request_that_is_all_wrong_costs_little_more_memory_than_itself():
+    one = guard(dtype=DType.UINT8, low=10, high=20)
+    rows = np.zeros((1, 8 << 20), np.uint8)
+    tracemalloc.start()
+    one.admit([rows])
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert one.take().out_of_range == 1
+    assert peak_bytes < 6 * rows.nbytes
 
 
 def test_an_empty_request_breaks_nothing():

@@ -45,6 +45,13 @@ class TestAnImageClassifier:
         batch = photos(150, 9, 9)
         np.testing.assert_array_equal(pipeline.prepare_samples([batch])[0], pipeline.prepare([batch])[0])
 
+    def test_so_do_samples_of_which_few_are_too_many_at_once(self):
+        steps = [RESIZE | {"height": 1024, "width": 1024}, RESIZE, NORMALISE, TRANSPOSE]
+        pipeline = Pipeline(made({"before": [{"input": "x", "given": CAMERA, "steps": steps}]}))
+        with pytest.raises(ConfigError, match="6 samples; at most 5 are prepared at once"):
+            pipeline.prepare([photos(6, 2, 2)])
+        assert pipeline.prepare_samples([photos(6, 2, 2)])[0].shape == (6, 3, 8, 8)
+
     def test_what_the_caller_gave_is_not_changed(self):
         batch = photos(2, 8, 8)
         kept = batch.copy()
@@ -54,6 +61,13 @@ class TestAnImageClassifier:
     def test_a_side_that_is_too_long_is_the_callers_mistake(self):
         with pytest.raises(ConfigError, match=r"photo has shape \[1, 1, 4097, 3\]"):
             Pipeline(made(CLASSIFIER)).prepare([np.zeros((1, 1, SIDE_MAX + 1, 3), np.uint8)])
+
+    def test_many_small_images_are_not_made_large_ones_all_at_once(self):
+        """A request of 9 MB would become 2 GB of float32."""
+        with pytest.raises(
+            ConfigError, match=r"photo has 3000000 samples; at most 87381 are prepared at once"
+        ):
+            Pipeline(made(CLASSIFIER)).prepare([np.zeros((3_000_000, 1, 1, 3), np.uint8)])
 
     def test_an_image_smaller_than_its_middle_is_the_callers_mistake(self):
         steps = [{"kind": "crop", "height": 8, "width": 8}, NORMALISE, TRANSPOSE]
