@@ -12,15 +12,15 @@ from hypothesis.extra import numpy as arrays
 from agent.answering import Answering
 from agent.guard import Guard
 from agent.ipc import TensorBytes
+from agent.roster import Roster
 from agent.server import Server
-from agent.serving import Serving
 from agent.windows import Windows
 from edgeml.bundle import Bundle, write_bundle
 from edgeml.client import Client
 from edgeml.clock import SystemClock
 from edgeml.errors import ConfigError
 from edgeml.expectation import Expected, InputExpectation, Policy, Volume
-from edgeml.ids import digest_of_file
+from edgeml.ids import ModelName, digest_of_file
 from edgeml.telemetry import NO_VIOLATIONS, InputQuality
 from edgeml.tensors import DType, TensorSpec
 
@@ -184,19 +184,19 @@ class TestAnAgent:
         with Bundle(sample[0]) as bundle:
             members = {entry.name: bundle.read(entry.name) for entry in bundle.manifest.files}
             write_bundle(path, msgspec.structs.replace(bundle.manifest, expected=expected), members)
-        serving = Serving(supervisor)
+        roster = Roster(supervisor)
         windows = Windows(0.001)
-        answering = Answering(serving, windows, SystemClock())
+        answering = Answering(roster, windows, SystemClock())
         windows.due(answering._clock.monotonic_s())
         worker = supervisor.load(path, digest_of_file(path), limits)
         answering.expect(worker)
-        serving.swap(worker)
+        roster.seat(ModelName("sample")).swap(worker)
         server = Server(answering, "127.0.0.1:0")
         server.start()
         with Client(server.url) as client:
             yield answering, client
         server.stop()
-        serving.close()
+        roster.close()
 
     def test_what_is_refused_is_the_callers_mistake_and_is_counted(self, house):
         answering, client = house

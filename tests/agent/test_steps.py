@@ -4,14 +4,17 @@ import msgspec
 import numpy as np
 import pytest
 
+from agent.answering import Answering
 from agent.ipc import TensorBytes
+from agent.roster import Roster
 from agent.server import Server
-from agent.serving import Serving
+from agent.windows import Windows
 from edgeml import golden, monitor
 from edgeml.bundle import GOLDEN, MONITOR, Bundle, write_bundle
 from edgeml.client import Client
+from edgeml.clock import SystemClock
 from edgeml.errors import ConfigError, IncompatibleError
-from edgeml.ids import digest_of_file
+from edgeml.ids import ModelName, digest_of_file
 from edgeml.kernels import softmax
 from edgeml.pipeline import Pipeline
 from edgeml.reference import build_monitor
@@ -110,32 +113,10 @@ def test_a_step_that_the_worker_does_not_know_is_refused_at_load(supervisor, ste
         supervisor.load(path, digest_of_file(path), limits)
 
 
-class Direct:
-    """The endpoint's view of one serving worker."""
-
-    def __init__(self, serving):
-        self.serving = serving
-
-    def manifest(self):
-        return self.serving.active.manifest
-
-    def ready(self):
-        return True
-
-    def infer(self, tensors, _request_id):
-        return self.serving.infer(tensors)
-
-    def misfit(self, error):
-        """Count nothing."""
-
-    def feedback(self, _request_id, _label):
-        return False
-
-
 def test_a_client_over_http_sees_what_the_manifest_says(supervisor, stepped, limits):
-    serving = Serving(supervisor)
-    serving.swap(supervisor.load(*stepped[:2], limits))
-    server = Server(Direct(serving), "127.0.0.1:0")
+    roster = Roster(supervisor)
+    roster.seat(ModelName("sample")).swap(supervisor.load(*stepped[:2], limits))
+    server = Server(Answering(roster, Windows(60.0), SystemClock()), "127.0.0.1:0")
     server.start()
     try:
         with Client(server.url) as client:
@@ -143,7 +124,7 @@ def test_a_client_over_http_sees_what_the_manifest_says(supervisor, stepped, lim
             answer = client.infer("sample", {"volts": SAMPLES[:1]})
     finally:
         server.stop()
-        serving.close()
+        roster.close()
     assert [(one.name, one.datatype, one.shape) for one in about.inputs] == [("volts", "INT16", (-1, 2, 2))]
     assert [(one.name, one.datatype, one.shape) for one in about.outputs] == [
         ("logits", "FP32", (-1, 3)),

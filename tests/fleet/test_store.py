@@ -289,7 +289,7 @@ def test_what_was_wrong_with_inputs_is_stored_with_its_window(store):
     with store.write() as connection:
         telemetry_store.store_rows(connection, [RowsHeard(DeviceId(CAM), Stream.WINDOWS, batch)], NOW_MS)
     with store.read() as connection:
-        found = telemetry_store.recent_windows(connection, DeviceId(CAM), 0, 10)
+        found = telemetry_store.recent_windows(connection, DeviceId(CAM), RELEASE, 0, 10)
     assert [one.quality for one in found] == [NO_VIOLATIONS, quality]
 
 
@@ -306,6 +306,6 @@ def test_a_database_of_before_gets_the_column_and_keeps_its_rows(tmp_path):
         with again.write() as connection:
             store_one(connection, rows(2))
         with again.read() as connection:
-            found = telemetry_store.recent_windows(connection, DeviceId(CAM), 0, 10)
+            found = telemetry_store.recent_windows(connection, DeviceId(CAM), RELEASE, 0, 10)
         assert [(one.seq, one.quality) for one in found] == [(1, NO_VIOLATIONS), (2, NO_VIOLATIONS)]
         again.close()
