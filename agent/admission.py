@@ -46,21 +46,20 @@ class PeakSource(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """Highest resident memory of a worker with one variant, shared pages included."""
+    """Highest memory of a worker with one variant: measured here its own part, else with what it would share."""
 
     peak_bytes: int
     source: PeakSource
 
-    @property
-    def granted_bytes(self) -> int:
-        """What is set aside for it."""
+    def need_bytes(self, shared_bytes: int) -> int:
+        """What is set aside for it, its own part."""
         match self.source:
             case PeakSource.TRIAL:
                 return round(self.peak_bytes * MARGIN_HERE)
             case PeakSource.MANIFEST:
-                return round(self.peak_bytes * MARGIN_ELSEWHERE)
+                return own_bytes(round(self.peak_bytes * MARGIN_ELSEWHERE), shared_bytes)
             case PeakSource.GUESS:
-                return self.peak_bytes
+                return own_bytes(self.peak_bytes, shared_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,7 @@ class Admission:
 
 
 def known_peak(trial_bytes: int | None, manifest_bytes: int, file_bytes: int, runtime: RuntimeFamily) -> Peak:
-    """Choose the best measurement of a variant's peak memory.
+    """Choose the best measurement of a variant's peak memory; `trial_bytes` is the worker's own part.
 
     >>> known_peak(60 << 20, 90 << 20, 4 << 20, RuntimeFamily.ONNX).source.value
     'trial'
@@ -135,7 +134,7 @@ def admit(model: ModelName, peak: Peak, room: Room) -> Admission:
     Raises:
         BudgetError: It does not fit, even with the model's old variant gone; in bytes.
     """
-    need = own_bytes(peak.granted_bytes, room.shared_bytes)
+    need = peak.need_bytes(room.shared_bytes)
     old = room.granted.get(model, 0)
     left = left_bytes(model, room)
     if left is not None and need > left:
@@ -165,7 +164,7 @@ def admit(model: ModelName, peak: Peak, room: Room) -> Admission:
 def _source(peak: Peak) -> str:
     match peak.source:
         case PeakSource.TRIAL:
-            return f"peak {_mib(peak.peak_bytes)} measured here"
+            return f"{_mib(peak.peak_bytes)} measured here"
         case PeakSource.MANIFEST:
             return f"peak {_mib(peak.peak_bytes)} in its manifest"
         case PeakSource.GUESS:

@@ -25,6 +25,7 @@ from .roster import Roster
 from .serving import NoModelError, Served
 from .shadow import Shadow
 from .supervisor import Worker
+from .turnstile import Turnstile
 from .windows import Observed, ReleaseKey, Total, Windows
 
 logger = logging.getLogger(__name__)
@@ -36,9 +37,12 @@ MODEL_CHARACTERS_MAX: Final = 80
 class Answering:
     """What the local endpoint asks, and what the windows are closed from."""
 
-    def __init__(self, roster: Roster, windows: Windows, clock: Clock) -> None:
+    def __init__(
+        self, roster: Roster, windows: Windows, clock: Clock, turnstile: Turnstile | None = None
+    ) -> None:
         self.lock = threading.Lock()
         """Guards the windows."""
+        self._turnstile = turnstile or Turnstile()
         self._roster = roster
         self._windows = windows
         self._clock = clock
@@ -66,6 +70,7 @@ class Answering:
 
         Raises:
             NoModelError: No model of this name serves.
+            ShedError: The request was turned away to spare the device.
             EdgemlError: As `Serving.infer`.
         """
         seat = self._roster.find(model)
@@ -75,7 +80,8 @@ class Answering:
                 hint="assign or flash a release of it",
             )
         try:
-            served = seat.infer(tensors)
+            with self._turnstile.passing(model):
+                served = seat.infer(tensors)
         except MisfitError as error:
             self.misfit(model, error)
             raise

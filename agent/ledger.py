@@ -56,33 +56,42 @@ class Ledger:
         """
         return self._admit(model, self.peak(path, digest), self._room())
 
-    def confirm(self, model: ModelName, digest: Digest, peak_bytes: int) -> int:
-        """Hear what a variant took at most on trial, remember it, and grant it; return what is granted.
+    def confirm(self, model: ModelName, digest: Digest, pid: int, peak_bytes: int) -> int:
+        """Measure a worker that was on trial, remember that, and return what the variant needs. Grants nothing.
+
+        Args:
+            model: whose variant it is.
+            digest: the variant.
+            pid: the worker.
+            peak_bytes: its highest resident memory, with what it shares.
 
         Raises:
-            BudgetError: The model may not have so much. Nothing is granted.
+            BudgetError: The model may not have so much.
         """
-        self._peaks.keep(digest, peak_bytes)
-        peak = Peak(peak_bytes, PeakSource.TRIAL)
+        memory = self._sensors.memory(pid)
+        # What was there at the peak and is no more was its own: what is shared stays.
+        own = (
+            own_bytes(peak_bytes, self._shared_bytes())
+            if memory is None
+            else memory.uss_bytes + max(peak_bytes - memory.rss_bytes, 0)
+        )
+        self._peaks.keep(digest, own)
+        peak = Peak(own, PeakSource.TRIAL)
         # It is loaded: the device's free memory has paid for it already.
         room = dataclasses.replace(self._room(), available_bytes=None)
-        admission = self._admit(model, peak, room)
-        self.grant(model, admission.granted_bytes)
-        return admission.granted_bytes
+        return self._admit(model, peak, room).granted_bytes
 
-    def expect(self, model: ModelName, path: Path, digest: Digest) -> int:
-        """Grant a variant that was proven before what it needs, whether that fits or not; return it.
+    def expect(self, path: Path, digest: Digest) -> int:
+        """Return what a variant needs that was proven before, whether that fits or not. Grants nothing.
 
-        What a person has seen committed is served again after a restart; if it does not fit any more, the governor
-        says so while it runs.
+        What was committed is served again after a restart; if it does not fit any more, the governor says so while it
+        runs.
 
         Raises:
             ArtifactError: It is no bundle.
             ConfigError: It cannot be read.
         """
-        granted = own_bytes(self.peak(path, digest).granted_bytes, self._shared_bytes())
-        self.grant(model, granted)
-        return granted
+        return self.peak(path, digest).need_bytes(self._shared_bytes())
 
     def grant(self, model: ModelName, granted_bytes: int) -> None:
         """Set memory aside for a model that serves."""

@@ -1,4 +1,4 @@
-"""Peaks: how much memory each variant took at most when this device had it on trial.
+"""Peaks: how much memory of its own each variant took at most when this device had it on trial.
 
 Decides how many are remembered and that losing them does no harm: admission then believes the manifest again.
 """
@@ -29,7 +29,7 @@ class Peaks:
         self._bytes: dict[Digest, int] = self._read()
 
     def get(self, digest: Digest) -> int | None:
-        """Highest resident memory of a worker with this variant; None if it was never measured here."""
+        """Highest memory of a worker with this variant, its own part; None if it was never measured here."""
         return self._bytes.get(digest)
 
     def keep(self, digest: Digest, peak_bytes: int) -> None:

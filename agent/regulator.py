@@ -39,7 +39,7 @@ class Ports:
     shared_bytes: Callable[[], int]
     priority: Callable[[ModelName], int]
     has_smaller: Callable[[ModelName], bool]
-    say: Callable[[Event], None]
+    say: Callable[[Event], object]
     """Tells the fleet."""
     swept: Callable[[], tuple[Gone, ...]] = tuple
     """Clears control groups away."""

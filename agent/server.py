@@ -32,6 +32,7 @@ from .protocol import (
     encode_reply,
 )
 from .serving import NoModelError, Served
+from .turnstile import ShedError
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -335,7 +336,8 @@ async def _report(_request: Request, error: EdgemlError) -> Response:
     status = _status(error)
     response = _json({"error": f"{error.message} ({error.hint})" if error.hint else error.message}, status)
     if status in {429, 503}:
-        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+        seconds = error.retry_after_s if isinstance(error, ShedError) else RETRY_AFTER_S
+        response.headers["Retry-After"] = str(seconds)
     return response
 
 

@@ -93,7 +93,7 @@ class PermanentTransferError(TransferError):
 class PostponedError(TransferError):
     """Not now, although nothing is wrong: try again after `wait_s`. That is no failed attempt."""
 
-    def __init__(self, message: str, *, wait_s: float, hint: str = "") -> None:
+    def __init__(self, message: str, *, wait_s: float = 0.0, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.wait_s = wait_s
 
