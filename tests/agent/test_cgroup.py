@@ -24,13 +24,20 @@ ROOT = Path(__file__).parents[2]
         ("none", "cgroup v2 is not mounted, or only for reading"),
     ],
 )  # fmt: skip
-def test_a_machine_that_gives_no_group_away_is_recognized_with_the_reason(tree, reason):
+def test_a_machine_that_gives_no_group_away_is_recognized_with_the_reason(tree, reason, monkeypatch):
+    monkeypatch.setattr("agent.cgroup.os.geteuid", lambda: 0)
     assert find(TREES / tree) == Undelegated(reason)
 
 
 def test_a_group_that_was_given_away_is_found():
     base = TREES / "v2-delegated/sys/fs/cgroup/system.slice/edgeml-agent.service"
     assert find(TREES / "v2-delegated") == Delegation(base, ("memory", "cpu"))
+
+
+def test_a_user_to_whom_systemd_gave_a_group_needs_no_mark_to_see_that(monkeypatch):
+    monkeypatch.setattr("agent.cgroup.os.geteuid", lambda: 1000)
+    base = TREES / "v2-undelegated/sys/fs/cgroup/system.slice/edgeml-agent.service"
+    assert find(TREES / "v2-undelegated") == Delegation(base, ("memory", "cpu"))
 
 
 def test_an_agent_that_was_put_into_its_last_lifes_group_finds_the_one_above(tmp_path):
