@@ -230,7 +230,7 @@ def test_a_successor_that_comes_up_while_its_model_is_evicted_is_killed_too(supe
 def test_an_evicted_model_can_be_replaced_and_closed(serving, supervisor, worker, sample, ask, limits):
     serving.swap(worker)
     serving.evict("memory is short")
-    serving.swap(supervisor.load(*sample, limits))
+    serving.swap(supervisor.load(*sample, limits)).stop()
     assert serving.infer(ask()).digest == sample[1]
     serving.evict("memory is short")
     serving.close()
