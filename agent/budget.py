@@ -97,6 +97,7 @@ class Budget:
             shared_bytes=self.supervisor.shared_bytes,
             priority=priority,
             has_smaller=lambda model: self._substitution.smaller(model) is not None,
+            back_bytes=self._back_bytes,
             say=say,
             swept=self._sweep,
         )
@@ -140,6 +141,10 @@ class Budget:
             temperature_c=facts.temperature_c,
             network_bytes=self.traffic.spent_bytes,
         )
+
+    def _back_bytes(self, model: ModelName) -> int:
+        worker = self._roster.workers.get(model)
+        return 0 if worker is None else self._substitution.back_bytes(model, worker.digest)
 
     def _standing(self, now: Moment) -> Standing:
         ailment, facts = self._regulator.ailment, self._regulator.facts

@@ -66,6 +66,8 @@ class Usage:
     """The higher, the more valuable."""
     smaller: bool = False
     """Whether a smaller variant of the same release is installed."""
+    back_bytes: int = 0
+    """What its worker would take more if it went back from a smaller variant; 0 if it does not use one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ def cores(facts: Facts) -> float:
 
 def hold(before: Mapping[Cause, Held], facts: Facts, limits: Limits, now_s: float) -> Mapping[Cause, Held]:
     """Move the level of each cause: up at once, down by one after it was better, or not readable, for DWELL_S."""
-    relieved = {one.cause: one.level for one in _ailments(facts, limits, _RELIEF, _RELIEF_C)}
+    relieved = {one.cause: one.level for one in _ailments(_as_before(facts), limits, _RELIEF, _RELIEF_C)}
     after = {cause: _unread(held, now_s) for cause, held in before.items()}
     for found in diagnose(facts, limits):
         held = before.get(found.cause)
@@ -163,6 +165,19 @@ def hold(before: Mapping[Cause, Held], facts: Facts, limits: Limits, now_s: floa
             level, bad_s = Level(level - 1), now_s
         after[found.cause] = Held(replace(found, level=level), bad_s)
     return MappingProxyType(after)
+
+
+def _as_before(facts: Facts) -> Facts:
+    """Count memory as if no model used a smaller variant: what that gave back is no reason to take it again."""
+    more = sum(usage.back_bytes for usage in facts.models.values())
+    if not more:
+        return facts
+    available = facts.available_bytes
+    return replace(
+        facts,
+        shared_bytes=facts.shared_bytes + more,
+        available_bytes=None if available is None else max(available - more, 0),
+    )
 
 
 def _unread(held: Held, now_s: float) -> Held:

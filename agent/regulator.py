@@ -39,6 +39,8 @@ class Ports:
     shared_bytes: Callable[[], int]
     priority: Callable[[ModelName], int]
     has_smaller: Callable[[ModelName], bool]
+    back_bytes: Callable[[ModelName], int]
+    """What a model's worker would take more with its larger variant; 0 if it has that one."""
     say: Callable[[Event], object]
     """Tells the fleet."""
     swept: Callable[[], tuple[Gone, ...]] = tuple
@@ -141,6 +143,7 @@ class Regulator:
                 idle_s=self._turnstile.idle_s(model, now_s),
                 priority=self._ports.priority(model),
                 smaller=self._ports.has_smaller(model),
+                back_bytes=self._ports.back_bytes(model),
             )
         return Facts(
             models=usages,

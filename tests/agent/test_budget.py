@@ -26,12 +26,13 @@ class Heat(Sensors):
     """This machine's sensors, but for the temperature."""
 
     temperature_c = 50.0
+    available_bytes = 8 << 30
 
     def cpu_temperature_c(self):
         return self.temperature_c
 
     def memory_available_bytes(self):
-        return 8 << 30
+        return self.available_bytes
 
     def memory_pressure_percent(self):
         return None
@@ -111,6 +112,29 @@ def test_in_heat_the_smaller_variant_answers_and_in_the_cold_the_larger_one_agai
         rig.turn(DWELL_S)
     rig.turn(SUBSTITUTE_PAUSE_S)
     assert rig.answers(ask) == large.digest
+
+
+def test_short_of_memory_the_smaller_variant_stays_as_long_as_the_larger_one_would_not_fit(tmp_path, ask):
+    rig = Rig(tmp_path, memory_bytes=1 << 30)
+    try:
+        small = rig.commit(1)
+        large = rig.commit(2)
+        rig.budget.ledger._peaks.keep(large.digest, 90 << 20)
+        rig.budget.ledger._peaks.keep(small.digest, 10 << 20)
+        rig.sensors.available_bytes = 40 << 20
+        rig.turn()
+        assert rig.answers(ask) == small.digest
+        # It gave 80 MiB back: not enough for the larger one and what has to stay free.
+        rig.sensors.available_bytes = 120 << 20
+        for _ in range(10):
+            rig.turn(DWELL_S)
+        assert rig.answers(ask) == small.digest
+        rig.sensors.available_bytes = 400 << 20
+        for _ in range(4):
+            rig.turn(DWELL_S)
+        assert rig.answers(ask) == large.digest
+    finally:
+        rig.close()
 
 
 def test_a_device_without_a_smaller_variant_slows_down(rig, ask):

@@ -74,6 +74,19 @@ def test_a_sensor_that_fails_while_it_is_hot_is_no_sign_of_cold():
     assert held[Cause.TEMPERATURE].ailment.level is Level.THROTTLE
 
 
+def test_what_a_smaller_variant_gave_back_is_no_reason_to_take_the_larger_one_again():
+    held = hold({}, facts(95), LIMITS, 0.0)
+    assert held[Cause.MEMORY].ailment.level is Level.FALL_BACK
+    small = Facts({ModelName("a"): Usage(50 * MIB, 50 * MIB, back_bytes=45 * MIB)})
+    for step in range(1, 20):
+        held = hold(held, small, LIMITS, step * DWELL_S)
+        assert held[Cause.MEMORY].ailment.level is Level.FALL_BACK
+    # Another model has gone meanwhile: now there is room.
+    roomy = Facts({ModelName("a"): Usage(30 * MIB, 50 * MIB, back_bytes=45 * MIB)})
+    held = hold(held, roomy, LIMITS, 20 * DWELL_S)
+    assert held[Cause.MEMORY].ailment.level < Level.FALL_BACK
+
+
 READINGS = st.builds(
     facts,
     st.integers(0, 150),

@@ -82,6 +82,7 @@ class Scene:
             shared_bytes=supervisor.shared_bytes,
             priority=lambda model: 1 if model == B else 0,
             has_smaller=lambda model: model == A,
+            back_bytes=lambda _model: 0,
             say=self.said.append,
             swept=lambda: self.gone,
         )
