@@ -120,7 +120,8 @@ def decide(state: State, facts: Facts, limits: Limits, now_s: float) -> tuple[St
     state = _cut(state, facts, limits, now_s)
     budget = limits.memory_bytes
     over = budget is not None and used_bytes(facts) > budget
-    greedy = _greedy(state, facts) if over else None
+    least = _excess_bytes(state, facts, limits)
+    greedy = None if least is None else _greedy(state, facts, least)
     state, killed = _moved(state, facts, limits, greedy, now_s)
     ailment = state.ailment
     if budget is not None and over:
@@ -184,12 +185,27 @@ def _by_value(state: State, facts: Facts) -> list[ModelName]:
     return sorted(facts.models.keys() - state.taken, key=rank)
 
 
-def _greedy(state: State, facts: Facts) -> ModelName | None:
-    """Find the worker that is furthest above what it was granted."""
+def _excess_bytes(state: State, facts: Facts, limits: Limits) -> int | None:
+    """Say how far above its grant a worker has to be to be killed for it; None if memory is not short.
+
+    Over the budget any excess counts; on a device that is short of memory, one that would end that.
+    """
+    if limits.memory_bytes is not None and used_bytes(facts) > limits.memory_bytes:
+        return 0
+    short = any(
+        state.held[cause].ailment.level >= Level.EVICT
+        for cause in (Cause.DEVICE_MEMORY, Cause.PRESSURE)
+        if cause in state.held
+    )
+    return RESERVE_BYTES if short else None
+
+
+def _greedy(state: State, facts: Facts, least_bytes: int) -> ModelName | None:
+    """Find the worker that is furthest above what it was granted, and by more than `least_bytes`."""
     excess = {
         model: usage.memory_bytes - usage.granted_bytes
         for model, usage in facts.models.items()
-        if model not in state.taken and usage.memory_bytes > usage.granted_bytes
+        if model not in state.taken and usage.memory_bytes - usage.granted_bytes > least_bytes
     }
     return max(sorted(excess), key=lambda model: excess[model], default=None)
 

@@ -88,6 +88,19 @@ def test_the_worker_that_took_more_than_it_was_granted_is_killed_and_no_other():
     assert kinds(decide(state, facts, LIMITS, TAKE_PAUSE_S)[1]) == {B: Kind.RESTART}
 
 
+def test_on_a_device_short_of_memory_the_one_that_took_it_goes_even_if_it_is_the_most_valuable():
+    facts = Facts(
+        {A: usage(40, 50, idle_s=999.0), B: usage(400, 50, priority=9)}, available_bytes=RESERVE_BYTES // 4
+    )
+    _, decisions = decide(State(), facts, Limits(), 0.0)
+    assert {(one.kind, one.model) for one in decisions} >= {(Kind.RESTART, B)}
+    assert Kind.EVICT not in {one.kind for one in decisions}
+    # A little more than granted would not help: then the least valuable one goes.
+    little = replace(facts, models={A: usage(40, 50), B: usage(60, 50, priority=9)})
+    _, decisions = decide(State(), little, Limits(), 0.0)
+    assert kinds(decisions)[A] is Kind.EVICT
+
+
 def test_over_the_budget_with_nobody_greedy_the_least_valuable_goes_even_if_it_is_the_last():
     facts = Facts({A: usage(120, 130), B: usage(120, 130, priority=3)})
     for model, taken in ((facts, A), (Facts({B: usage(300, 300)}), B)):
