@@ -1,13 +1,14 @@
 """The telemetry buffer: rows that wait on disk until the fleet has stored them.
 
-Decides the shape (one table a stream, a ring in order of its rowid, no secondary index), what goes first when it is
-full (the oldest windows, then the oldest events), and which rows are dropped for what reason. At any time produced =
-acknowledged + dropped + held: `tally` keeps that account. When to send what is `uplink`'s business.
+Decides what goes first when it is full (the oldest samples, then the oldest windows, then the oldest events), and which
+rows are dropped for what reason. At any time produced = acknowledged + dropped + held: `tally` keeps that account,
+`ring` the rows, `timeline` what is known of the clock they were dated by. When to send what is `uplink`'s business.
 
 Durability. A file of its own, WAL with synchronous=NORMAL. A kill loses the rows since the last commit: at most
-COMMIT_ROWS, and none that were flushed or sent. A power cut loses at most the commits in the last LOG_PAGES pages of
-the log. Neither breaks the file nor the counts, and no number is sent twice for different rows: `boot` is new with
-every life. auto_vacuum stays off, for a full ring reuses its own free pages.
+COMMIT_ROWS, none older than FLUSH_S, and none that were flushed or sent. A power cut loses at most the commits since
+the log was synced last: none older than SYNC_S + FLUSH_S, and at most LOSS_ROWS_MAX rows. That needs `tick` every
+second or so. Neither breaks the file nor the counts, and no number is sent twice for different rows: `boot` is new
+with every life. auto_vacuum stays off, for a full ring reuses its own free pages.
 """
 
 from __future__ import annotations
@@ -16,30 +17,34 @@ import logging
 import sqlite3
 from contextlib import suppress
 from dataclasses import replace
-from itertools import takewhile
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from edgeml.atomic import storage_error
+from edgeml.clock import Clock, SystemClock
 from edgeml.errors import StorageError
 from edgeml.telemetry import (
     BATCH_BYTES_MAX,
-    BATCH_RAW_BYTES_MAX,
+    PRIORITIES,
     Batch,
     DropReason,
-    Event,
     Loss,
+    Row,
     Stream,
-    Window,
-    encode_batch,
     encode_row,
+    moved,
+    stream_of,
 )
 from edgeml.twin import Ack
 
-from .buffer_file import LOG_PAGES, FilePath, is_corrupt, is_full, open_file, sql, start_over
+from .batcher import ROW_BYTES_MAX, Batcher
+from .buffer_file import LOG_PAGES, FilePath, is_corrupt, is_full, open_file, start_over
+from .ring import Ring, StoredRow
 from .tally import read_tally
+from .timeline import Timeline, offset_ms
 
 __all__ = ["LOG_PAGES", "Buffer", "BufferLimits"]
 
@@ -49,13 +54,14 @@ ROWS_PER_BATCH: Final = 100
 COMMIT_ROWS: Final = 50
 UNWRITTEN_ROWS_MAX: Final = 4 * COMMIT_ROWS
 """Rows that wait in memory while the disk refuses them; above it the oldest are dropped."""
+FLUSH_S: Final = 5.0
+"""Seconds that a row waits in memory at most."""
+SYNC_S: Final = 60.0
+"""Seconds that a commit waits for being synced at most."""
+LOSS_ROWS_MAX: Final = LOG_PAGES // 2 * COMMIT_ROWS + COMMIT_ROWS
+"""Rows that a power cut takes at most: a commit writes two pages of the log at least."""
 EVICT_FRACTION: Final = 0.01
-_ENVELOPE_BYTES: Final = 1024
-_COMPRESSION_FIRST: Final = 4.0
-"""By how much rows are thought to shrink before a batch has shown it: compressing too much is slow on a small device."""
-_DROPPED_FIRST: Final = (Stream.WINDOWS, Stream.EVENTS)
-
-Row = Window | Event
+_DROPPED_FIRST: Final = tuple(reversed(PRIORITIES))
 
 
 class BufferLimits(msgspec.Struct, frozen=True):
@@ -66,7 +72,7 @@ class BufferLimits(msgspec.Struct, frozen=True):
 
 
 class Buffer:
-    """One device's buffer, for one life of its agent (`boot`). Not thread-safe.
+    """One device's buffer, for one life of its agent (`boot`). Not thread-safe. Rows are dated by `clock`.
 
     `quarantined` is the file that could not be read and was set aside for a new one; None if all is well.
 
@@ -74,13 +80,21 @@ class Buffer:
         StorageError: The disk refused.
     """
 
-    def __init__(self, path: FilePath, boot: str, limits: BufferLimits | None = None) -> None:
+    def __init__(
+        self, path: FilePath, boot: str, limits: BufferLimits | None = None, clock: Clock | None = None
+    ) -> None:
         self._path = path
         self._boot = boot
         self._limits = limits or BufferLimits()
+        self._clock = clock or SystemClock()
+        self._timeline = Timeline()
+        self._rings = {stream: Ring(stream) for stream in Stream}
+        self._batchers = {stream: Batcher(stream, partial(self._date, stream)) for stream in Stream}
         self._unwritten: list[tuple[Stream, int, bytes]] = []
+        self._unwritten_bytes = 0
+        self._unwritten_since_s = 0.0
+        self._unsynced_since_s: float | None = None
         self._is_unsaved = False
-        self._compression = _COMPRESSION_FIRST
         try:
             opened = open_file(path, self._limits.bytes_max)
             self._connection = opened.connection
@@ -97,19 +111,46 @@ class Buffer:
         Raises:
             StorageError: The disk refused even after the oldest rows were given up. The row is counted and waits in memory.
         """
-        stream = Stream.WINDOWS if isinstance(row, Window) else Stream.EVENTS
+        stream = stream_of(row)
         tally = self._tallies[stream]
         payload = encode_row(msgspec.structs.replace(row, seq=tally.produce()))
-        if len(payload) > BATCH_RAW_BYTES_MAX - _ENVELOPE_BYTES:
+        if len(payload) > ROW_BYTES_MAX:
             tally.drop_new(DropReason.TOO_LONG)
             self._is_unsaved = True
             logger.warning("a row of %d bytes in %s is too long to send", len(payload), stream.value)
             return tally.seq
-        tally.hold(len(payload))
+        tally.hold()
+        self._timeline.dated(stream, tally.seq, offset_ms(self._clock))
+        if not self._unwritten:
+            self._unwritten_since_s = self._clock.monotonic_s()
         self._unwritten.append((stream, tally.seq, payload))
+        self._unwritten_bytes += len(payload)
         if len(self._unwritten) >= COMMIT_ROWS or self._is_over():
             self.flush()
         return tally.seq
+
+    def refuse_new(self, stream: Stream, rows: int) -> None:
+        """Count rows that were made and are too long to be kept at all."""
+        for _ in range(rows):
+            self._tallies[stream].produce()
+            self._tallies[stream].drop_new(DropReason.TOO_LONG)
+            self._is_unsaved = True
+
+    def tick(self) -> None:
+        """Write what has waited for FLUSH_S, and sync what was written SYNC_S ago.
+
+        Raises:
+            StorageError: The disk refused even after the oldest rows were given up.
+        """
+        now_s = self._clock.monotonic_s()
+        if self._unwritten and now_s - self._unwritten_since_s >= FLUSH_S:
+            self.flush()
+        if self._unsynced_since_s is not None and now_s - self._unsynced_since_s >= SYNC_S:
+            try:
+                self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                self._unsynced_since_s = None
+            except sqlite3.Error as error:
+                self._survive(error)
 
     def flush(self) -> None:
         """Write what was appended and counted; it then survives a kill.
@@ -147,24 +188,32 @@ class Buffer:
             StorageError: The disk refused.
         """
         self.flush()
+        ring = self._rings[stream]
         try:
-            while found := self._oldest(stream, rows_max):
-                boot, rows = found[0][1], _readable(found, stream, int(bytes_max * self._compression))
-                while rows:
-                    batch = self._batch(stream, boot, rows)
-                    size = len(encode_batch(batch))
-                    self._compression = sum(len(row[3]) for row in found[: len(rows)]) / size
-                    if size <= bytes_max:
-                        return batch
-                    if len(rows) == 1:
-                        break
-                    rows = rows[: max(1, min(len(rows) - 1, len(rows) * bytes_max // size))]
-                reason = DropReason.TOO_LONG if rows else DropReason.UNREADABLE
-                logger.warning("a row in %s cannot be sent and is dropped: %s", stream.value, reason.value)
-                self._drop(stream, 1, reason)
+            while found := ring.oldest(self._connection, rows_max):
+                batch = self._batchers[stream].fill(found, self.loss(stream), bytes_max)
+                if isinstance(batch, Batch):
+                    return batch
+                logger.warning("a row in %s cannot be sent and is dropped: %s", stream.value, batch.value)
+                self._drop(stream, 1, batch)
         except sqlite3.Error as error:
             self._survive(error)
         return None
+
+    def send(self, stream: Stream, batch: Batch) -> None:
+        """Count a batch of `pending` as sent, on disk, before it is handed to the link.
+
+        Raises:
+            StorageError: The disk refused; the batch is not to be sent.
+        """
+        tally = self._tallies[stream]
+        if tally.is_sent(batch.boot, batch.rows[-1].seq):
+            return
+        tally.send(batch.boot, [row.seq for row in batch.rows])
+        if batch.boot == self._boot:
+            self._timeline.sent(stream, batch.rows[-1].seq, offset_ms(self._clock))
+        self._is_unsaved = True
+        self.flush()
 
     def acknowledge(self, ack: Ack) -> int:
         """Delete what the fleet has stored and return how many rows. Late, repeated and foreign acks change nothing.
@@ -179,12 +228,7 @@ class Buffer:
         except ValueError:
             return 0
         try:
-            found = self._execute(stream, "SELECT id, boot, seq FROM $rows ORDER BY id LIMIT 1").fetchall()
-            if not found or found[0][1] != ack.boot or ack.seq < found[0][2]:
-                return 0
-            # A ring: rows of one boot have consecutive ids and seqs, so no index on (boot, seq) is needed.
-            most = ack.seq - found[0][2] + 1
-            return self._remove(stream, min(most, self._tallies[stream].held), ack, None)
+            return self._remove(stream, self._tallies[stream].held, ack, None)
         except sqlite3.Error as error:
             self._survive(error)
             return 0
@@ -196,8 +240,12 @@ class Buffer:
             StorageError: The disk refused; the row will be sent and refused again.
         """
         try:
-            found = self._execute(stream, "SELECT boot, seq FROM $rows ORDER BY id LIMIT 1").fetchall()
-            return found == [(boot, seq)] and self._drop(stream, 1, DropReason.REFUSED) == 1
+            front = self._rings[stream].front(self._connection)
+            return (
+                front is not None
+                and front[:2] == (boot, seq)
+                and self._drop(stream, 1, DropReason.REFUSED) == 1
+            )
         except sqlite3.Error as error:
             self._survive(error)
             return False
@@ -221,58 +269,74 @@ class Buffer:
         finally:
             self._connection.close()
 
-    def _batch(self, stream: Stream, boot: str, rows: list[Row]) -> Batch:
-        windows = tuple(row for row in rows if isinstance(row, Window))
-        events = tuple(row for row in rows if isinstance(row, Event))
-        return Batch(boot=boot, windows=windows, events=events, loss=self.loss(stream))
-
-    def _oldest(self, stream: Stream, rows_max: int) -> list[tuple[int, str, int, bytes]]:
-        return self._execute(
-            stream, "SELECT id, boot, seq, payload FROM $rows ORDER BY id LIMIT ?", rows_max
-        ).fetchall()
+    def _date(self, stream: Stream, stored: StoredRow, row: Row) -> Row:
+        if stored.boot != self._boot:
+            return row
+        shift_ms = self._timeline.shift_ms(stream, stored.seq, offset_ms(self._clock))
+        return moved(row, shift_ms) if shift_ms else row
 
     def _write(self) -> None:
+        written = {}
         with self._connection:
-            for stream in Stream:
-                rows = [(self._boot, seq, payload) for one, seq, payload in self._unwritten if one is stream]
-                statement = "INSERT INTO $rows (boot, seq, payload) VALUES (?, ?, ?)"
-                self._connection.executemany(sql(statement, stream), rows)
-                self._tallies[stream].save(self._connection, stream, self._boot, unwritten=0)
+            for stream, ring in self._rings.items():
+                rows = [(seq, payload) for one, seq, payload in self._unwritten if one is stream]
+                written[stream] = ring.write(self._connection, self._boot, rows)
+                if rows or self._is_unsaved:
+                    self._tallies[stream].save(self._connection, stream, self._boot, unwritten=0)
+        for stream, one in written.items():
+            self._rings[stream].settle(one.opened)
+            self._tallies[stream].held_bytes += one.added_bytes
         self._unwritten.clear()
+        self._unwritten_bytes = 0
         self._is_unsaved = False
+        self._on_commit()
 
     def _remove(self, stream: Stream, count: int, ack: Ack | None, reason: DropReason | None) -> int:
         """Delete at most `count` of the oldest rows: those of an ack, or any, which are dropped for a reason."""
-        oldest = self._execute(
-            stream, "SELECT id, boot, seq, length(payload) FROM $rows ORDER BY id LIMIT ?", count
-        ).fetchall()
-        if ack is not None:
-            oldest = list(takewhile(lambda row: row[1] == ack.boot and row[2] <= ack.seq, oldest))
-        if not oldest:
+        ring = self._rings[stream]
+        upto = None if ack is None else (ack.boot, ack.seq)
+        removal = ring.removal(self._connection, count, upto)
+        if not removal.rows:
             return 0
         tally = replace(self._tallies[stream])
-        tally.release(len(oldest), sum(row[3] for row in oldest), reason)
+        tally.release(removal.rows, removal.freed_bytes, reason)
         with self._connection:
-            self._execute(stream, "DELETE FROM $rows WHERE id <= ?", oldest[-1][0])
-            tally.save(self._connection, stream, self._boot, len(self._unwritten_lengths(stream)))
+            ring.remove(self._connection, removal)
+            tally.save(self._connection, stream, self._boot, self._unwritten_rows(stream))
         self._tallies[stream] = tally
-        return len(oldest)
+        self._on_commit()
+        return removal.rows
 
     def _drop(self, stream: Stream, count: int, reason: DropReason) -> int:
         return self._remove(stream, count, None, reason)
 
-    def _unwritten_lengths(self, stream: Stream) -> list[int]:
-        return [len(payload) for one, _, payload in self._unwritten if one is stream]
+    def _unwritten_rows(self, stream: Stream) -> int:
+        return sum(one is stream for one, _, _ in self._unwritten)
+
+    def _on_commit(self) -> None:
+        if self._unsynced_since_s is None:
+            self._unsynced_since_s = self._clock.monotonic_s()
 
     def _evict(self) -> bool:
         """Give up a block of the oldest rows of the least important stream that has any on disk."""
         excess = sum(tally.held for tally in self._tallies.values()) - self._limits.rows_max
-        block = max(1, int(self._limits.rows_max * EVICT_FRACTION), excess)
-        return any(self._drop(stream, block, DropReason.EVICTED) for stream in _DROPPED_FIRST)
+        for stream in _DROPPED_FIRST:
+            # Of what is held as well: a few samples may take the room of all events.
+            held = min(self._limits.rows_max, self._tallies[stream].held)
+            if self._drop(stream, max(1, int(held * EVICT_FRACTION), excess), DropReason.EVICTED):
+                return True
+        return False
 
     def _make_room(self, error: sqlite3.Error) -> bool:
+        """Give up a whole block: cutting one may take a page that there is not."""
+        if not is_full(error):
+            return False
         try:
-            return is_full(error) and self._evict()
+            for stream in _DROPPED_FIRST:
+                front = self._rings[stream].front(self._connection)
+                if front is not None:
+                    return self._drop(stream, front[2], DropReason.EVICTED) > 0
+            return False  # noqa: TRY300 - nothing is on disk
         except sqlite3.Error:
             # A disk so full that not even the log of a deletion fits: the first error says it.
             self._undo()
@@ -280,20 +344,19 @@ class Buffer:
 
     def _forget_oldest_unwritten(self) -> None:
         while len(self._unwritten) > UNWRITTEN_ROWS_MAX:
-            index = next((i for i, row in enumerate(self._unwritten) if row[0] is Stream.WINDOWS), 0)
-            stream, _, payload = self._unwritten.pop(index)
-            self._tallies[stream].release(1, len(payload), DropReason.DISK_REFUSED)
+            stream = next(one for one in _DROPPED_FIRST if self._unwritten_rows(one))
+            index = next(i for i, row in enumerate(self._unwritten) if row[0] is stream)
+            _, _, payload = self._unwritten.pop(index)
+            self._unwritten_bytes -= len(payload)
+            self._tallies[stream].release(1, 0, DropReason.DISK_REFUSED)
             self._is_unsaved = True
 
     def _is_over(self) -> bool:
         tallies = self._tallies.values()
         return (
             sum(tally.held for tally in tallies) > self._limits.rows_max
-            or sum(tally.held_bytes for tally in tallies) > self._limits.bytes_max
+            or sum(tally.held_bytes for tally in tallies) + self._unwritten_bytes > self._limits.bytes_max
         )
-
-    def _execute(self, stream: Stream, statement: str, *values: int) -> sqlite3.Cursor:
-        return self._connection.execute(sql(statement, stream), values)
 
     def _undo(self) -> None:
         # SQLite may have rolled back by itself, or be unable to: either way nothing was written.
@@ -314,12 +377,12 @@ class Buffer:
             self._connection, self.quarantined = opened.connection, opened.quarantined
             # The account first, as a whole: the file is gone whether or not the new one can be written.
             for stream, tally in self._tallies.items():
-                tally.lose_file(self._unwritten_lengths(stream))
+                self._rings[stream].settle(None)
+                tally.lose_file(self._unwritten_rows(stream))
             self._is_unsaved = True
             with self._connection:
                 for stream, tally in self._tallies.items():
-                    unwritten = len(self._unwritten_lengths(stream))
-                    tally.save(self._connection, stream, self._boot, unwritten)
+                    tally.save(self._connection, stream, self._boot, self._unwritten_rows(stream))
         except (sqlite3.Error, OSError) as again:
             raise StorageError(
                 f"cannot start telemetry over in {self._path}: {again}", hint="check the disk"
@@ -329,23 +392,3 @@ class Buffer:
     def _storage_error(self, error: sqlite3.Error) -> StorageError:
         hint = "free space on that file system" if is_full(error) else "check the disk"
         return StorageError(f"cannot keep telemetry in {self._path}: {error}", hint=hint)
-
-
-def _readable(found: list[tuple[int, str, int, bytes]], stream: Stream, raw_bytes_max: int) -> list[Row]:
-    """Decode the first rows of the oldest boot: one, or as many as fit, up to the first that cannot be read."""
-    rows: list[Row] = []
-    kind: type[Row] = Window if stream is Stream.WINDOWS else Event
-    room = min(raw_bytes_max, BATCH_RAW_BYTES_MAX - _ENVELOPE_BYTES)
-    for _, boot, seq, payload in found:
-        room -= len(payload) + 1
-        if boot != found[0][1] or (rows and room < 0):
-            break
-        try:
-            row = msgspec.json.decode(payload, type=kind)
-        except (msgspec.MsgspecError, UnicodeDecodeError, TypeError):
-            break
-        # Its ack would name another row: it could never be deleted, and all others would wait behind it.
-        if row.seq != seq:
-            break
-        rows.append(row)
-    return rows

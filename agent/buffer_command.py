@@ -63,7 +63,7 @@ def ls_command(config_path: Path, as_json: bool) -> None:
     help="File to write; its name ends in .jsonl or .csv.",
 )
 @click.option(
-    "--stream", type=click.Choice([one.value for one in Stream]), help="Only this one; both if not given."
+    "--stream", type=click.Choice([one.value for one in Stream]), help="Only this one; all if not given."
 )
 def export_command(config_path: Path, to: Path, stream: str | None) -> None:
     """Write the rows that are held to a file, oldest first. Works while the agent runs; nothing is deleted.
@@ -143,8 +143,9 @@ def _stream_lines(one: StreamView) -> list[str]:
         if getattr(one.reasons, name)
     )
     account = f"produced {one.produced} = acknowledged {one.acknowledged} + dropped {one.dropped}"
+    sent = f"; sent {one.sent}"
     why = f" ({reasons})" if reasons else ""
-    lines = ["", f"{one.stream.value}: {account}{why} + held {one.held}"]
+    lines = ["", f"{one.stream.value}: {account}{why} + held {one.held}{sent}"]
     if one.boots:
         lines.append(f"  {'BOOT':<18}{'ROWS':>8}{'BYTES':>12}  {'OLDEST (UTC)':<21}NEWEST (UTC)")
     lines += [

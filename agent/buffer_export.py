@@ -1,7 +1,7 @@
 """Writes the rows of a telemetry buffer to a file that a person can work with.
 
 Decides the two formats. JSON lines: `stream`, `boot`, `row`, where `row` is what goes over the wire. CSV: one column for
-every plain field of either kind of row, lists and sketches as JSON. The file is there as a whole or not at all.
+every plain field of any kind of row, lists, sketches and inputs as JSON. The file is there as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -16,18 +16,30 @@ import msgspec
 
 from edgeml.atomic import replacing
 from edgeml.errors import ConfigError
-from edgeml.telemetry import Counters, Event, Stream, Window
+from edgeml.telemetry import Counters, Event, Row, Sample, Stream, Window
 
-from .buffer_reader import StoredRow, count_rows, reading, stored_rows
+from .buffer_reader import ReadRow, count_rows, reading, stored_rows
 
 SUFFIXES: Final = (".jsonl", ".csv")
 _WINDOW: Final = tuple(
     name for name in Window.__struct_fields__ if name not in {"seq", "release", "counters"}
 )
 _EVENT: Final = tuple(name for name in Event.__struct_fields__ if name not in {"seq", "release"})
-COLUMNS: Final = ("stream", "boot", "seq", "release", *_WINDOW, *Counters.__struct_fields__, *_EVENT)
+_SAMPLE: Final = tuple(
+    name for name in Sample.__struct_fields__ if name not in {"seq", "release", "digest", "at_ms"}
+)
+COLUMNS: Final = (
+    "stream",
+    "boot",
+    "seq",
+    "release",
+    *_WINDOW,
+    *Counters.__struct_fields__,
+    *_EVENT,
+    *_SAMPLE,
+)
 
-Write = Callable[[StoredRow], None]
+Write = Callable[[ReadRow], None]
 
 
 class Exported(msgspec.Struct, frozen=True):
@@ -42,7 +54,7 @@ class Line(msgspec.Struct, frozen=True):
 
     stream: Stream
     boot: str
-    row: Window | Event | None
+    row: Row | None
 
 
 def check_name(to: Path) -> None:
@@ -97,7 +109,7 @@ def _writing(to: Path) -> Iterator[Write]:
             )
 
 
-def _cells(stored: StoredRow) -> list[str]:
+def _cells(stored: ReadRow) -> list[str]:
     row = stored.row
     assert row is not None
     parts = (row, row.counters) if isinstance(row, Window) else (row,)

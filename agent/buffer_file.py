@@ -1,14 +1,15 @@
 """The file of the telemetry buffer: how it is opened, when it is unreadable, and what becomes of it then.
 
-Decides SQLite's settings, the tables and their version. A file that is damaged, or of another version, is set aside as
-`*.corrupt` (the last one is kept) and a new one begun: telemetry never stops an agent from starting. What is in the
-tables is `buffer`'s business.
+Decides SQLite's settings, the tables and their version. A file of version 1 is turned into this version, in one
+transaction. One that is damaged, or of a version not known here, is set aside as `*.corrupt` (the last one is kept) and
+a new one begun: telemetry never stops an agent from starting. What is in the tables is `ring`'s and `tally`'s business.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ PAGE_BYTES: Final = 4096
 PAGES_MIN: Final = 512
 LOG_PAGES: Final = 64
 """Pages of the log after which they are synced into the file: what a power cut may take."""
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+"""1 kept rows one by one; such a file is read into blocks when it is opened."""
 _CORRUPT: Final = {
     sqlite3.SQLITE_CORRUPT,
     sqlite3.SQLITE_NOTADB,
@@ -84,8 +86,8 @@ def start_over(connection: sqlite3.Connection, path: FilePath, bytes_max: int) -
 
 
 def sql(statement: str, stream: Stream) -> str:
-    """Put the name of a stream's table in the place of `$rows`."""
-    return statement.replace("$rows", stream.value)
+    """Put the name of a stream's table of blocks in the place of `$rows`."""
+    return statement.replace("$rows", f"{stream.value}_blocks")
 
 
 def is_full(error: sqlite3.Error) -> bool:
@@ -156,7 +158,7 @@ def _is_sound(connection: sqlite3.Connection) -> bool:
         return True
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     checked = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-    return bool(version == SCHEMA_VERSION and checked == "ok")
+    return bool(version in {1, SCHEMA_VERSION} and checked == "ok")
 
 
 def _create_tables(connection: sqlite3.Connection) -> None:
@@ -164,8 +166,8 @@ def _create_tables(connection: sqlite3.Connection) -> None:
         for stream in Stream:
             connection.execute(
                 sql(
-                    "CREATE TABLE IF NOT EXISTS $rows (id INTEGER PRIMARY KEY, boot TEXT NOT NULL, seq INTEGER NOT NULL, "
-                    "payload BLOB NOT NULL)",
+                    "CREATE TABLE IF NOT EXISTS $rows (id INTEGER PRIMARY KEY, boot TEXT NOT NULL, "
+                    "first_seq INTEGER NOT NULL, rows INTEGER NOT NULL, payload BLOB NOT NULL)",
                     stream,
                 )
             )
@@ -176,9 +178,30 @@ def _create_tables(connection: sqlite3.Connection) -> None:
         connection.executemany(
             "INSERT OR IGNORE INTO counts VALUES (?, 0, 0, 0, '', 0)", [(one.value,) for one in Stream]
         )
-        # Came later. An agent that does not know it reads and counts as before, so the version stays.
         connection.execute(
             "CREATE TABLE IF NOT EXISTS drops (stream TEXT NOT NULL, reason TEXT NOT NULL, dropped INTEGER NOT NULL, "
             "PRIMARY KEY (stream, reason)) WITHOUT ROWID"
         )
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS sendings (stream TEXT PRIMARY KEY, sent INTEGER NOT NULL, boot TEXT NOT NULL, "
+            "seq INTEGER NOT NULL) WITHOUT ROWID"
+        )
+        _pack_version_1(connection)
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _pack_version_1(connection: sqlite3.Connection) -> None:
+    """Read a file that kept rows one by one: each becomes a block. It is sent, or dropped, like any other."""
+    for (name,) in connection.execute(
+        "SELECT name FROM sqlite_schema WHERE type = 'table' AND name IN ('windows', 'events')"
+    ).fetchall():
+        connection.create_function("pack_row", 1, _packed, deterministic=True)
+        connection.execute(
+            f"INSERT INTO {name}_blocks (boot, first_seq, rows, payload) "  # noqa: S608 - one of two names of ours
+            f"SELECT boot, seq, 1, pack_row(payload) FROM {name} ORDER BY id"
+        )
+        connection.execute(f"DROP TABLE {name}")
+
+
+def _packed(payload: object) -> bytes:
+    return zlib.compress(payload if isinstance(payload, bytes) else b"")

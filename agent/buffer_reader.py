@@ -18,17 +18,18 @@ import msgspec
 
 from edgeml.errors import ConfigError, EdgemlError, IncompatibleError, StateError, StorageError
 from edgeml.lock import is_held
-from edgeml.telemetry import Drops, Event, Stream, Window
+from edgeml.telemetry import ROW_TYPES, Drops, Row, Stream, time_ms
 
 from .buffer_file import SCHEMA_VERSION, damage_told, is_corrupt, sql
 from .config import LOCK
+from .ring import unpack
 from .tally import read_tally
 
 if TYPE_CHECKING:
     import sqlite_utils
 
 NAME: Final = "telemetry.db"
-ROWS_PER_READ: Final = 200
+BLOCKS_PER_READ: Final = 20
 _BUSY_S: Final = 5.0
 
 
@@ -44,6 +45,7 @@ class Boot(msgspec.Struct, frozen=True):
     newest_ms: int | None
     """Time of the last one."""
     payload_bytes: int
+    """Size of the blocks they are packed in."""
 
 
 class StreamView(msgspec.Struct, frozen=True):
@@ -51,6 +53,8 @@ class StreamView(msgspec.Struct, frozen=True):
 
     stream: Stream
     produced: int
+    sent: int
+    """Rows that were handed to the link at least once."""
     acknowledged: int
     dropped: int
     held: int
@@ -70,13 +74,13 @@ class BufferView(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class StoredRow:
-    """One row as it is stored; `row` is None if it cannot be read any more."""
+class ReadRow:
+    """One row; `row` is None if it cannot be read any more."""
 
     stream: Stream
     boot: str
     seq: int
-    row: Window | Event | None
+    row: Row | None
 
 
 def sqlite_utils_library() -> Any:
@@ -151,7 +155,12 @@ def check_version(connection: sqlite3.Connection, path: Path) -> None:
             hint="update edgeml",
         )
     names = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-    if not {"counts", *(stream.value for stream in Stream)} <= names:
+    if version == 1 and "windows" in names:
+        raise IncompatibleError(
+            f"telemetry in {path} is as an older agent left it",
+            hint="an agent of this version turns it into its own when it starts",
+        )
+    if not {"counts", *(sql("$rows", stream) for stream in Stream)} <= names:
         raise StateError(f"{path} holds no telemetry", hint="an agent makes it when it starts")
 
 
@@ -182,28 +191,30 @@ def look(storage: Path) -> BufferView:
 
 def count_rows(database: sqlite_utils.Database, stream: Stream) -> int:
     """Rows of a stream in the file."""
-    return int(database.table(stream.value).count)
+    [total] = database.query(sql("SELECT coalesce(sum(rows), 0) AS rows FROM $rows", stream))
+    return int(total["rows"])
 
 
-def stored_rows(database: sqlite_utils.Database, stream: Stream) -> Iterator[StoredRow]:
+def stored_rows(database: sqlite_utils.Database, stream: Stream) -> Iterator[ReadRow]:
     """Yield the rows that are there when it begins and still there when their turn comes, oldest first.
 
     Raises:
         sqlite3.Error: They cannot be read.
     """
-    table = database.table(stream.value)
+    table = database.table(sql("$rows", stream))
     [newest] = database.query(sql("SELECT coalesce(max(id), 0) AS id FROM $rows", stream))
     last = -1
     while True:
         # A list: the read ends here, not when the caller has dealt with the rows.
-        rows = list(
-            table.rows_where("id > ? AND id <= ?", [last, newest["id"]], order_by="id", limit=ROWS_PER_READ)
+        blocks = list(
+            table.rows_where("id > ? AND id <= ?", [last, newest["id"]], order_by="id", limit=BLOCKS_PER_READ)
         )
-        if not rows:
+        if not blocks:
             return
-        last = rows[-1]["id"]
-        for row in rows:
-            yield StoredRow(stream, row["boot"], row["seq"], _decode(stream, row["payload"]))
+        last = blocks[-1]["id"]
+        for block in blocks:
+            for stored in unpack(block["boot"], block["first_seq"], block["rows"], block["payload"]):
+                yield ReadRow(stream, stored.boot, stored.seq, _decode(stream, stored.payload))
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -224,8 +235,9 @@ def _view(database: sqlite_utils.Database, stream: Stream) -> StreamView:
     tally = read_tally(database.conn, stream, boot="")
     found = database.query(
         sql(
-            "SELECT boot, count(*) AS rows, min(seq) AS first_seq, max(seq) AS last_seq, min(id) AS first_id, "
-            "max(id) AS last_id, sum(length(payload)) AS payload_bytes FROM $rows GROUP BY boot ORDER BY min(id)",
+            "SELECT boot, sum(rows) AS rows, min(first_seq) AS first_seq, max(first_seq + rows - 1) AS last_seq, "
+            "min(id) AS first_id, max(id) AS last_id, sum(length(payload)) AS payload_bytes FROM $rows "
+            "GROUP BY boot ORDER BY min(id)",
             stream,
         )
     )
@@ -235,8 +247,8 @@ def _view(database: sqlite_utils.Database, stream: Stream) -> StreamView:
             rows=one["rows"],
             first_seq=one["first_seq"],
             last_seq=one["last_seq"],
-            oldest_ms=_time_ms(database, stream, one["first_id"]),
-            newest_ms=_time_ms(database, stream, one["last_id"]),
+            oldest_ms=_time_ms(database, stream, one["first_id"], 0),
+            newest_ms=_time_ms(database, stream, one["last_id"], -1),
             payload_bytes=one["payload_bytes"],
         )
         for one in list(found)
@@ -244,6 +256,7 @@ def _view(database: sqlite_utils.Database, stream: Stream) -> StreamView:
     return StreamView(
         stream=stream,
         produced=tally.produced,
+        sent=tally.sent,
         acknowledged=tally.acknowledged,
         dropped=tally.drops.total,
         held=tally.held,
@@ -252,16 +265,17 @@ def _view(database: sqlite_utils.Database, stream: Stream) -> StreamView:
     )
 
 
-def _time_ms(database: sqlite_utils.Database, stream: Stream, row_id: int) -> int | None:
-    row = _decode(stream, database.table(stream.value).get(row_id)["payload"])
-    if row is None:
+def _time_ms(database: sqlite_utils.Database, stream: Stream, block_id: int, index: int) -> int | None:
+    block = database.table(sql("$rows", stream)).get(block_id)
+    stored = unpack(block["boot"], block["first_seq"], block["rows"], block["payload"])[index]
+    row = _decode(stream, stored.payload)
+    return None if row is None else time_ms(row)
+
+
+def _decode(stream: Stream, payload: bytes | None) -> Row | None:
+    if payload is None:
         return None
-    return row.started_at_ms if isinstance(row, Window) else row.at_ms
-
-
-def _decode(stream: Stream, payload: bytes) -> Window | Event | None:
-    kind: type[Window | Event] = Window if stream is Stream.WINDOWS else Event
     try:
-        return msgspec.json.decode(payload, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, TypeError):
+        return msgspec.json.decode(payload, type=ROW_TYPES[stream])
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from edgeml.ids import ModelName, ReleaseId, parse_release
-from edgeml.telemetry import Counters, Loss, Stream
+from edgeml.telemetry import Counters, DropReason, Loss, Stream
 from edgeml.twin import DeviceState, Outcome
 
 from .diagnosis import Cause, Level
@@ -225,11 +225,19 @@ def _budget_lines(budget: BudgetFacts) -> Iterator[str]:
 def _stream_lines(streams: tuple[StreamFacts, ...]) -> Iterator[str]:
     for name, text in (
         ("produced", "Rows of telemetry since the device's buffer was made."),
+        ("sent", "Rows that were handed to the link at least once."),
         ("acknowledged", "Rows that the fleet has stored."),
-        ("dropped", "Rows that were given up for want of room."),
     ):
         samples = [_Sample((("stream", one.stream.value),), getattr(one.loss, name)) for one in streams]
         yield from _family(f"edgeml_telemetry_rows_{name}_total", "counter", text, samples)
+    dropped = [
+        _Sample((("stream", one.stream.value), ("reason", reason.value)), one.loss.reasons.count(reason))
+        for one in streams
+        for reason in DropReason
+    ]
+    yield from _family(
+        "edgeml_telemetry_rows_dropped_total", "counter", "Rows that were given up, by reason.", dropped
+    )
     held = [_Sample((("stream", one.stream.value),), one.held) for one in streams]
     yield from _family("edgeml_telemetry_rows_held", "gauge", "Rows that wait for the fleet.", held)
 

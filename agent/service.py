@@ -79,7 +79,7 @@ class Service:
         self._journal = Journal(self._storage / "journal.db")
         self._table = SlotTable(self._storage)
         limits = BufferLimits(rows_max=config.telemetry.rows_max, bytes_max=config.telemetry.bytes_max)
-        self._buffer = Buffer(self._storage / "telemetry.db", self._journal.boot, limits)
+        self._buffer = Buffer(self._storage / "telemetry.db", self._journal.boot, limits, self._clock)
         self._budget = Budget(config, self._clock)
         self._supervisor = self._budget.supervisor
         self._roster = Roster(self._supervisor)
@@ -173,6 +173,7 @@ class Service:
             self._watch(now)
             if self._windows_due(now):
                 self._close_windows(now)
+            self._buffer.tick()
             self._speak(now)
             self._uploads = self._look_at_uploads()
         except StorageError as error:

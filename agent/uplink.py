@@ -1,7 +1,7 @@
 """The uplink: decides which rows to send when.
 
 One unacknowledged batch a stream at a time; sent again when its answer is late, later and later, and at once on a new
-link. Rows leave the buffer only by the controller's own acknowledgement, or one by one when it says that it will never
+link. Events go before windows before samples: while more than a batch of a stream waits, those that matter less wait, too. Rows leave the buffer only by the controller's own acknowledgement, or one by one when it says that it will never
 store them: a batch that is refused is sent again in halves until the bad row is found. Pure of sockets and clocks.
 """
 
@@ -13,7 +13,7 @@ from typing import Final
 
 from edgeml import topics, twin
 from edgeml.ids import DeviceId, Digest, TenantId, digest_of
-from edgeml.telemetry import Stream, encode_batch
+from edgeml.telemetry import PRIORITIES, Stream, encode_batch
 from edgeml.topics import RULES, Leaf
 from edgeml.transport import Message
 from edgeml.twin import Ack
@@ -62,15 +62,21 @@ class Uplink:
         if not link_up:
             return []
         messages = []
-        for stream in Stream:
+        for stream in PRIORITIES:
             flight = self._flights.get(stream)
-            if flight is not None and now_s < flight.again_at_s:
-                continue
-            pause_s = RESEND_FIRST_S if flight is None else min(flight.pause_s * 2, RESEND_MAX_S)
-            message = self._launch(stream, now_s, pause_s)
-            if message is not None:
-                messages.append(message)
+            if flight is None or now_s >= flight.again_at_s:
+                pause_s = RESEND_FIRST_S if flight is None else min(flight.pause_s * 2, RESEND_MAX_S)
+                message = self._launch(stream, now_s, pause_s)
+                if message is not None:
+                    messages.append(message)
+            if self._is_behind(stream):
+                break
         return messages
+
+    def _is_behind(self, stream: Stream) -> bool:
+        """Tell whether more waits than what is on its way: it was offline for long."""
+        flight = self._flights.get(stream)
+        return self._buffer.held(stream) > (0 if flight is None else flight.rows) + ROWS_PER_BATCH
 
     def on_ack(self, payload: bytes, _now_s: float) -> None:
         """Hear that rows are stored, or refused.
@@ -109,6 +115,7 @@ class Uplink:
         if batch is None:
             self._flights.pop(stream, None)
             return None
+        self._buffer.send(stream, batch)
         payload = encode_batch(batch)
         digest = digest_of(payload)
         self._flights[stream] = _Flight(

@@ -99,9 +99,15 @@ def disk_bytes_per_row(path: Path) -> float:
     tables = [
         name
         for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
-        if name != "counts"
+        if name.endswith("_blocks") or name == "rows"
     ]
-    rows = sum(connection.execute("SELECT count(*) FROM " + name).fetchone()[0] for name in tables)
+    rows = sum(
+        connection.execute(
+            "SELECT " + ("count(*)" if name == "rows" else "sum(rows)") + " FROM " + name
+        ).fetchone()[0]
+        or 0
+        for name in tables
+    )
     connection.close()
     return float(path.stat().st_size / rows)
 

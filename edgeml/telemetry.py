@@ -1,6 +1,7 @@
-"""Telemetry: closed windows of counts, on their way from a device to the fleet.
+"""Telemetry: closed windows of counts, events and sampled inputs, on their way from a device to the fleet.
 
-Decides the window, the batch and their codec (JSON rows under zlib, with limits on both sides of the compression).
+Decides the rows, the batch and their codec (JSON rows under zlib, with limits on both sides of the compression), and
+which stream matters more.
 Rows are keyed by (device, boot, stream, seq); order by (boot, seq), never by arrival. Storing and sending are the
 agent's business, storing and acknowledging the fleet's. Wire: docs/protocol.md.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import enum
 import math
 import zlib
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -17,11 +19,15 @@ import msgspec
 from .errors import ManifestError
 from .ids import Digest, ReleaseId
 from .sketch import Sketch
+from .tensors import DType
 
 BATCH_BYTES_MAX: Final = 64 << 10
 """Compressed size of a batch on the wire."""
 BATCH_RAW_BYTES_MAX: Final = 1 << 20
 """Size of a batch after decompression."""
+TENSOR_BYTES_MAX: Final = 1 << 20
+"""Size of one sampled input before compression."""
+TENSOR_RANK_MAX: Final = 8
 LATENCY_BINS: Final = 80
 """Bin i of a latency histogram holds latencies in [2^(i/4), 2^((i+1)/4)) microseconds; the last one, all above."""
 
@@ -31,6 +37,11 @@ class Stream(enum.Enum):
 
     WINDOWS = "windows"
     EVENTS = "events"
+    SAMPLES = "samples"
+
+
+PRIORITIES: Final = (Stream.EVENTS, Stream.WINDOWS, Stream.SAMPLES)
+"""What is sent first and given up last comes first."""
 
 
 class Counters(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -112,6 +123,84 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     release: ReleaseId | None = None
 
 
+class Why(enum.Enum):
+    """What a request was sampled for."""
+
+    UNCERTAIN = "uncertain"
+    """The model was less sure of it than of any other in its time."""
+    RANDOM = "random"
+    """By lot: every request of its time was as likely."""
+
+
+class SampledTensor(msgspec.Struct, frozen=True):
+    """One input of a sampled request: zlib over C order, little-endian."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    packed: bytes
+
+    def unpack(self) -> bytes:
+        """Return the bytes of all elements.
+
+        Raises:
+            ManifestError: They are not those of such a tensor, or more than TENSOR_BYTES_MAX.
+        """
+        if len(self.shape) > TENSOR_RANK_MAX or any(size < 0 for size in self.shape):
+            raise ManifestError(f"a tensor of the shape {str(self.shape)[:80]}")
+        length = math.prod(self.shape) * self.dtype.item_bytes
+        if length > TENSOR_BYTES_MAX:
+            raise ManifestError(f"a tensor of {str(length)[:40]} bytes, more than {TENSOR_BYTES_MAX}")
+        inflater = zlib.decompressobj()
+        try:
+            # One byte more than it may have, for 0 would be no limit.
+            data = inflater.decompress(self.packed, length + 1)
+        except zlib.error as error:
+            raise ManifestError(f"a tensor that is no zlib: {error}") from error
+        if len(data) != length or not inflater.eof or inflater.unused_data:
+            raise ManifestError(f"a tensor that does not have the {length} bytes of its shape")
+        return data
+
+
+class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one request showed a model, and what the model made of it. For a person to label and to train on again."""
+
+    seq: int
+    release: ReleaseId
+    digest: Digest
+    request: str
+    inputs: tuple[SampledTensor, ...]
+    at_ms: int
+    why: Why
+    predicted: int | None = None
+    confidence: float | None = None
+    """Highest probability, in [0, 1]; None if the model is no classifier."""
+
+
+Row = Window | Event | Sample
+ROW_TYPES: Final[MappingProxyType[Stream, type[Row]]] = MappingProxyType(
+    {Stream.WINDOWS: Window, Stream.EVENTS: Event, Stream.SAMPLES: Sample}
+)
+
+
+def stream_of(row: Row) -> Stream:
+    """Say where a row belongs."""
+    return next(stream for stream, kind in ROW_TYPES.items() if isinstance(row, kind))
+
+
+def time_ms(row: Row) -> int:
+    """When it was, or began, Unix ms by the device's clock."""
+    return row.started_at_ms if isinstance(row, Window) else row.at_ms
+
+
+def moved(row: Row, shift_ms: int) -> Row:
+    """The same row some time later; never before 1970."""
+    at_ms = max(0, time_ms(row) + shift_ms)
+    if isinstance(row, Window):
+        return msgspec.structs.replace(row, started_at_ms=at_ms)
+    return msgspec.structs.replace(row, at_ms=at_ms)
+
+
 class DropReason(enum.Enum):
     """Why a device gave a row up. The value is the name of its count in `Drops`."""
 
@@ -171,6 +260,8 @@ class Loss(msgspec.Struct, frozen=True, omit_defaults=True):
     dropped: int = 0
     reasons: Drops = NO_DROPS
     """`dropped` by reason; empty from devices that do not count reasons."""
+    sent: int = 0
+    """Rows that were handed to the link at least once, before this batch; 0 from devices that do not count them."""
 
 
 class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -180,14 +271,15 @@ class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
     windows: tuple[Window, ...] = ()
     events: tuple[Event, ...] = ()
     loss: Loss = Loss()
+    samples: tuple[Sample, ...] = ()
 
     @property
-    def rows(self) -> tuple[Window, ...] | tuple[Event, ...]:
+    def rows(self) -> tuple[Window, ...] | tuple[Event, ...] | tuple[Sample, ...]:
         """The rows, of whichever stream."""
-        return self.windows or self.events
+        return self.windows or self.events or self.samples
 
 
-def encode_row(row: Window | Event) -> bytes:
+def encode_row(row: Row) -> bytes:
     """Bytes of one row, as the device's buffer holds it."""
     return msgspec.json.encode(row)
 

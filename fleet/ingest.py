@@ -14,7 +14,7 @@ from edgeml import telemetry, topics, twin
 from edgeml.errors import ConfigError, ManifestError
 from edgeml.ids import DeviceId, ModelName, ReleaseId, TenantId, is_digest, model_of
 from edgeml.sketch import Sketch
-from edgeml.telemetry import LATENCY_BINS, Batch, DropReason, Event, Loss, Stream, Window
+from edgeml.telemetry import LATENCY_BINS, Batch, DropReason, Event, Loss, Sample, Stream, Window
 from edgeml.topics import RULES, Leaf
 from edgeml.transport import Message
 
@@ -24,6 +24,7 @@ SUM_MAX: Final = 1 << 62
 """Sums of standardised values carry more bits than counts."""
 TEXT_MAX: Final = 1024
 NAME_MAX: Final = 128
+SAMPLE_TENSORS_MAX: Final = 64
 CLOCK_SLACK_MS: Final = 24 * 3600 * 1000
 """A device's clock that is further off than this is not believed."""
 
@@ -146,8 +147,12 @@ def _checked_report(reported: twin.Reported, model: ModelName) -> twin.Reported:
 def _checked_batch(batch: Batch, stream: Stream) -> Batch:
     _check_text(batch.boot, "boot", NAME_MAX)
     rows = batch.rows
-    of_stream = batch.windows if stream is Stream.WINDOWS else batch.events
-    if not rows or len(of_stream) != len(batch.windows) + len(batch.events):
+    counts = {
+        Stream.WINDOWS: len(batch.windows),
+        Stream.EVENTS: len(batch.events),
+        Stream.SAMPLES: len(batch.samples),
+    }
+    if not rows or counts[stream] != sum(counts.values()):
         raise ManifestError(
             f"a batch on {stream.value} that holds none of its rows, or rows of another stream"
         )
@@ -158,15 +163,18 @@ def _checked_batch(batch: Batch, stream: Stream) -> Batch:
         if row.seq <= previous:
             raise ManifestError(f"rows out of order: seq {row.seq} after {previous}")
         previous = row.seq
-        if isinstance(row, Window):
-            _check_window(row)
-        else:
-            _check_event(row)
+        match row:
+            case Window():
+                _check_window(row)
+            case Event():
+                _check_event(row)
+            case Sample():
+                _check_sample(row)
     return batch
 
 
 def _check_loss(loss: Loss) -> None:
-    for name in ("produced", "acknowledged", "dropped"):
+    for name in ("produced", "acknowledged", "dropped", "sent"):
         _check_count(getattr(loss, name), name)
     for reason in DropReason:
         _check_count(loss.reasons.count(reason), reason.value)
@@ -216,6 +224,24 @@ def _check_event(event: Event) -> None:
     _check_count(event.at_ms, "at_ms")
     if event.release is not None:
         _checked_model(event.release)
+
+
+def _check_sample(sample: Sample) -> None:
+    _check_release(sample.release)
+    _check_digest(sample.digest, "bundle")
+    _check_text(sample.request or "-", "request", NAME_MAX)
+    _check_count(sample.at_ms, "at_ms")
+    _check_count(sample.predicted or 0, "predicted")
+    if sample.confidence is not None and not 0.0 <= sample.confidence <= 1.0:
+        raise ManifestError(f"the confidence is {sample.confidence}")
+    if not 0 < len(sample.inputs) <= SAMPLE_TENSORS_MAX:
+        raise ManifestError(f"a sample of {len(sample.inputs)} inputs")
+    for tensor in sample.inputs:
+        _check_text(tensor.name, "input's name", NAME_MAX)
+        try:
+            tensor.unpack()
+        except ManifestError as error:
+            raise ManifestError(f"input {tensor.name[:NAME_MAX]}: {error.message}") from error
 
 
 def _check_count(value: int, what: str) -> None:

@@ -6,11 +6,13 @@ import stat
 import zlib
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.buffer import ROWS_PER_BATCH, Buffer, BufferLimits
+from agent.ring import pack
 from edgeml.ids import Digest, ReleaseId
 from edgeml.sketch import Sketch
 from edgeml.telemetry import (
@@ -24,6 +26,7 @@ from edgeml.telemetry import (
     Window,
     decode_batch,
     encode_batch,
+    encode_row,
 )
 from edgeml.twin import Ack
 
@@ -58,6 +61,17 @@ def ack(boot, stream, seq):
 
 def seqs(batch):
     return [row.seq for row in batch.rows]
+
+
+def spoil_row(buffer, index, line):
+    """Put another line in the place of a row in the oldest block of windows."""
+    with buffer._connection as connection:
+        id_, payload = connection.execute(
+            "SELECT id, payload FROM windows_blocks ORDER BY id LIMIT 1"
+        ).fetchone()
+        lines = zlib.decompress(payload).split(b"\n")
+        lines[index] = line
+        connection.execute("UPDATE windows_blocks SET payload = ? WHERE id = ?", (pack(lines), id_))
 
 
 def balanced(buffer):
@@ -281,8 +295,7 @@ def test_a_row_that_cannot_be_read_any_more_is_dropped_and_counted(open_buffer):
     for _ in range(3):
         buffer.append(window())
     buffer.flush()
-    with buffer._connection:
-        buffer._connection.execute("UPDATE windows SET payload = ? WHERE seq = 2", (b'{"seq": "two"}',))
+    spoil_row(buffer, 1, b'{"seq": "two"}')
     assert seqs(buffer.pending(Stream.WINDOWS)) == [1]
     buffer.acknowledge(ack("b1", Stream.WINDOWS, 1))
     assert seqs(buffer.pending(Stream.WINDOWS)) == [3]
@@ -295,8 +308,7 @@ def test_a_row_whose_number_was_damaged_is_dropped_and_stops_no_other(open_buffe
     for _ in range(4):
         buffer.append(window())
     buffer.flush()
-    with buffer._connection:
-        buffer._connection.execute("UPDATE windows SET seq = ? WHERE id = 2", (wrong,))
+    spoil_row(buffer, 1, encode_row(msgspec.structs.replace(window(), seq=wrong)))
     sent = []
     while (batch := buffer.pending(Stream.WINDOWS)) is not None:
         sent += seqs(batch)
@@ -331,7 +343,7 @@ def test_the_file_stays_within_its_bytes_however_much_is_appended(open_buffer, p
     bytes_max = 3 << 20
     buffer = open_buffer(bytes_max=bytes_max)
     for index in range(6000):
-        buffer.append(window(index, wide_sketch(3, top=1 << 10)))
+        buffer.append(window(index, wide_sketch(3, index)))
     buffer.flush()
     assert balanced(buffer)
     assert buffer.loss(Stream.WINDOWS).dropped > 0

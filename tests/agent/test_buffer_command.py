@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pty
+import random
 import sqlite3
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def filled(path):
         buffer.append(window(index * DAY_MS))
     buffer.append(event("first", 5, 'a, "quoted"\nline and a snowman \N{SNOWMAN}'))
     buffer.append(event("second", 6))
-    buffer.flush()
+    buffer.send(Stream.WINDOWS, buffer.pending(Stream.WINDOWS))
     buffer.acknowledge(Ack(boot="b1", stream="windows", seq=1))
     assert buffer.refuse(Stream.WINDOWS, "b1", 2)
     buffer.close()
@@ -87,9 +88,10 @@ def test_ls_accounts_for_every_row(filled, config):
     found = listed(config)
     assert (found["path"], found["agent_running"]) == (str(filled), False)
     assert found["file_bytes"] == filled.stat().st_size
-    windows, events = found["streams"]
-    assert {name: windows[name] for name in ("produced", "acknowledged", "dropped", "held", "reasons")} == {
-        "produced": 11, "acknowledged": 1, "dropped": 1, "held": 9,
+    windows, events, samples = found["streams"]
+    assert (samples["stream"], samples["produced"]) == ("samples", 0)
+    assert {name: windows[name] for name in ("produced", "sent", "acknowledged", "dropped", "held", "reasons")} == {
+        "produced": 11, "sent": 10, "acknowledged": 1, "dropped": 1, "held": 9,
         "reasons": {"refused": 1},
     }  # fmt: skip
     assert [
@@ -104,8 +106,8 @@ def test_ls_says_the_same_to_a_person(filled, config):
     done = run("ls", "-c", config)
     lines = done.stdout.splitlines()
     assert lines[0] == f"{filled}: {filled.stat().st_size} bytes; the agent does not run"
-    assert "windows: produced 11 = acknowledged 1 + dropped 1 (refused 1) + held 9" in lines
-    assert "events: produced 2 = acknowledged 0 + dropped 0 + held 2" in lines
+    assert "windows: produced 11 = acknowledged 1 + dropped 1 (refused 1) + held 9; sent 10" in lines
+    assert "events: produced 2 = acknowledged 0 + dropped 0 + held 2; sent 0" in lines
     [row] = [line for line in lines if line.startswith("  b2")]
     assert row.split()[:2] == ["b2", "1"]
     assert row.endswith("1970-04-10 00:00:00")
@@ -149,13 +151,13 @@ def test_export_of_csv_has_a_column_for_every_field(filled, config, tmp_path):
 
 def test_rows_that_cannot_be_read_are_left_out_and_counted(filled, config, tmp_path):
     with sqlite3.connect(filled) as connection:
-        connection.execute("UPDATE windows SET payload = x'ff00' WHERE seq = 3")
-        connection.execute("UPDATE windows SET payload = 'text' WHERE seq = 4")
+        connection.execute("UPDATE windows_blocks SET payload = x'ff00' WHERE boot = 'b1'")
+        connection.execute("UPDATE windows_blocks SET payload = 'text' WHERE boot = 'b2'")
     connection.close()
     done = run("export", "--to", tmp_path / "rows.jsonl", config=config)
     assert done.returncode == 0
-    assert done.stderr == "2 rows could not be read and were left out\n"
-    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 9
+    assert done.stderr == "9 rows could not be read and were left out\n"
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 2
     assert listed(config)["streams"][0]["boots"][0]["oldest_ms"] is None
 
 
@@ -252,7 +254,7 @@ def test_ls_and_export_while_a_writer_fills_and_evicts_and_it_is_never_refused(p
 def test_vacuum_gives_pages_back_and_loses_no_row(path, config):
     buffer = Buffer(path, "b1")
     for index in range(3000):
-        buffer.append(event(at_ms=index, detail="d" * 300))
+        buffer.append(event(at_ms=index, detail=random.Random(index).randbytes(150).hex()))
     buffer.flush()
     buffer.acknowledge(Ack(boot="b1", stream="events", seq=2900))
     buffer.close()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent.buffer import COMMIT_ROWS, UNWRITTEN_ROWS_MAX, Buffer, BufferLimits
+from agent.ring import BLOCK_ROWS
 from edgeml.errors import StorageError
 from edgeml.ids import Digest, ReleaseId
 from edgeml.telemetry import Counters, Drops, Event, Loss, Stream, Window
@@ -22,9 +23,9 @@ ROOT = Path(__file__).parents[2]
 DIGEST = Digest("ab" * 32)
 
 
-def window(at_ms=0):
+def window(at_ms=0, version="1"):
     return Window(
-        seq=0, release=ReleaseId("m@1"), digest=DIGEST, started_at_ms=at_ms, duration_ms=1000,
+        seq=0, release=ReleaseId(f"m@{version}"), digest=DIGEST, started_at_ms=at_ms, duration_ms=1000,
         counters=Counters(inferences=5),
     )  # fmt: skip
 
@@ -81,11 +82,11 @@ def fill_pages(buffer):
 def test_a_full_disk_costs_the_oldest_windows_and_nothing_else(open_buffer):
     buffer = open_buffer(rows_max=1000)
     for index in range(300):
-        buffer.append(window(index))
+        buffer.append(window(index, noise(300, index)))
     buffer.flush()
     fill_pages(buffer)
     for index in range(300):
-        buffer.append(event(f"k{index}"))
+        buffer.append(event(f"k{index}", noise(100, index)))
     buffer.flush()
     assert buffer.held(Stream.EVENTS) == 300
     assert 0 < buffer.loss(Stream.WINDOWS).reasons.evicted < 300
@@ -216,15 +217,19 @@ def test_damage_while_running_costs_the_rows_on_disk_and_is_counted(open_buffer,
 
 
 def test_rows_that_a_person_deleted_count_as_dropped(open_buffer, path):
-    filled(open_buffer, 10)
+    filled(open_buffer, 2 * BLOCK_ROWS + 10)
     connection = sqlite3.connect(path)
     with connection:
-        connection.execute("DELETE FROM windows WHERE seq IN (2, 3, 9)")
+        connection.execute("DELETE FROM windows_blocks WHERE id = 2")
     connection.close()
     buffer = open_buffer("b2")
-    assert buffer.loss(Stream.WINDOWS) == Loss(10, 0, 3, Drops(unexplained=3))
-    assert buffer.acknowledge(ack("b1", Stream.WINDOWS, 5)) == 3
-    assert seqs(buffer.pending(Stream.WINDOWS)) == [6, 7, 8, 10]
+    assert buffer.loss(Stream.WINDOWS) == Loss(
+        2 * BLOCK_ROWS + 10, 0, BLOCK_ROWS, Drops(unexplained=BLOCK_ROWS)
+    )
+    assert buffer.acknowledge(ack("b1", Stream.WINDOWS, BLOCK_ROWS - 2)) == BLOCK_ROWS - 2
+    assert seqs(buffer.pending(Stream.WINDOWS)) == [
+        BLOCK_ROWS - 1, BLOCK_ROWS, *range(2 * BLOCK_ROWS + 1, 2 * BLOCK_ROWS + 11)
+    ]  # fmt: skip
     assert balanced(buffer)
 
 
@@ -232,7 +237,7 @@ def test_what_an_agent_without_reasons_dropped_is_unexplained_and_what_it_counts
     filled(open_buffer, 10)
     connection = sqlite3.connect(path)
     with connection:
-        connection.execute("DROP TABLE drops")
+        connection.execute("DELETE FROM drops")
         connection.execute("UPDATE counts SET produced = 14, dropped = 4 WHERE stream = 'windows'")
     buffer = open_buffer("b2")
     assert buffer.loss(Stream.WINDOWS) == Loss(14, 0, 4, Drops(unexplained=4))

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from agent.buffer import Buffer, BufferLimits
+from agent.ring import BLOCK_OVERHEAD_BYTES
 from edgeml.ids import Digest, ReleaseId
 from edgeml.telemetry import Counters, DropReason, Event, Stream, Window
 from edgeml.twin import Ack
@@ -93,11 +94,11 @@ class Life(RuleBasedStateMachine):
         self.buffer.flush()
         with self.buffer._connection as connection:
             spoiled = connection.execute(
-                f"UPDATE {stream.value} SET payload = zeroblob(length(payload)) "
-                f"WHERE id = (SELECT min(id) FROM {stream.value})"
-            ).rowcount
+                f"UPDATE {stream.value}_blocks SET payload = zeroblob(length(payload)) "
+                f"WHERE id = (SELECT min(id) FROM {stream.value}_blocks) RETURNING rows"
+            ).fetchall()
         self.buffer.pending(stream)
-        self.dropped[stream][DropReason.UNREADABLE] += spoiled
+        self.dropped[stream][DropReason.UNREADABLE] += spoiled[0][0] if spoiled else 0
 
     @rule()
     def break_the_file(self):
@@ -147,7 +148,13 @@ class Life(RuleBasedStateMachine):
         if hasattr(self, "buffer"):
             self.buffer.flush()
             for stream in Stream:
-                stored = self.buffer._connection.execute(f"SELECT count(*) FROM {stream.value}").fetchone()[0]
+                stored = self.buffer._connection.execute(
+                    f"SELECT coalesce(sum(rows), 0) FROM {stream.value}_blocks"
+                ).fetchone()[0]
+                [sizes] = self.buffer._connection.execute(
+                    f"SELECT coalesce(sum(length(payload) + {BLOCK_OVERHEAD_BYTES}), 0) FROM {stream.value}_blocks"
+                ).fetchall()
+                assert self.buffer._tallies[stream].held_bytes == sizes[0]
                 assert stored == self.buffer.held(stream)
             assert sum(map(self.buffer.held, Stream)) <= 30
             self.buffer.close()

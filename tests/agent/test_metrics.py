@@ -21,7 +21,7 @@ from agent.serving import Toll
 from agent.windows import RELEASES_MAX, Observed, ReleaseKey, Total, Windows
 from edgeml.clock import SystemClock
 from edgeml.ids import Digest, ModelName, ReleaseId
-from edgeml.telemetry import LATENCY_BINS, Counters, InputQuality, Loss, Stream, latency_bin
+from edgeml.telemetry import LATENCY_BINS, Counters, Drops, InputQuality, Loss, Stream, latency_bin
 from edgeml.twin import DeviceState, Outcome
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics.txt"
@@ -42,8 +42,8 @@ def facts(releases, toll=None):
         (WorkerFacts(ReleaseId("digits@1.1.0"), 52_428_800), WorkerFacts(ReleaseId("kws@2"), 0)),
         {ModelName("digits"): toll or Toll(3, 2), ModelName("kws"): Toll()},
         (
-            StreamFacts(Stream.WINDOWS, Loss(100, 90, 3), 7),
-            StreamFacts(Stream.EVENTS, Loss(5, 5, 0), 0),
+            StreamFacts(Stream.WINDOWS, Loss(100, 90, 3, Drops(evicted=2, refused=1), 95), 7),
+            StreamFacts(Stream.EVENTS, Loss(5, 5, 0, sent=5), 0),
         ),
         (
             UpdateFacts(ModelName("digits"), DeviceState.TRIAL, Outcome.ROLLED_BACK),
@@ -121,7 +121,8 @@ def test_prometheus_reads_it():
         2,
     )
     assert values["edgeml_telemetry_rows_held", ("stream", "windows")] == 7
-    assert values["edgeml_telemetry_rows_dropped_total", ("stream", "windows")] == 3
+    assert values["edgeml_telemetry_rows_sent_total", ("stream", "windows")] == 95
+    assert values["edgeml_telemetry_rows_dropped_total", ("reason", "evicted"), ("stream", "windows")] == 2
     on = {key for key, value in values.items() if key[0].startswith("edgeml_update_") and value}
     assert on == {
         ("edgeml_update_state", MODEL, ("state", "trial")),

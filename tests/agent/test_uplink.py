@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.buffer import Buffer, BufferLimits
+from agent.buffer import ROWS_PER_BATCH, Buffer, BufferLimits
 from agent.uplink import RESEND_FIRST_S, RESEND_MAX_S, Uplink
 from edgeml import topics, twin
 from edgeml.errors import ManifestError
@@ -70,7 +70,7 @@ def test_messages_follow_the_rule_of_their_topic(buffer, uplink):
     buffer.append(window())
     buffer.append(event())
     messages = uplink.due(0.0, link_up=True)
-    assert [(one.topic, one.qos, one.retain) for one in messages] == [(WINDOWS, 1, False), (EVENTS, 1, False)]
+    assert [(one.topic, one.qos, one.retain) for one in messages] == [(EVENTS, 1, False), (WINDOWS, 1, False)]
 
 
 def test_one_batch_of_a_stream_is_in_flight_and_streams_do_not_wait_for_one_another(buffer, uplink):
@@ -109,6 +109,53 @@ def test_a_new_link_sends_again_at_once(buffer, uplink):
     assert due(uplink, 0.0)
     uplink.on_link_up(1.0)
     assert due(uplink, 1.0) == [(WINDOWS, [1])]
+
+
+def test_after_a_long_time_offline_events_go_before_windows(buffer, uplink):
+    for _ in range(2 * ROWS_PER_BATCH):
+        buffer.append(window())
+    for _ in range(3 * ROWS_PER_BATCH):
+        buffer.append(event())
+    order, now_s = [], 0.0
+    while sent := due(uplink, now_s):
+        for topic, seqs in sent:
+            order.append((topic, len(seqs)))
+            stream = Stream.EVENTS if topic == EVENTS else Stream.WINDOWS
+            uplink.on_ack(ack(seqs[-1], stream=stream), now_s)
+        now_s += 1.0
+    # The last batch of events does not keep windows waiting.
+    assert order == [(EVENTS, 100), (EVENTS, 100), (WINDOWS, 100), (EVENTS, 100), (WINDOWS, 100)]
+    assert buffer.loss(Stream.EVENTS).sent == 300
+
+
+def test_rows_sent_again_are_sent_once(buffer, uplink):
+    for _ in range(5):
+        buffer.append(window())
+    assert due(uplink, 0.0)
+    buffer.append(window())
+    uplink.on_link_up(1.0)
+    assert due(uplink, 1.0) == [(WINDOWS, [1, 2, 3, 4, 5, 6])]
+    uplink.on_link_up(2.0)
+    assert due(uplink, 2.0)
+    assert buffer.loss(Stream.WINDOWS).sent == 6
+
+
+def test_what_was_sent_is_known_in_the_next_life(tmp_path):
+    path = tmp_path / "telemetry.db"
+    first = Buffer(path, "b1")
+    first.append(window())
+    first.append(window())
+    assert due(Uplink(first, TENANT, DEVICE), 0.0)
+    first._connection.close()
+    second = Buffer(path, "b2")
+    second.append(window())
+    uplink = Uplink(second, TENANT, DEVICE)
+    assert due(uplink, 0.0) == [(WINDOWS, [1, 2])]
+    assert second.loss(Stream.WINDOWS).sent == 2
+    uplink.on_ack(ack(2), 1.0)
+    assert due(uplink, 1.0) == [(WINDOWS, [1])]
+    assert second.loss(Stream.WINDOWS).sent == 3
+    second.close()
 
 
 @pytest.mark.parametrize(
@@ -294,6 +341,7 @@ def test_every_row_is_stored_exactly_once_or_counted_as_dropped(tmp_path_factory
         loss = device.buffer.loss(stream)
         assert device.buffer.held(stream) == 0
         assert loss.produced == len(device.produced[stream]) == loss.acknowledged + loss.dropped
+        assert loss.acknowledged <= loss.sent <= loss.produced
         assert set(controller.stored[stream]) <= device.produced[stream]
         missing = device.produced[stream] - set(controller.stored[stream])
         # No row is too long, refused or broken here: want of room is the only reason there can be.

@@ -55,7 +55,7 @@ def test_one_bad_row_is_dropped_and_the_others_arrive(buffer, uplink, caplog):
     with caplog.at_level(logging.WARNING):
         stored, batches = converse(uplink)
     assert stored == [seq for seq in range(1, 251) if seq != 70]
-    assert buffer.loss(Stream.EVENTS) == Loss(250, 249, 1, Drops(refused=1))
+    assert buffer.loss(Stream.EVENTS) == Loss(250, 249, 1, Drops(refused=1), sent=250)
     assert batches < 30
     assert [one.message for one in caplog.records] == [
         "the fleet refused row 70 of boot b1 in events; it is dropped"
@@ -70,7 +70,7 @@ def test_exactly_the_bad_rows_are_dropped_whichever_they_are(count, data):
     fill(buffer, count, bad)
     stored, _ = converse(Uplink(buffer, TenantId("acme"), DeviceId("cam-1")))
     assert stored == [seq for seq in range(1, count + 1) if seq not in bad]
-    assert buffer.loss(Stream.EVENTS) == Loss(count, len(stored), len(bad), Drops(refused=len(bad)))
+    assert buffer.loss(Stream.EVENTS) == Loss(count, len(stored), len(bad), Drops(refused=len(bad)), count)
     buffer.close()
 
 
@@ -83,7 +83,7 @@ def test_a_refusal_that_is_late_or_of_another_stream_changes_nothing(buffer, upl
     answer = twin.Ack(boot="b1", stream=Stream.EVENTS.value, seq=1)
     uplink.on_ack(twin.encode(answer), 2.0)
     uplink.on_ack(refusal(first.payload), 3.0)
-    assert buffer.loss(Stream.EVENTS) == Loss(1, 1, 0)
+    assert buffer.loss(Stream.EVENTS) == Loss(1, 1, 0, sent=1)
 
 
 def test_a_row_that_was_evicted_meanwhile_is_not_mistaken_for_the_next(buffer, uplink):
@@ -93,5 +93,5 @@ def test_a_row_that_was_evicted_meanwhile_is_not_mistaken_for_the_next(buffer, u
     buffer.append(Event(seq=0, kind="good", at_ms=2))
     buffer.flush()
     uplink.on_ack(refusal(sent.payload), 1.0)
-    assert buffer.loss(Stream.EVENTS) == Loss(2, 0, 1, Drops(refused=1))
+    assert buffer.loss(Stream.EVENTS) == Loss(2, 0, 1, Drops(refused=1), sent=1)
     assert buffer.held(Stream.EVENTS) == 1

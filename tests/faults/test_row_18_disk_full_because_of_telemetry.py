@@ -1,5 +1,7 @@
 """Row 18: telemetry takes all that it may, and there is still room for a deployment."""
 
+import random
+
 from agent.buffer import LOG_PAGES, Buffer, BufferLimits
 from agent.journal import Entry, Journal
 from agent.slots import SlotTable, promote
@@ -19,8 +21,9 @@ def test_a_deployment_fits_beside_a_full_buffer(make_disk):
     disk = make_disk(TELEMETRY_BYTES + LOG_BYTES + BUNDLE_BYTES + JOURNAL_BYTES)
     buffer = Buffer(disk.path / "telemetry.db", "b1", BufferLimits(bytes_max=TELEMETRY_BYTES))
     journal, table = Journal(disk.path / "journal.db"), SlotTable(disk.path)
+    noise = random.Random(1)
     for index in range(20_000):
-        buffer.append(Event(seq=0, kind="k", at_ms=index, detail="d" * 400))
+        buffer.append(Event(seq=0, kind="k", at_ms=index, detail=noise.randbytes(200).hex()))
     loss = buffer.loss(Stream.EVENTS)
     assert loss.dropped == loss.reasons.evicted > 0, "nothing had to go: the buffer was never full"
     assert loss.produced == 20_000 == loss.dropped + buffer.held(Stream.EVENTS)
