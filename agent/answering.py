@@ -22,6 +22,7 @@ from edgeml.telemetry import Window
 from .ipc import TensorBytes
 from .misfit import MisfitError
 from .roster import Roster
+from .sampler import Sampler
 from .serving import NoModelError, Served
 from .shadow import Shadow
 from .supervisor import Worker
@@ -38,7 +39,13 @@ class Answering:
     """What the local endpoint asks, and what the windows are closed from."""
 
     def __init__(
-        self, roster: Roster, windows: Windows, clock: Clock, turnstile: Turnstile | None = None
+        self,
+        roster: Roster,
+        windows: Windows,
+        clock: Clock,
+        turnstile: Turnstile | None = None,
+        *,
+        sampler: Sampler | None = None,
     ) -> None:
         self.lock = threading.Lock()
         """Guards the windows."""
@@ -46,6 +53,7 @@ class Answering:
         self._roster = roster
         self._windows = windows
         self._clock = clock
+        self._sampler = sampler
         self._retired: dict[ReleaseKey, Observed] = {}
         self._slow_ms: dict[Digest, float | None] = {}
         self._closed: list[Window] = []
@@ -100,6 +108,8 @@ class Answering:
             self._windows.answered(
                 key, answer.latency_us, answer.predicted, request_id, slow=self._is_slow(served)
             )
+        if self._sampler is not None:
+            self._sampler.offer(served, tensors, request_id)
         return served
 
     def misfit(self, model: str, error: MisfitError) -> None:

@@ -17,12 +17,15 @@ from edgeml.ids import is_name
 
 from .listener import absolute_listen
 from .schedule import Metered, Policy, parse_window
+from .selection import Select
 
 LOCK: Final = "agent.lock"
 """In the storage directory: one agent works there at a time."""
 CONFIG_BYTES_MAX: Final = 64 << 10
 SECRET_BYTES_MAX: Final = 4 << 10
 PARALLEL_DOWNLOADS_MAX: Final = 8
+SAMPLE_BYTES_MAX: Final = 80 << 10
+"""A longer row of a sample would fit into no batch."""
 
 
 class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,12 +43,25 @@ class BlobsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     url: str
 
 
+class SamplesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Inputs of requests that the fleet is sent. Off unless `bytes_per_day` is set: inputs may be anyone's faces or voices."""
+
+    bytes_per_day: int = 0
+    """Bytes of rows in any 24 hours."""
+    select: Select = Select.BOTH
+    rows_per_hour: float = 60.0
+    row_bytes_max: int = 64 << 10
+    confidence_max: float = 0.8
+    """Answers that are at least this sure are no hard ones."""
+
+
 class TelemetryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Windows of counts."""
+    """Windows of counts, and samples."""
 
     window_s: float = 60.0
     rows_max: int = 50_000
     bytes_max: int = 64 << 20
+    samples: SamplesConfig = SamplesConfig()
 
 
 class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -146,6 +162,7 @@ def load(path: Path) -> AgentConfig:
         config.update.policy  # noqa: B018 - read here, so that the agent does not start with a window that is none
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
+    _check_samples(config.telemetry.samples, path)
     folder = path.resolve().parent
     broker = config.broker
     if broker is not None:
@@ -164,6 +181,17 @@ def _check_budget(path: Path, budget: BudgetConfig) -> None:
         value = getattr(budget, name)
         if value is not None and not value > 0:
             raise ConfigError(f"{path}: budget.{name} must be positive", hint="leave it out for no limit")
+
+
+def _check_samples(samples: SamplesConfig, path: Path) -> None:
+    if samples.bytes_per_day < 0 or not 0 < samples.row_bytes_max <= SAMPLE_BYTES_MAX:
+        raise ConfigError(
+            f"{path}: samples.bytes_per_day must not be negative, and row_bytes_max from 1 to {SAMPLE_BYTES_MAX}"
+        )
+    if samples.rows_per_hour <= 0 or not 0.0 < samples.confidence_max <= 1.0:
+        raise ConfigError(
+            f"{path}: samples.rows_per_hour must be positive, and confidence_max above 0 and at most 1"
+        )
 
 
 def read_secret(path: Path) -> str:

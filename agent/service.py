@@ -42,6 +42,7 @@ from .link import Identity, Link
 from .metrics import Facts, StreamFacts, UpdateFacts, WorkerFacts, render
 from .notify import Notifier
 from .roster import Roster
+from .sampler import Sampler
 from .sensors import Sensors, disk_free_bytes
 from .slots import SlotTable
 from .updater import Moment
@@ -84,7 +85,11 @@ class Service:
         self._supervisor = self._budget.supervisor
         self._roster = Roster(self._supervisor)
         self._windows = Windows(config.telemetry.window_s)
-        self._answering = Answering(self._roster, self._windows, self._clock, self._budget.turnstile)
+        samples = config.telemetry.samples
+        self._sampler = Sampler(samples, self._clock, self._journal.boot) if samples.bytes_per_day else None
+        self._answering = Answering(
+            self._roster, self._windows, self._clock, self._budget.turnstile, sampler=self._sampler
+        )
         self._device = Device(DeviceId(config.device), self._journal, self._table)
         tools = Tools(
             self._supervisor,
@@ -152,6 +157,10 @@ class Service:
             if quarantined is not None:
                 logger.error("%s could not be read and was set aside", quarantined)
                 self._event("quarantined", str(quarantined.name))
+        if self._sampler is not None:
+            # Whoever looks at the fleet is to see that this device sends what it is shown.
+            samples = self._config.telemetry.samples
+            self._event("sampling_inputs", f"{samples.bytes_per_day} bytes a day, {samples.select.value}")
         now = self._now()
         failed: dict[ModelName, str] = {}
         for model in self._table.models:
@@ -173,6 +182,7 @@ class Service:
             self._watch(now)
             if self._windows_due(now):
                 self._close_windows(now)
+            self._keep_samples()
             self._buffer.tick()
             self._speak(now)
             self._uploads = self._look_at_uploads()
@@ -237,6 +247,15 @@ class Service:
         for window in self._answering.close(now.wall_ms):
             self._buffer.append(window)
         self._buffer.flush()
+
+    def _keep_samples(self) -> None:
+        if self._sampler is None:
+            return
+        taken = self._sampler.take()
+        for sample in taken.samples:
+            self._buffer.append(sample)
+        if taken.too_long:
+            self._buffer.refuse_new(Stream.SAMPLES, taken.too_long)
 
     def _event(self, kind: str, detail: str) -> None:
         self._buffer.append(Event(seq=0, kind=kind, at_ms=self._clock.now_ms(), detail=detail))
