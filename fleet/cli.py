@@ -20,6 +20,7 @@ from .options import (
     print_json,
 )
 from .rollout_command import rollout
+from .samples_command import samples
 
 passphrase_option = click.option(
     "--passphrase-file",
@@ -89,6 +90,7 @@ def fleet(context: click.Context, directory: str | None) -> None:
 
 fleet.add_command(device)
 fleet.add_command(rollout)
+fleet.add_command(samples)
 
 
 @fleet.command()

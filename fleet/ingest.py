@@ -227,7 +227,7 @@ def _check_event(event: Event) -> None:
 
 
 def _check_sample(sample: Sample) -> None:
-    _check_release(sample.release)
+    _checked_model(sample.release)
     _check_digest(sample.digest, "bundle")
     _check_text(sample.request or "-", "request", NAME_MAX)
     _check_count(sample.at_ms, "at_ms")

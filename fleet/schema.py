@@ -158,6 +158,24 @@ events = Table(
     Index("events_time", "received_at_ms"),
 )
 
+# Inputs that devices were asked to sample; `body` is the row as it came. Came later than the other tables.
+samples = Table(
+    "samples",
+    metadata,
+    Column("id", _RowId, primary_key=True),
+    Column("device", Text, nullable=False),
+    Column("boot", Text, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("release", Text, nullable=False),
+    Column("why", Text, nullable=False),
+    Column("received_at_ms", BigInteger, nullable=False),
+    Column("body_bytes", BigInteger, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    UniqueConstraint("device", "boot", "seq", name="samples_key"),
+    Index("samples_size", "device", "body_bytes"),
+    Index("samples_time", "received_at_ms"),
+)
+
 stream_high = Table(
     "stream_high",
     metadata,

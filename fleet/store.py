@@ -132,6 +132,8 @@ def _check_version(connection: sa.Connection) -> None:
         return
     stored = connection.scalar(sa.select(schema.meta.c.value).where(schema.meta.c.key == "schema_version"))
     if stored == str(schema.SCHEMA_VERSION):
+        # Tables that came later and changed no other.
+        schema.metadata.create_all(connection)
         _add_columns(connection)
         return
     older = stored is not None and stored.isdecimal() and int(stored) < schema.SCHEMA_VERSION

@@ -1,4 +1,4 @@
-"""Telemetry in the database: windows, events, and how far each stream is stored.
+"""Telemetry in the database: windows, events (samples by `samples`), and how far each stream is stored.
 
 Decides that a row is stored exactly once, by its key (device, boot, seq), however often it is sent; and what is
 acknowledged. Checking rows is `ingest`'s business, what the counts mean `facts`' and `drift_report`'s.
@@ -21,6 +21,7 @@ from edgeml.telemetry import NO_VIOLATIONS, Counters, Event, InputQuality, Loss,
 
 from . import schema
 from .ingest import RowsHeard, judged_at_ms
+from .samples import store_samples
 from .store import insert_new, upsert, upsert_all
 
 COUNTERS: Final = Counters.__struct_fields__
@@ -73,6 +74,7 @@ def store_rows(connection: sa.Connection, batches: Sequence[RowsHeard], received
     added = insert_new(connection, schema.windows, rows)
     rows = [_event_row(heard, event, received_at_ms) for heard in batches for event in heard.batch.events]
     added += insert_new(connection, schema.events, rows)
+    added += store_samples(connection, batches, received_at_ms)
     return Stored(added, _raise_highs(connection, batches, received_at_ms))
 
 
@@ -196,9 +198,9 @@ def load_monitors(connection: sa.Connection) -> dict[Digest, Monitor]:
 
 
 def prune(connection: sa.Connection, before_ms: int) -> int:
-    """Delete windows and events received before a time; return how many rows."""
+    """Delete windows, events and samples received before a time; return how many rows."""
     deleted = 0
-    for table in (schema.windows, schema.events):
+    for table in (schema.windows, schema.events, schema.samples):
         deleted += connection.execute(table.delete().where(table.c.received_at_ms < before_ms)).rowcount
     return deleted
 
