@@ -1,14 +1,19 @@
 """What keeping telemetry costs: rows a second, bytes written and bytes on disk, beside a bare sqlite3 insert.
 
-Run: python benchmarks/buffer.py [--json] [--rows 20000] [--directory DIR]
+Run: python benchmarks/buffer.py [--json] [--rows 20000] [--days 31] [--directory DIR]
 
 Both write the same rows, commit every so many of them, and use the same SQLite settings (WAL, synchronous=NORMAL). Bytes written
 are those of /proc/self/io, which counts what the process handed to a disk: give a --directory that is on one (tmpfs counts
 nothing). The bare peer has no counts, no limits and no acknowledgements: the difference is their price.
+
+Bytes on disk are those of the file at the end, its own tables included, so they fall with the number of rows. The month
+offline is lived by a clock that is told the time: two models close a window each minute, something happens every ten
+minutes, and nobody acknowledges; resident memory is read once a day.
 """
 
 import argparse
 import json
+import os
 import random
 import sqlite3
 import sys
@@ -22,6 +27,7 @@ from agent.buffer import COMMIT_ROWS, Buffer, BufferLimits
 from edgeml.ids import Digest, ReleaseId
 from edgeml.sketch import Sketch
 from edgeml.telemetry import Counters, Event, Stream, Window, encode_batch, encode_row
+from edgeml.testing import FakeClock
 from edgeml.twin import Ack
 
 DIGEST = Digest("ab" * 32)
@@ -197,16 +203,74 @@ def sending(kind: str, count: int, directory: Path) -> Sending:
     return Sending(kind, round(count / seconds), round(count / batches), round(wire / count, 1))
 
 
+@dataclass(frozen=True)
+class Month:
+    """What a long time offline came to."""
+
+    days: int
+    rows: int
+    held: int
+    dropped: int
+    seconds: float
+    rss_after_a_day_kib: int
+    rss_highest_kib: int
+    rss_at_the_end_kib: int
+    file_bytes: int
+    written_bytes_per_row: float
+
+
+def rss_kib() -> int:
+    """Resident memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
+
+
+def month(days: int, directory: Path) -> Month:
+    """Live so many days without a fleet, by a clock that is told the time."""
+    path, clock = directory / "month.db", FakeClock()
+    buffer = Buffer(path, "00000001-abcdef", clock=clock)
+    before, started, daily = written_bytes(), time.perf_counter(), []
+    for minute in range(days * 24 * 60):
+        for model in range(2):
+            buffer.append(ROWS["windows"][(minute + model) % VARIETY])
+        if minute % 10 == 0:
+            buffer.append(ROWS["events"][minute % VARIETY])
+        buffer.flush()
+        clock.advance(60.0)
+        buffer.tick()
+        if minute % (24 * 60) == 24 * 60 - 1:
+            daily.append(rss_kib())
+    seconds = time.perf_counter() - started
+    losses = [buffer.loss(stream) for stream in Stream]
+    held = sum(map(buffer.held, Stream))
+    buffer.close()
+    rows = sum(loss.produced for loss in losses)
+    return Month(
+        days,
+        rows,
+        held,
+        sum(loss.dropped for loss in losses),
+        round(seconds, 1),
+        daily[0],
+        max(daily),
+        daily[-1],
+        path.stat().st_size,
+        round((written_bytes() - before) / rows),
+    )
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--rows", type=int, default=10_000, help="rows of each kind")
+    parser.add_argument("--days", type=int, default=31, help="days offline; 0: none")
     parser.add_argument("--directory", help="where the files are made; a disk, not tmpfs")
     options = parser.parse_args()
     costs, sent = [], []
     with tempfile.TemporaryDirectory(dir=options.directory) as made:
         directory = Path(made)
+        # First: what comes later leaves memory behind.
+        offline = month(options.days, directory) if options.days else None
         for kind in ROWS:
             for commit_rows in (1, COMMIT_ROWS):
                 count = options.rows if commit_rows > 1 else options.rows // 5
@@ -217,7 +281,11 @@ def main() -> None:
             sent.append(sending(kind, options.rows // 5, directory))
     if options.json:
         json.dump(
-            {"keeping": [asdict(one) for one in costs], "sending": [asdict(one) for one in sent]},
+            {
+                "keeping": [asdict(one) for one in costs],
+                "sending": [asdict(one) for one in sent],
+                "offline": asdict(offline) if offline else None,
+            },
             sys.stdout,
             indent=2,
         )
@@ -234,6 +302,18 @@ def main() -> None:
     print(f"\n{'emptying a buffer':36} {'rows/s':>9} {'rows a batch':>13} {'B on the wire':>14}")
     for each in sent:
         print(f"{each.rows:36} {each.rows_per_s:9,.0f} {each.batch_rows:13} {each.wire_bytes_per_row:14.1f}")
+    if offline:
+        print(
+            f"\n{offline.days} days offline: {offline.rows} rows, {offline.held} held, {offline.dropped} dropped, in {offline.seconds} s"
+        )
+        print(
+            f"  RSS {offline.rss_after_a_day_kib} KiB after a day, {offline.rss_highest_kib} at most, "
+            f"{offline.rss_at_the_end_kib} at the end"
+        )
+        print(
+            f"  {offline.file_bytes} bytes of file, {offline.file_bytes / offline.held:.1f} a row; "
+            f"{offline.written_bytes_per_row} written a row, at two rows a commit"
+        )
 
 
 if __name__ == "__main__":
