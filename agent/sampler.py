@@ -77,7 +77,7 @@ class Sampler:
         """Show a request that was answered. Its tensors may be reused by the caller afterwards."""
         if any(tensor.shape and tensor.shape[0] != 1 for tensor in tensors[:1]):
             return
-        manifest, outputs = served.manifest, served.answer.outputs
+        manifest, outputs = served.manifest.surface, served.answer.outputs
         sure = confidence(outputs[0], manifest.outputs[0], manifest.scores) if outputs else None
         with self._lock:
             wanting = [lane for lane in self._lanes if lane.wants(sure)]
@@ -124,7 +124,7 @@ def _packed(seen: Seen, why: Why) -> _Packed:
 
 
 def _row(seen: Seen, why: Why) -> Sample:
-    manifest = seen.served.manifest
+    manifest = seen.served.manifest.surface
     return Sample(
         seq=0,
         release=manifest.release,
