@@ -30,6 +30,7 @@ from edgeml.observer import Observer
 from edgeml.runtime import Session, open_session
 from edgeml.tensors import DType, TensorSpec
 
+from .area import Areas
 from .channel import JOINED_BYTES_MAX, Channel, Frame
 from .health import GoldenRun
 from .ipc import (
@@ -53,6 +54,8 @@ logger = logging.getLogger(__name__)
 PROCESS_NAME: Final = "edgeml-worker"
 OOM_SCORE: Final = 500
 """When memory runs out, the kernel takes a worker before the supervisor or anything else on the device."""
+_BUFFERS: Final = 3
+"""A channel's own, and two slots of shared memory."""
 _RESET_PEAK: Final = b"5"
 _NUMPY: Final = {dtype: np.dtype(dtype.value) for dtype in DType}
 _DTYPES: Final = {numpy: dtype for dtype, numpy in _NUMPY.items()}
@@ -60,13 +63,18 @@ _DTYPES: Final = {numpy: dtype for dtype, numpy in _NUMPY.items()}
 Array = npt.NDArray[np.generic]
 
 
-def main(stream: socket.socket, lifeline: int) -> NoReturn:
+def main(stream: socket.socket, lifeline: int, memory: int | None = None) -> NoReturn:
     """Serve one model over a socket until told to stop or until the other end closes.
 
-    `lifeline` is a descriptor that stays open as long as this process lives.
+    `lifeline` is a descriptor that stays open as long as this process lives; `memory`, one of what the supervisor shares.
     """
-    _settle(frozenset({stream.fileno(), lifeline}))
-    channel = Channel(stream)
+    _settle(frozenset({stream.fileno(), lifeline} | ({memory} if memory is not None else set())))
+    if memory is None:
+        channel = Channel(stream)
+    else:
+        areas = Areas(memory)
+        os.close(memory)
+        channel = Channel(stream, areas.answers, areas.requests)
     try:
         Service(channel).run()
     except (EOFError, OSError):
@@ -257,13 +265,11 @@ class PeakMemory:
 class InputArrays:
     """Views the tensors of requests as arrays, without copying.
 
-    Requests of one model nearly always look alike and lie in the same buffer, so the last views are kept.
+    Requests of one model nearly always look alike and lie in the same few buffers, so the last views of each are kept.
     """
 
     def __init__(self) -> None:
-        self._buffer: object = None
-        self._layout: Layout | None = None
-        self._arrays: list[Array] = []
+        self._known: list[tuple[object, Layout, list[Array]]] = []
 
     def view(self, payload: memoryview) -> list[Array]:
         """Return arrays that are valid as long as the payload is.
@@ -272,13 +278,15 @@ class InputArrays:
             ManifestError: The payload is not tensors.
         """
         layout = read_layout(payload)
-        if layout is not self._layout or payload.obj is not self._buffer:
-            self._arrays = [
-                np.frombuffer(payload[start:end], _NUMPY[dtype]).reshape(shape)
-                for dtype, shape, (start, end) in zip(layout.dtypes, layout.shapes, layout.spans, strict=True)
-            ]
-            self._layout, self._buffer = layout, payload.obj
-        return self._arrays
+        for buffer, known, arrays in self._known:
+            if known is layout and buffer is payload.obj:
+                return arrays
+        arrays = [
+            np.frombuffer(payload[start:end], _NUMPY[dtype]).reshape(shape)
+            for dtype, shape, (start, end) in zip(layout.dtypes, layout.shapes, layout.spans, strict=True)
+        ]
+        self._known = [(payload.obj, layout, arrays), *self._known[: _BUFFERS - 1]]
+        return arrays
 
 
 def tensor_bytes(array: Array) -> TensorBytes:

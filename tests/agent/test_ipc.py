@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from agent import ipc
 from agent.channel import BUFFER_BYTES, Channel
 from agent.health import GoldenRun
-from agent.ipc import Answer, Failure, Kind, LoadRequest, LoadResult, Taken, TensorBytes
+from agent.ipc import Answer, Failure, Kind, LoadRequest, LoadResult, Place, Taken, TensorBytes
 from edgeml import errors
 from edgeml.errors import BackendError, BudgetError, EdgemlError, ManifestError
 from edgeml.tensors import DType
@@ -64,9 +64,19 @@ def test_an_answer_survives(outputs, latency_us, predicted):
 
 @given(st.sampled_from(Kind), st.integers(0, 0xFFFFFFFF), st.integers(0, ipc.PAYLOAD_BYTES_MAX))
 def test_a_header_survives(kind, request_id, length):
-    header = ipc.encode_header(kind, request_id, length)
-    assert len(header) == ipc.HEADER_BYTES
-    assert ipc.decode_header(header) == (kind, request_id, length)
+    for place in Place if kind in ipc.SHAREABLE else (Place.BEHIND,):
+        header = ipc.encode_header(kind, request_id, length, place)
+        assert len(header) == ipc.HEADER_BYTES
+        assert ipc.decode_header(header) == (kind, place, request_id, length)
+
+
+@pytest.mark.parametrize("kind", sorted(set(Kind) - ipc.SHAREABLE))
+def test_json_never_lies_in_shared_memory(kind):
+    """It is parsed where it lies, and the other end could change it meanwhile."""
+    header = bytearray(ipc.encode_header(kind, 1, 10))
+    header[3] |= Place.SHARED
+    with pytest.raises(ManifestError, match="something else than a header"):
+        ipc.decode_header(header)
 
 
 @given(st.binary(max_size=200))
@@ -221,7 +231,7 @@ def test_a_frame_longer_than_the_limit_is_neither_sent_nor_received(channels):
     ours, _ = channels
     with pytest.raises(ValueError, match="more than"):
         ours.send(Kind.INFER, 1, [bytes(ipc.PAYLOAD_BYTES_MAX + 1)])
-    header = struct.pack("<4sIQ", b"em\x01\x03", 1, ipc.PAYLOAD_BYTES_MAX + 1)
+    header = struct.pack("<4sIQ", bytes((*b"em", ipc.VERSION, Kind.INFER)), 1, ipc.PAYLOAD_BYTES_MAX + 1)
     with pytest.raises(ManifestError, match="more than"):
         ipc.decode_header(header)
 
