@@ -82,7 +82,7 @@ class Service:
         self._supervisor = Supervisor()
         self._serving = Serving(self._supervisor)
         self._windows = Windows(config.telemetry.window_s)
-        self._answering = Answering(self._serving, self._windows, self._clock)
+        self.answering = self._answering = Answering(self._serving, self._windows, self._clock)
         tools = Tools(
             self._supervisor,
             self._serving,
@@ -105,13 +105,17 @@ class Service:
         self._pool = ThreadPoolExecutor(1, "update")
         self._offline: flash.Offline | None = None
         self._inbox_at_s = 0.0
-        self._notifier = Notifier(os.environ)
+        self.started = threading.Event()
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
         _stay_small()
+        self.work(Notifier(os.environ))
+
+    def work(self, notifier: Notifier) -> None:
+        """Run until `stop`, in any one thread. Whoever waits for `started` sees what is installed serve."""
         server = self._start_server()
         try:
             self._begin()
@@ -119,12 +123,13 @@ class Service:
             if self._transport is not None:
                 self._transport.start()
             logger.info("agent %s runs on %s", self._config.device, self._storage)
-            self._notifier.ready()
+            notifier.ready()
+            self.started.set()
             while not self._stop.is_set():
                 self._turn()
-                self._notifier.alive(self._clock.monotonic_s())
+                notifier.alive(self._clock.monotonic_s())
         finally:
-            self._notifier.stopping()
+            notifier.stopping()
             if server is not None:
                 server.stop()
             self._end()

@@ -90,7 +90,7 @@ class Service:
         self._channel = channel
         self._memory = PeakMemory()
         self._inputs = InputArrays()
-        self._model: _Model | None = None
+        self._model: LoadedModel | None = None
 
     def run(self) -> None:
         """Answer frames until STOP.
@@ -118,7 +118,7 @@ class Service:
     def _handle(self, frame: Frame) -> None:
         if frame.kind is Kind.LOAD:
             request = decode_message(frame.payload, LoadRequest)
-            self._model = _Model(request)
+            self._model = LoadedModel(request)
             loaded = LoadResult(
                 manifest=self._model.manifest,
                 runtime=self._model.session.runtime,
@@ -141,11 +141,10 @@ class Service:
             case _:
                 raise RuntimeError(f"{frame.kind.name} is no request")
 
-    def _infer(self, model: _Model, frame: Frame) -> None:
+    def _infer(self, model: LoadedModel, frame: Frame) -> None:
         started_ns = time.perf_counter_ns()
         inputs = self._inputs.view(frame.payload)
-        outputs = model.session.run(inputs)
-        predicted = model.predicted(inputs, outputs)
+        outputs, predicted = model.answer(inputs)
         latency_us = (time.perf_counter_ns() - started_ns) / 1000
         answer = Answer(tuple(map(tensor_bytes, outputs)), latency_us, predicted)
         self._channel.send(Kind.ANSWER, frame.request_id, encode_answer(answer))
@@ -160,7 +159,7 @@ class Service:
                 model.observer = None
 
 
-class _Model:
+class LoadedModel:
     """A verified bundle, loaded.
 
     Raises:
@@ -196,8 +195,16 @@ class _Model:
             return None
         return Observer(monitor, self.manifest)
 
-    def predicted(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> int | None:
-        """Class of the answer, if there is one sample and the model classifies."""
+    def answer(self, inputs: Sequence[Array]) -> tuple[list[Array], int | None]:
+        """Answer one request: outputs, and the class if there is one sample and the model classifies.
+
+        Raises:
+            BackendError: The runtime refused the arrays or failed.
+        """
+        outputs = self.session.run(inputs)
+        return outputs, self._predicted(inputs, outputs)
+
+    def _predicted(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> int | None:
         if not self._classifies or (inputs[0].ndim and len(inputs[0]) != 1) or not outputs[0].size:
             return None
         return int(outputs[0].argmax())
