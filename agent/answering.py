@@ -19,6 +19,7 @@ from edgeml.sketch import merge
 from edgeml.telemetry import Window
 
 from .ipc import TensorBytes
+from .line import NO_DEADLINE
 from .serving import Served, Serving
 from .supervisor import Worker
 from .windows import Observed, ReleaseKey, Total, Windows
@@ -49,14 +50,16 @@ class Answering:
         active = self._serving.active
         return active is not None and active.alive
 
-    def infer(self, tensors: Sequence[TensorBytes], request_id: str) -> Served:
+    def infer(
+        self, tensors: Sequence[TensorBytes], request_id: str, deadline_s: float = NO_DEADLINE
+    ) -> Served:
         """Answer one request and count it.
 
         Raises:
             EdgemlError: As `Serving.infer`.
         """
         try:
-            served = self._serving.infer(tensors)
+            served = self._serving.infer(tensors, deadline_s)
         except BackendError:
             active = self._serving.active
             if active is not None:

@@ -5,8 +5,9 @@ an answer before it sleeps, that memory is given only to bytes which have come, 
 stuck. What the bytes mean is decided in `ipc`.
 
 Sleeping and being woken takes longer than a small model: an idle processor has to come back, with cold caches, in a
-virtual machine by way of the host. So a channel whose last frame came soon looks for the next one for PATIENCE_S, and
-yields its processor between two looks: the other end may have been woken on the same one.
+virtual machine by way of the host. So a channel whose last frame came soon looks for the next one for a tenth of a
+millisecond, and yields between two looks, because the other end may have been woken on the same processor. On a busy
+machine that gives the processor away for milliseconds; then it sleeps as before, for thousands of frames.
 """
 
 from __future__ import annotations
@@ -32,9 +33,14 @@ JOINED_BYTES_MAX: Final = 32 << 10
 """Up to it, copying the parts of a frame into one costs less than handing them to the kernel one by one."""
 SHARED_BYTES_MIN: Final = 64 << 10
 """From it on, copying through shared memory costs less than through the kernel."""
-PATIENCE_S: Final = 100e-6
-SOON_S: Final = 300e-6
-"""Whoever waited longer than this for the last frame sleeps at once for the next one."""
+PATIENCE_NS: Final = 100_000
+"""For how long to look for a frame at most."""
+SOON_NS: Final = 300_000
+"""Whoever slept longer than this for the last frame sleeps at once for the next one."""
+TAKEN_AWAY_NS: Final = 1_000_000
+"""Whoever looked for this long was without a processor meanwhile."""
+PAUSE_MAX: Final = 4095
+"""Frames that are slept for, at most, before looking is tried again."""
 NO_TIMEOUT_S: Final = 0.0
 _TIMEVAL: Final = struct.Struct("@ll")
 
@@ -60,8 +66,7 @@ class Channel:
         self._socket = stream
         self._outgoing = outgoing
         self._incoming = incoming
-        self._patience_ns = _patience_ns()
-        self._soon = False
+        self._patience = Patience(len(os.sched_getaffinity(0)))
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self._filled = 0
@@ -149,18 +154,20 @@ class Channel:
             sent += self._socket.send(part[sent:] if sent else part)
 
     def _receive_first(self) -> int:
-        """Receive what comes first: look for it, if the last frame came soon, then sleep until it is there."""
+        """Receive what comes first: look for it, if that has paid of late, then sleep until it is there."""
         started_ns = time.perf_counter_ns()
-        if self._soon:
-            until_ns = started_ns + self._patience_ns
-            while time.perf_counter_ns() < until_ns:
-                try:
-                    return self._socket.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
-                except BlockingIOError:
-                    os.sched_yield()
-        received = self._socket.recv_into(self._buffer)
-        self._soon = bool(self._patience_ns) and time.perf_counter_ns() - started_ns < SOON_S * 1e9
-        return received
+        if not self._patience.looks():
+            received = self._socket.recv_into(self._buffer)
+            self._patience.slept(time.perf_counter_ns() - started_ns)
+            return received
+        received = -1
+        while received < 0 and time.perf_counter_ns() - started_ns < PATIENCE_NS:
+            try:
+                received = self._socket.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                os.sched_yield()
+        self._patience.looked(time.perf_counter_ns() - started_ns)
+        return received if received >= 0 else self._socket.recv_into(self._buffer)
 
     def _shared(self, request_id: int, length: int) -> memoryview:
         if self._incoming is None or length > SLOT_BYTES:
@@ -183,6 +190,34 @@ class Channel:
                 raise TimeoutError("the other end sends too slowly")
 
 
-def _patience_ns() -> int:
-    """For how long to look before sleeping: not at all where the other end has no processor of its own to answer on."""
-    return int(PATIENCE_S * 1e9) if len(os.sched_getaffinity(0)) > 1 else 0
+class Patience:
+    """Whether to look for a frame before sleeping.
+
+    Looking pays where frames come within PATIENCE_NS and a processor is free for the other end. Each time it was in
+    vain, twice as many frames are slept for before it is tried again; each time it was not, half as many.
+    """
+
+    def __init__(self, processors: int) -> None:
+        self._possible = processors > 1
+        self._soon = False
+        self._penalty = 0
+        self._pause = 0
+
+    def looks(self) -> bool:
+        """Decide for the next frame."""
+        if self._pause:
+            self._pause -= 1
+            return False
+        return self._soon and self._possible
+
+    def slept(self, duration_ns: int) -> None:
+        """Hear for how long the last frame was slept for."""
+        self._soon = duration_ns < SOON_NS
+
+    def looked(self, duration_ns: int) -> None:
+        """Hear for how long the last frame was looked for; longer than it should be if another process had its turn."""
+        if duration_ns < PATIENCE_NS:
+            self._penalty //= 2
+            return
+        self._penalty = PAUSE_MAX if duration_ns > TAKEN_AWAY_NS else min(2 * self._penalty + 1, PAUSE_MAX)
+        self._pause = self._penalty

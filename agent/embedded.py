@@ -28,6 +28,7 @@ from edgeml.tensors import DType
 
 from .config import load
 from .ipc import LoadRequest, TensorBytes
+from .line import NO_DEADLINE, LateError
 from .notify import Notifier
 from .service import Service
 from .serving import NoModelError, Served, Serving
@@ -140,13 +141,16 @@ class Agent:
         """What serves now; None if nothing does."""
         return None if self._source is None else self._source.manifest()
 
-    def infer(self, inputs: Mapping[str, Array], *, request_id: str = "") -> Prediction:
+    def infer(
+        self, inputs: Mapping[str, Array], *, request_id: str = "", timeout_s: float | None = None
+    ) -> Prediction:
         """Answer one request.
 
         Args:
             inputs: an array for each of the model's inputs, by name, of its type and shape: float32 [1, 4] for
                 example. Nothing is converted silently.
             request_id: what the request is called in `feedback`; empty: it gets a name if it can have feedback.
+            timeout_s: how long it may wait for its turn; None: as long as that takes.
 
         Returns:
             Outputs by name, in the model's order; from a worker they are read-only.
@@ -155,12 +159,13 @@ class Agent:
             ConfigError: The arrays are not what the model takes.
             NoModelError: Nothing serves, or a worker is being restarted: ask again later.
             BudgetError: Too many requests wait already: ask less often.
+            LateError: Its turn did not come in time, and it was not run.
             BackendError: The model refused the arrays, or its worker hung or died of them.
         """
         source = self._source
         if source is None:
             raise NoModelError("the agent is not running", hint="use it in a with statement, or call start()")
-        return source.infer(inputs, request_id)
+        return source.infer(inputs, request_id, _deadline_s(timeout_s))
 
     def feedback(self, request_id: str, label: int | str) -> bool:
         """Say what an earlier request really showed; False if that request is not remembered.
@@ -180,7 +185,7 @@ class _Source(Protocol):
 
     def manifest(self) -> Manifest | None: ...
 
-    def infer(self, inputs: Mapping[str, Array], request_id: str) -> Prediction: ...
+    def infer(self, inputs: Mapping[str, Array], request_id: str, deadline_s: float) -> Prediction: ...
 
     def close(self) -> None: ...
 
@@ -200,13 +205,17 @@ class _Inside:
     def manifest(self) -> Manifest:
         return self._manifest
 
-    def infer(self, inputs: Mapping[str, Array], request_id: str) -> Prediction:
+    def infer(self, inputs: Mapping[str, Array], request_id: str, deadline_s: float) -> Prediction:
         arrays = _ordered(inputs, self._names)
         looks = [(array.dtype, array.shape) for array in arrays]
         if looks != self._fitting:
             check_request([_tensor(array) for array in arrays], self._manifest.inputs)
             self._fitting = looks
-        with self._turn:
+        if deadline_s == NO_DEADLINE:
+            self._turn.acquire()
+        elif not self._turn.acquire(timeout=max(deadline_s - time.monotonic(), 0.0)):
+            raise LateError(self._manifest.release)
+        try:
             started_ns = time.perf_counter_ns()
             try:
                 outputs, predicted = self._model.answer(arrays)
@@ -215,6 +224,8 @@ class _Inside:
             except Exception as error:  # what a worker would answer, in the same words
                 raise BackendError(f"the model failed: {type(error).__name__} {error}") from error
             latency_us = (time.perf_counter_ns() - started_ns) / 1000
+        finally:
+            self._turn.release()
         named = dict(zip(self._outputs, outputs, strict=True))
         return _prediction(self._manifest, request_id, named, latency_us, predicted)
 
@@ -240,8 +251,8 @@ class _Outside:
     def manifest(self) -> Manifest:
         return self._manifest
 
-    def infer(self, inputs: Mapping[str, Array], request_id: str) -> Prediction:
-        return _unpacked(self._serving.infer(_packed(inputs, self._names)), request_id)
+    def infer(self, inputs: Mapping[str, Array], request_id: str, deadline_s: float) -> Prediction:
+        return _unpacked(self._serving.infer(_packed(inputs, self._names), deadline_s), request_id)
 
     def close(self) -> None:
         self._serving.close()
@@ -263,13 +274,13 @@ class _Device:
     def manifest(self) -> Manifest | None:
         return self._service.answering.manifest()
 
-    def infer(self, inputs: Mapping[str, Array], request_id: str) -> Prediction:
+    def infer(self, inputs: Mapping[str, Array], request_id: str, deadline_s: float) -> Prediction:
         manifest = self.manifest()
         if manifest is None:
             raise NoModelError("no model serves on this device", hint="assign or flash a release")
         tensors = _packed(inputs, [spec.name for spec in manifest.inputs])
         name = request_id or uuid.uuid4().hex
-        return _unpacked(self._service.answering.infer(tensors, name), name)
+        return _unpacked(self._service.answering.infer(tensors, name, deadline_s), name)
 
     def feedback(self, request_id: str, label: int | str) -> bool:
         return self._service.answering.feedback(request_id, label)
@@ -286,6 +297,10 @@ class _Device:
             self._error = error
         finally:
             self._service.started.set()
+
+
+def _deadline_s(timeout_s: float | None) -> float:
+    return NO_DEADLINE if timeout_s is None else time.monotonic() + timeout_s
 
 
 def _ordered(inputs: Mapping[str, Array], names: Sequence[str]) -> list[Array]:

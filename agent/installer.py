@@ -70,7 +70,7 @@ class DeviceInstaller:
         self._config = config
         self._tools = tools
         self._table = tools.table
-        self._limits = WorkerLimits(threads=config.budget.threads)
+        self._limits = WorkerLimits(threads=config.budget.threads, line=config.serve.line)
         self._child: subprocess.Popen[bytes] | None = None
         self.clock_trusted = True
 

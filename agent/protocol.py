@@ -43,11 +43,15 @@ _FLOATS: Final = (DType.FLOAT16, DType.FLOAT32, DType.FLOAT64)
 
 
 class Call(msgspec.Struct, frozen=True):
-    """A request for inference: the model's inputs in its order, and which outputs are wanted in which form."""
+    """A request for inference: the model's inputs in its order, and which outputs are wanted in which form.
+
+    `timeout_us` is how long it may wait for its turn; 0: as long as that takes.
+    """
 
     request_id: str
     tensors: tuple[TensorBytes, ...]
     wanted: tuple[WantedOutput, ...]
+    timeout_us: int = 0
 
 
 class WantedOutput(msgspec.Struct, frozen=True):
@@ -88,6 +92,8 @@ class _WantedOutput(msgspec.Struct, frozen=True):
 
 class _RequestParameters(msgspec.Struct, frozen=True):
     binary_data_output: bool = False
+    timeout: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Microseconds, as other servers of the protocol have it."""
 
 
 class _Request(msgspec.Struct, frozen=True):
@@ -150,7 +156,10 @@ def decode_call(body: bytes, json_length: int, manifest: Manifest) -> Call:
     if set(given) != set(names):
         raise ConfigError(f"inputs {sorted(given)} given, the model takes {names}")
     return Call(
-        request.id or uuid.uuid4().hex, tuple(given[name] for name in names), _wanted(request, manifest)
+        request.id or uuid.uuid4().hex,
+        tuple(given[name] for name in names),
+        _wanted(request, manifest),
+        request.parameters.timeout,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
@@ -22,6 +23,7 @@ from edgeml.inference import JSON_LENGTH_HEADER, ModelMetadata, ServerMetadata
 from edgeml.manifest import Manifest
 
 from .ipc import TensorBytes
+from .line import NO_DEADLINE, LateError, OverloadError
 from .listener import Exposure, Listener, parse_listen
 from .metrics import METRICS_TYPE
 from .protocol import (
@@ -60,8 +62,8 @@ class Inference(Protocol):
         """Whether a request would be answered."""
         ...
 
-    def infer(self, tensors: Sequence[TensorBytes], request_id: str) -> Served:
-        """Answer one request. Raises EdgemlError."""
+    def infer(self, tensors: Sequence[TensorBytes], request_id: str, deadline_s: float) -> Served:
+        """Answer one request, whose turn must come before the deadline on the monotonic clock. Raises EdgemlError."""
         ...
 
     def feedback(self, request_id: str, label: int | str) -> bool:
@@ -201,7 +203,7 @@ class _Endpoints:
         manifest = self._manifest(request)
         body = await _body(request)
         length = _json_length(request, len(body))
-        return await _in_thread(self._answer, manifest, body, length)
+        return await _in_thread(self._answer, manifest, body, length, time.monotonic())
 
     async def feedback(self, request: Request) -> Response:
         self._manifest(request)
@@ -211,11 +213,12 @@ class _Endpoints:
             return _json({"error": message, "matched": False}, 404)
         return _json({"matched": True})
 
-    def _answer(self, manifest: Manifest, body: bytes, json_length: int) -> Response:
+    def _answer(self, manifest: Manifest, body: bytes, json_length: int, arrived_s: float) -> Response:
         from starlette.responses import Response
 
         call = decode_call(body, json_length, manifest)
-        reply = encode_reply(self._inference.infer(call.tensors, call.request_id), call)
+        deadline_s = arrived_s + call.timeout_us / 1e6 if call.timeout_us else NO_DEADLINE
+        reply = encode_reply(self._inference.infer(call.tensors, call.request_id, deadline_s), call)
         if not reply.json_length:
             return Response(reply.body, media_type="application/json")
         headers = {JSON_LENGTH_HEADER: str(reply.json_length)}
@@ -309,6 +312,8 @@ def _status(error: EdgemlError) -> int:
             return 503
         case BudgetError():
             return 429
+        case LateError():
+            return 504
         case ConfigError():
             return 400
         case _:
@@ -319,7 +324,8 @@ async def _report(_request: Request, error: EdgemlError) -> Response:
     status = _status(error)
     response = _json({"error": f"{error.message} ({error.hint})" if error.hint else error.message}, status)
     if status in {429, 503}:
-        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+        seconds = error.retry_after_s if isinstance(error, OverloadError) else RETRY_AFTER_S
+        response.headers["Retry-After"] = str(seconds)
     return response
 
 

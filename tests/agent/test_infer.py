@@ -32,7 +32,7 @@ class Answers:
     def ready(self):
         return self.serving.active is not None
 
-    def infer(self, tensors, request_id):
+    def infer(self, tensors, request_id, deadline_s):
         return self.serving.infer(tensors)
 
     def feedback(self, request_id, label):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import ipc
-from agent.channel import BUFFER_BYTES, Channel
+from agent.channel import BUFFER_BYTES, PATIENCE_NS, PAUSE_MAX, SOON_NS, TAKEN_AWAY_NS, Channel, Patience
 from agent.health import GoldenRun
 from agent.ipc import Answer, Failure, Kind, LoadRequest, LoadResult, Place, Taken, TensorBytes
 from edgeml import errors
@@ -240,3 +240,54 @@ def test_messages_refuse_fields_they_do_not_know():
     raw = msgspec.json.encode({"path": "p", "digest": "d", "threads": 1, "more": 2})
     with pytest.raises(ManifestError):
         ipc.decode_message(memoryview(raw), LoadRequest)
+
+
+def test_frames_are_looked_for_only_while_they_come_soon_and_where_the_other_end_can_run():
+    patience = Patience(2)
+    assert not patience.looks()
+    patience.slept(SOON_NS - 1)
+    assert patience.looks()
+    patience.slept(SOON_NS)
+    assert not patience.looks()
+    alone = Patience(1)
+    alone.slept(1)
+    assert not alone.looks()
+
+
+def pause_after(patience, *looked_ns):
+    for duration_ns in looked_ns:
+        patience.looked(duration_ns)
+    return next(i for i in range(PAUSE_MAX + 2) if patience.looks())
+
+
+def test_looking_in_vain_is_tried_less_and_less_often_and_again_when_it_pays():
+    patience = Patience(2)
+    patience.slept(1)
+    assert [pause_after(patience, PATIENCE_NS) for _ in range(4)] == [1, 3, 7, 15]
+    assert pause_after(patience, *[1] * 4) == 0
+    assert pause_after(patience, PATIENCE_NS) == 1
+    assert max(pause_after(patience, PATIENCE_NS) for _ in range(20)) == PAUSE_MAX
+
+
+def test_where_another_process_takes_the_processor_away_looking_stops_for_long():
+    patience = Patience(2)
+    patience.slept(1)
+    assert pause_after(patience, TAKEN_AWAY_NS + 1) == PAUSE_MAX
+
+
+def test_a_channel_that_looks_and_one_that_sleeps_receive_the_same(channels):
+    ours, theirs = channels
+    for processors in (1, 2):
+        theirs._patience = Patience(processors)
+        theirs._patience.slept(1)
+        assert theirs._patience.looks() is (processors > 1)
+        for pause_s in (0.0, 0.00005, 0.005):
+            thread = threading.Timer(pause_s, ours.send, (Kind.INFER, 7, [b"frame"]))
+            thread.start()
+            frame = theirs.receive(2.0)
+            thread.join()
+            assert frame.payload == b"frame"
+    theirs._patience.slept(1)
+    ours.close()
+    with pytest.raises((EOFError, OSError)):
+        theirs.receive(1.0)

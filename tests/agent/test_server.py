@@ -46,7 +46,7 @@ class Echo:
     def ready(self):
         return self.loaded is not None and self.fails is None
 
-    def infer(self, tensors, request_id):
+    def infer(self, tensors, request_id, deadline_s):
         if self.fails is not None:
             raise self.fails
         check_request(tensors, MANIFEST.inputs)

@@ -11,15 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from agent.batch import Rules
 from agent.ipc import TensorBytes
 from agent.sensors import Sensors
-from agent.supervisor import WAITING_MAX, Supervisor, WorkerLimits, check_request, installed_preload
+from agent.supervisor import Supervisor, WorkerLimits, check_request, installed_preload
 from edgeml.errors import BackendError, BudgetError, ConfigError, DigestMismatchError, ManifestError
 from edgeml.tensors import DType, TensorSpec
 
 pytestmark = pytest.mark.processes
 
 ROOT = Path(__file__).parents[2]
+WAITING_MAX = Rules().waiting_max
 SUPERVISE = """
 import sys
 from pathlib import Path
