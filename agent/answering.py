@@ -61,11 +61,32 @@ class Answering:
         try:
             served = self._serving.infer(tensors, deadline_s)
         except BackendError:
-            active = self._serving.active
-            if active is not None:
-                with self.lock:
-                    self._windows.failed(ReleaseKey(active.manifest.release, active.digest))
+            self._failed()
             raise
+        return self._answered(served, request_id)
+
+    async def infer_in_loop(
+        self, tensors: Sequence[TensorBytes], request_id: str, deadline_s: float = NO_DEADLINE
+    ) -> Served:
+        """The same for an event loop, without a thread.
+
+        Raises:
+            EdgemlError: As `infer`.
+        """
+        try:
+            served = await self._serving.infer_in_loop(tensors, deadline_s)
+        except BackendError:
+            self._failed()
+            raise
+        return self._answered(served, request_id)
+
+    def _failed(self) -> None:
+        active = self._serving.active
+        if active is not None:
+            with self.lock:
+                self._windows.failed(ReleaseKey(active.manifest.release, active.digest))
+
+    def _answered(self, served: Served, request_id: str) -> Served:
         key = ReleaseKey(served.manifest.release, served.digest)
         answer = served.answer
         with self.lock:

@@ -74,6 +74,11 @@ class Channel:
         self._timeout_s = 0.0
         stream.settimeout(None)
 
+    @property
+    def descriptor(self) -> int:
+        """Of the socket, for whoever waits for several; a whole frame may lie in the buffer already."""
+        return self._socket.fileno()
+
     def send(
         self, kind: Kind, request_id: int, parts: Sequence[Buffer], timeout_s: float = NO_TIMEOUT_S
     ) -> None:

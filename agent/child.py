@@ -79,12 +79,42 @@ class Child:
             EdgemlError: What the worker answered instead.
             BackendError: It hung, died, or was dead already.
         """
+        return self.finish(self.begin(kind, parts, timeout_s), kind, decode, timeout_s)
+
+    @property
+    def descriptor(self) -> int:
+        """What becomes readable when there is an answer, or never will be one."""
+        return self._channel.descriptor
+
+    def begin(self, kind: Kind, parts: Sequence[Buffer], timeout_s: float) -> int:
+        """Send a request and return its id; `finish` must follow.
+
+        Raises:
+            BackendError: It does not read, died, or was dead already.
+        """
         if self._end:
             raise self._gone()
         self._request_id = request_id = (self._request_id + 1) & 0xFFFFFFFF
-        failure = None
         try:
             self._channel.send(kind, request_id, parts, timeout_s)
+        except TimeoutError:
+            self.kill(f"did not answer within {timeout_s:g} s and was killed")
+        except OSError:
+            self.kill("")
+        else:
+            return request_id
+        raise self._gone()
+
+    def finish(
+        self, request_id: int, kind: Kind, decode: Callable[[memoryview], _Answer], timeout_s: float
+    ) -> _Answer:
+        """Wait for the answer to a request and decode it.
+
+        Raises:
+            EdgemlError: As `ask`.
+        """
+        failure = None
+        try:
             frame = self._channel.receive(timeout_s)
             if frame.kind == kind + 1 and frame.request_id == request_id:
                 return decode(frame.payload)

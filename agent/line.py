@@ -54,18 +54,23 @@ class LateError(EdgemlError):
         )
 
 
-class _Ticket:
-    """A request in the line. `woken` is held until it is answered or at the head."""
+class Ticket:
+    """A request in the line. `wake` is called once when it is answered or at the head, with the line's lock held."""
 
-    __slots__ = ("leads", "outcome", "tensors", "waiting", "woken")
+    __slots__ = ("leads", "outcome", "tensors", "waiting", "wake")
 
-    def __init__(self, tensors: Sequence[TensorBytes], waiting: Waiting) -> None:
+    def __init__(self, tensors: Sequence[TensorBytes], waiting: Waiting, wake: Callable[[], None]) -> None:
         self.tensors = tensors
         self.waiting = waiting
+        self.wake = wake
         self.outcome: Answer | EdgemlError | None = None
         self.leads = False
-        self.woken = threading.Lock()
-        self.woken.acquire()
+
+    def answer(self) -> Answer:
+        """Return what came of it, or raise it."""
+        if isinstance(self.outcome, Answer):
+            return self.outcome
+        raise self.outcome or BackendError("the request was lost: its batch ended without an answer")
 
 
 class Line:
@@ -86,7 +91,7 @@ class Line:
         self._lock = threading.Lock()
         self._arrival = threading.Condition(self._lock)
         self._led = False
-        self._behind: list[_Ticket] = []
+        self._behind: list[Ticket] = []
         self._call_s = 0.0
 
     def ask(self, tensors: Sequence[TensorBytes], deadline_s: float = NO_DEADLINE) -> Answer:
@@ -101,25 +106,34 @@ class Line:
             LateError: The deadline passed before it was run.
             BackendError: As `call`.
         """
-        ticket = self._enter(tensors, deadline_s)
+        woken = threading.Lock()
+        woken.acquire()
+        ticket = self.enter(tensors, deadline_s, woken.release)
         try:
             if not ticket.leads:
-                self._wait(ticket)
+                self._wait(ticket, woken)
             if ticket.leads:
                 self._lead(ticket)
         except BaseException:
             # Ctrl-C, too: nobody else may wait for a thread that has left.
-            self._leave(ticket)
+            self.leave(ticket)
             raise
-        outcome = ticket.outcome
-        if isinstance(outcome, Answer):
-            return outcome
-        raise outcome or BackendError("the request was lost: its batch ended without an answer")
+        return ticket.answer()
 
-    def _enter(self, tensors: Sequence[TensorBytes], deadline_s: float) -> _Ticket:
+    @property
+    def batches(self) -> bool:
+        """Whether requests may go together."""
+        return self._batches
+
+    def enter(self, tensors: Sequence[TensorBytes], deadline_s: float, wake: Callable[[], None]) -> Ticket:
+        """Take a place in the line, perhaps its head. Whoever has the head runs its request, then calls `leave`.
+
+        Raises:
+            OverloadError: Too many wait already.
+        """
         rows = tensors[0].shape[0] if self._batches else 1
         looks = tails(tensors) if self._batches else ()
-        ticket = _Ticket(tensors, Waiting(time.monotonic(), deadline_s, rows, looks))
+        ticket = Ticket(tensors, Waiting(time.monotonic(), deadline_s, rows, looks), wake)
         with self._lock:
             if not self._led:
                 self._led = ticket.leads = True
@@ -133,27 +147,36 @@ class Line:
                 self._arrival.notify()
         return ticket
 
-    def _wait(self, ticket: _Ticket) -> None:
+    def _wait(self, ticket: Ticket, woken: threading.Lock) -> None:
         """Wait until the ticket is answered, at the head, or late."""
         deadline_s = ticket.waiting.deadline_s
         if deadline_s == NO_DEADLINE:
             # Whoever is ahead is bounded by its own timeout, so the turn comes.
-            ticket.woken.acquire()
+            woken.acquire()
             return
         left_s = min(max(deadline_s - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
-        if ticket.woken.acquire(timeout=left_s):
+        if woken.acquire(timeout=left_s):
             return
-        with self._lock:
-            if ticket in self._behind:
-                self._behind.remove(ticket)
-                ticket.outcome = LateError(self._manifest.release)
-                return
-        # It was taken at the last moment.
-        ticket.woken.acquire()
+        if not self.give_up(ticket):
+            # It was taken at the last moment.
+            woken.acquire()
 
-    def _lead(self, ticket: _Ticket) -> None:
+    def late(self) -> LateError:
+        """What a request is told that is too late."""
+        return LateError(self._manifest.release)
+
+    def give_up(self, ticket: Ticket) -> bool:
+        """Let a request be late, if nobody has taken it yet; tell whether it is."""
+        with self._lock:
+            if ticket not in self._behind:
+                return False
+            self._behind.remove(ticket)
+            ticket.outcome = self.late()
+            return True
+
+    def _lead(self, ticket: Ticket) -> None:
         """Run what is due at the head of the line, then give the head to the next."""
-        batch: list[_Ticket] = []
+        batch: list[Ticket] = []
         try:
             batch = self._gather(ticket)
             if batch:
@@ -162,26 +185,27 @@ class Line:
             with self._lock:
                 for one in batch:
                     if one is not ticket:
-                        one.woken.release()
+                        one.wake()
                 self._pass_on(ticket)
 
-    def _pass_on(self, ticket: _Ticket) -> None:
+    def _pass_on(self, ticket: Ticket) -> None:
         """Give the head of the line to the next; with the lock held."""
         ticket.leads = False
         following = self._behind.pop(0) if self._behind else None
         self._led = following is not None
         if following is not None:
             following.leads = True
-            following.woken.release()
+            following.wake()
 
-    def _leave(self, ticket: _Ticket) -> None:
+    def leave(self, ticket: Ticket) -> None:
+        """Give up the place in the line, whichever it is, if it still has one."""
         with self._lock:
             if ticket in self._behind:
                 self._behind.remove(ticket)
             elif ticket.leads:
                 self._pass_on(ticket)
 
-    def _gather(self, ticket: _Ticket) -> list[_Ticket]:
+    def _gather(self, ticket: Ticket) -> list[Ticket]:
         """Take who goes now out of the line, and send away who is late."""
         with self._lock:
             while True:
@@ -197,12 +221,16 @@ class Line:
             gone = {id(one) for one in (*late, *taken)}
             self._behind = [one for one in self._behind if id(one) not in gone]
             for one in late:
-                one.outcome = LateError(self._manifest.release)
+                one.outcome = self.late()
                 if one is not ticket:
-                    one.woken.release()
+                    one.wake()
         return taken
 
-    def _run(self, batch: Sequence[_Ticket]) -> None:
+    def took(self, duration_s: float) -> None:
+        """Hear how long a call took."""
+        self._call_s += (duration_s - self._call_s) * (_SMOOTHING if self._call_s else 1.0)
+
+    def _run(self, batch: Sequence[Ticket]) -> None:
         started_s = time.monotonic()
         try:
             if len(batch) == 1:
@@ -210,16 +238,15 @@ class Line:
             else:
                 self._run_together(batch)
         finally:
-            taken_s = time.monotonic() - started_s
-            self._call_s += (taken_s - self._call_s) * (_SMOOTHING if self._call_s else 1.0)
+            self.took(time.monotonic() - started_s)
 
-    def _run_one(self, ticket: _Ticket) -> None:
+    def _run_one(self, ticket: Ticket) -> None:
         try:
             ticket.outcome = self._call(ticket.tensors)
         except EdgemlError as error:
             ticket.outcome = error
 
-    def _run_together(self, batch: Sequence[_Ticket]) -> None:
+    def _run_together(self, batch: Sequence[Ticket]) -> None:
         try:
             answer = self._call(combine([one.tensors for one in batch]))
             parts = split(answer, [one.waiting.rows for one in batch], self._manifest.task)

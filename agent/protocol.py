@@ -39,6 +39,7 @@ _ARRAY_CODES: Final = {
     DType.FLOAT32: "f", DType.FLOAT64: "d", DType.INT8: "b", DType.UINT8: "B",
     DType.INT16: "h", DType.UINT16: "H", DType.INT32: "i", DType.INT64: "q",
 }  # fmt: skip
+_PACKED: Final = {DType.FLOAT32: "f", DType.FLOAT64: "d"}
 _FLOATS: Final = (DType.FLOAT16, DType.FLOAT32, DType.FLOAT64)
 
 
@@ -245,7 +246,13 @@ def _packed(tensor: _Input) -> bytes:
         values = _convert(_flat(nested, tensor), kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"input {tensor.name}: {error}") from error
-    if None in values:
+    if dtype in _PACKED:
+        try:
+            # Half as long as an array takes, and refuses what is rare: null, and floats that only infinity can stand for.
+            return struct.pack(f"<{len(values)}{_PACKED[dtype]}", *values)
+        except (struct.error, OverflowError):
+            values = [math.nan if value is None else value for value in values]
+    elif None in values:
         values = [math.nan if value is None else value for value in values]
     try:
         if dtype is DType.BOOL:

@@ -11,7 +11,8 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
 
@@ -28,6 +29,7 @@ from .listener import Exposure, Listener, parse_listen
 from .metrics import METRICS_TYPE
 from .protocol import (
     BODY_BYTES_MAX,
+    Call,
     decode_call,
     decode_feedback,
     encode_reply,
@@ -44,6 +46,8 @@ logger = logging.getLogger(__name__)
 OPENAPI: Final = Path(__file__).with_name("openapi.json")
 """Describes the routes; a test compares it with them."""
 CONNECTIONS_MAX: Final = 64
+LOOP_BYTES_MAX: Final = 128 << 10
+"""Requests up to this length are read and answered in the event loop; longer ones would hold it up, and get a thread."""
 START_TIMEOUT_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 3.0
 RETRY_AFTER_S: Final = 1
@@ -64,6 +68,12 @@ class Inference(Protocol):
 
     def infer(self, tensors: Sequence[TensorBytes], request_id: str, deadline_s: float) -> Served:
         """Answer one request, whose turn must come before the deadline on the monotonic clock. Raises EdgemlError."""
+        ...
+
+    async def infer_in_loop(
+        self, tensors: Sequence[TensorBytes], request_id: str, deadline_s: float
+    ) -> Served:
+        """The same in the endpoint's event loop. Raises EdgemlError."""
         ...
 
     def feedback(self, request_id: str, label: int | str) -> bool:
@@ -154,19 +164,21 @@ def make_app(inference: Inference, metrics: Callable[[], str] | None = None) -> 
 
     endpoints = _Endpoints(inference)
     model = "/v2/models/{name}"
-    routes = [
-        Route("/openapi.json", _openapi),
-        Route("/v2", endpoints.server),
-        Route("/v2/health/live", endpoints.live),
-        Route("/v2/health/ready", endpoints.ready),
-        Route(model + "/feedback", endpoints.feedback, methods=["POST"]),
-    ]
+    # In the order in which they are looked through; requests for inference come far more often than all others.
+    routes = []
     for path in (model, model + "/versions/{version}"):
         routes += [
+            Route(path + "/infer", endpoints.infer, methods=["POST"]),
             Route(path, endpoints.model),
             Route(path + "/ready", endpoints.model_ready),
-            Route(path + "/infer", endpoints.infer, methods=["POST"]),
         ]
+    routes += [
+        Route(model + "/feedback", endpoints.feedback, methods=["POST"]),
+        Route("/v2/health/live", endpoints.live),
+        Route("/v2/health/ready", endpoints.ready),
+        Route("/v2", endpoints.server),
+        Route("/openapi.json", _openapi),
+    ]
     if metrics is not None:
         routes.append(Route("/metrics", _metrics_page(metrics)))
     handlers = {HTTPException: _refuse, EdgemlError: _report}
@@ -203,7 +215,15 @@ class _Endpoints:
         manifest = self._manifest(request)
         body = await _body(request)
         length = _json_length(request, len(body))
-        return await _in_thread(self._answer, manifest, body, length, time.monotonic())
+        arrived_s = time.monotonic()
+        if len(body) > LOOP_BYTES_MAX:
+            return await _in_thread(self._answer, manifest, body, length, arrived_s)
+        async with _foreseen():
+            call = decode_call(body, length, manifest)
+            deadline_s = _deadline_s(call, arrived_s)
+            return _reply(
+                await self._inference.infer_in_loop(call.tensors, call.request_id, deadline_s), call
+            )
 
     async def feedback(self, request: Request) -> Response:
         self._manifest(request)
@@ -214,15 +234,10 @@ class _Endpoints:
         return _json({"matched": True})
 
     def _answer(self, manifest: Manifest, body: bytes, json_length: int, arrived_s: float) -> Response:
-        from starlette.responses import Response
-
         call = decode_call(body, json_length, manifest)
-        deadline_s = arrived_s + call.timeout_us / 1e6 if call.timeout_us else NO_DEADLINE
-        reply = encode_reply(self._inference.infer(call.tensors, call.request_id, deadline_s), call)
-        if not reply.json_length:
-            return Response(reply.body, media_type="application/json")
-        headers = {JSON_LENGTH_HEADER: str(reply.json_length)}
-        return Response(reply.body, media_type="application/octet-stream", headers=headers)
+        return _reply(
+            self._inference.infer(call.tensors, call.request_id, _deadline_s(call, arrived_s)), call
+        )
 
     def _manifest(self, request: Request) -> Manifest:
         """Find the model that the path names."""
@@ -258,15 +273,36 @@ async def _in_thread(
 ) -> _Result:
     """Run what may take time. What it does not foresee is logged and becomes a 500, and the connection lives on."""
     from starlette.concurrency import run_in_threadpool
+
+    async with _foreseen():
+        return await run_in_threadpool(function, *given, **named)
+
+
+@asynccontextmanager
+async def _foreseen() -> AsyncIterator[None]:
     from starlette.exceptions import HTTPException
 
     try:
-        return await run_in_threadpool(function, *given, **named)
+        yield
     except (EdgemlError, HTTPException):
         raise
     except Exception as error:
         logger.exception("a request failed")
         raise HTTPException(500, "internal error; the device's log has more") from error
+
+
+def _deadline_s(call: Call, arrived_s: float) -> float:
+    return arrived_s + call.timeout_us / 1e6 if call.timeout_us else NO_DEADLINE
+
+
+def _reply(served: Served, call: Call) -> Response:
+    from starlette.responses import Response
+
+    reply = encode_reply(served, call)
+    if not reply.json_length:
+        return Response(reply.body, media_type="application/json")
+    headers = {JSON_LENGTH_HEADER: str(reply.json_length)}
+    return Response(reply.body, media_type="application/octet-stream", headers=headers)
 
 
 async def _body(request: Request) -> bytes:

@@ -10,7 +10,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -149,6 +150,17 @@ class Serving:
             LateError: The deadline (on the monotonic clock) passed before its turn came.
             BackendError: The model refused them, or its worker hung or died of them.
         """
+        with self._occupied() as worker:
+            return Served(worker.manifest, worker.digest, worker.infer(tensors, deadline_s))
+
+    async def infer_in_loop(self, tensors: Sequence[TensorBytes], deadline_s: float = NO_DEADLINE) -> Served:
+        """The same for an event loop, without a thread. Raises EdgemlError."""
+        with self._occupied() as worker:
+            return Served(worker.manifest, worker.digest, await worker.infer_in_loop(tensors, deadline_s))
+
+    @contextmanager
+    def _occupied(self) -> Iterator[Worker]:
+        """The worker that serves, which is not stopped meanwhile."""
         with self._changed:
             seat = self._seat
             if seat is None:
@@ -159,8 +171,7 @@ class Serving:
                 )
             seat.in_flight += 1
         try:
-            worker = seat.worker
-            return Served(worker.manifest, worker.digest, worker.infer(tensors, deadline_s))
+            yield seat.worker
         finally:
             with self._changed:
                 seat.in_flight -= 1

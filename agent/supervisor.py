@@ -98,12 +98,17 @@ class Worker:
         self.manifest: Manifest = loaded.manifest
         self.runtime: str = loaded.runtime
         self.latency_slow_ms: float | None = loaded.latency_slow_ms
-        self._line = Line(self.manifest, limits.line, self._answer)
+        self._line = Line(self.manifest, limits.line, self.answer)
 
     @property
     def pid(self) -> int:
         """Process id."""
         return self._child.pid
+
+    @property
+    def request_timeout_s(self) -> float:
+        """How long a request may take."""
+        return self.limits.request_timeout_s
 
     @property
     def alive(self) -> bool:
@@ -191,7 +196,55 @@ class Worker:
             self._child.close()
             self._turn.release()
 
-    def _answer(self, tensors: Sequence[TensorBytes]) -> Answer:
+    async def infer_in_loop(self, tensors: Sequence[TensorBytes], deadline_s: float = NO_DEADLINE) -> Answer:
+        """The same for an event loop, without a thread. What does not fit into shared memory may hold the loop up.
+
+        Raises:
+            EdgemlError: As `infer`.
+        """
+        # Not at the top: a device without an endpoint has no event loop in memory.
+        from .loop import ask
+
+        self._checked(tensors)
+        return await ask(self._line, self, tensors, deadline_s)
+
+    def begin(self, tensors: Sequence[TensorBytes]) -> int | None:
+        """Send a request now; None if somebody else speaks with the worker. `finish` must follow; nobody else can.
+
+        Raises:
+            BackendError: The worker died.
+        """
+        parts = encode_tensors(tensors, self._checked(tensors))
+        if not self._turn.acquire(blocking=False):
+            return None
+        try:
+            return self._child.begin(Kind.INFER, parts, self.limits.request_timeout_s)
+        except BaseException:
+            self._turn.release()
+            raise
+
+    def finish(self, request_id: int, timeout_s: float) -> Answer:
+        """Wait for the answer to what was begun.
+
+        Raises:
+            BackendError: The model refused the request, or the worker hung or died.
+        """
+        try:
+            return self._child.finish(request_id, Kind.INFER, decode_answer, timeout_s)
+        finally:
+            self._turn.release()
+
+    @property
+    def descriptor(self) -> int:
+        """What becomes readable when what was begun can be finished."""
+        return self._child.descriptor
+
+    def answer(self, tensors: Sequence[TensorBytes]) -> Answer:
+        """Answer one request at once, past the line, once nobody else speaks with the worker.
+
+        Raises:
+            BackendError: As `infer`.
+        """
         parts = encode_tensors(tensors, self._checked(tensors))
         with self._turn:
             return self._child.ask(Kind.INFER, parts, decode_answer, self.limits.request_timeout_s)

@@ -143,6 +143,10 @@ class Direct:
         """Answer, and count nothing."""
         return self.serving.infer(tensors)
 
+    async def infer_in_loop(self, tensors, _request_id, deadline_s):
+        """The same in the endpoint's event loop."""
+        return await self.serving.infer_in_loop(tensors, deadline_s)
+
     def feedback(self, _request_id, _label):
         """Remember nothing."""
         return False

@@ -32,6 +32,9 @@ class Answers:
     def ready(self):
         return self.serving.active is not None
 
+    async def infer_in_loop(self, tensors, request_id, deadline_s):
+        return self.infer(tensors, request_id, deadline_s)
+
     def infer(self, tensors, request_id, deadline_s):
         return self.serving.infer(tensors)
 

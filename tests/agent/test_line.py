@@ -257,14 +257,14 @@ def test_a_thread_that_is_interrupted_keeps_nobody_waiting(doubler, leads, monke
     if leads:
         threads = []
 
-        def interrupt(_ticket):
+        def interrupt(*_):
             raise KeyboardInterrupt
 
         monkeypatch.setattr(line, "_gather", interrupt)
     else:
         threads = held(line, doubler)
 
-        def interrupt(_ticket):
+        def interrupt(*_):
             raise KeyboardInterrupt
 
         monkeypatch.setattr(line, "_wait", interrupt)
@@ -296,7 +296,7 @@ def test_a_real_worker_answers_batches_as_it_answers_single_samples(supervisor, 
     generator = np.random.default_rng(0)
     arrays = [generator.normal(size=(1, 4)).astype(np.float32) for _ in range(16)]
     requests = [(TensorBytes(DType.FLOAT32, (1, 4), one.tobytes()),) for one in arrays]
-    single = [worker._answer(request) for request in requests]
+    single = [worker.answer(request) for request in requests]
     worker.take()
     calls = []
     real = worker._line._call
