@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
+from starlette.concurrency import run_in_threadpool
+
 from edgeml.errors import EdgemlError
 
 from .ipc import Answer, TensorBytes
@@ -54,9 +56,10 @@ async def ask(line: Line, worker: Answerer, tensors: Sequence[TensorBytes], dead
     Raises:
         EdgemlError: As `Line.ask`.
     """
-    loop = asyncio.get_running_loop()
     if line.batches:
-        return await loop.run_in_executor(None, line.ask, tensors, deadline_s)
+        # Whoever is at the head waits for others, as threads do.
+        return await run_in_threadpool(line.ask, tensors, deadline_s)
+    loop = asyncio.get_running_loop()
     woken: asyncio.Future[None] = loop.create_future()
     here = threading.get_ident()
 
@@ -113,10 +116,9 @@ async def _lead(line: Line, worker: Answerer, ticket: Ticket) -> None:
 
 
 async def _call(worker: Answerer, tensors: Sequence[TensorBytes]) -> Answer:
-    loop = asyncio.get_running_loop()
     request_id = worker.begin(tensors)
     if request_id is None:
-        return await loop.run_in_executor(None, worker.answer, tensors)
+        return await run_in_threadpool(worker.answer, tensors)
     timeout_s = worker.request_timeout_s
     try:
         overdue = await _readable(worker.descriptor, timeout_s)

@@ -47,7 +47,8 @@ OPENAPI: Final = Path(__file__).with_name("openapi.json")
 """Describes the routes; a test compares it with them."""
 CONNECTIONS_MAX: Final = 64
 LOOP_BYTES_MAX: Final = 128 << 10
-"""Requests up to this length are read and answered in the event loop; longer ones would hold it up, and get a thread."""
+"""Requests and answers up to this length are read and written in the event loop; longer ones would hold it up, and get a
+thread."""
 START_TIMEOUT_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 3.0
 RETRY_AFTER_S: Final = 1
@@ -221,9 +222,10 @@ class _Endpoints:
         async with _foreseen():
             call = decode_call(body, length, manifest)
             deadline_s = _deadline_s(call, arrived_s)
-            return _reply(
-                await self._inference.infer_in_loop(call.tensors, call.request_id, deadline_s), call
-            )
+            served = await self._inference.infer_in_loop(call.tensors, call.request_id, deadline_s)
+            if sum(len(one.data) for one in served.answer.outputs) <= LOOP_BYTES_MAX:
+                return _reply(served, call)
+        return await _in_thread(_reply, served, call)
 
     async def feedback(self, request: Request) -> Response:
         self._manifest(request)
