@@ -1,8 +1,8 @@
 """Answers requests of this device's users, and counts what came of them.
 
-Decides what a request becomes: an answer of whichever variant serves, an entry in the open window, and a remembered
-prediction that a later label can be compared with. HTTP threads, the main loop and the update thread meet here, so
-everything shared is behind one lock that is never held while a model runs.
+Decides what a request becomes: an answer of whichever variant of the model serves, an entry in the open window, and a
+remembered prediction that a later label can be compared with. HTTP threads, the main loop and the update threads meet
+here, so everything shared is behind one lock that is never held while a model runs.
 """
 
 from __future__ import annotations
@@ -10,81 +10,111 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from typing import Final
 
 from edgeml.clock import Clock
 from edgeml.errors import BackendError, ConfigError, EdgemlError
-from edgeml.ids import Digest, ReleaseId
+from edgeml.ids import Digest, ModelName, ReleaseId
 from edgeml.manifest import Manifest
 from edgeml.sketch import merge
 from edgeml.telemetry import Window
 
 from .ipc import TensorBytes
 from .line import NO_DEADLINE
-from .serving import Served, Serving
+from .roster import Roster
+from .serving import NoModelError, Served, Serving
+from .shadow import Shadow
 from .supervisor import Worker
 from .windows import Observed, ReleaseKey, Total, Windows
 
 logger = logging.getLogger(__name__)
 
+MODEL_CHARACTERS_MAX: Final = 80
+"""How much of a name that came from outside is repeated."""
+
 
 class Answering:
     """What the local endpoint asks, and what the windows are closed from."""
 
-    def __init__(self, serving: Serving, windows: Windows, clock: Clock) -> None:
+    def __init__(self, roster: Roster, windows: Windows, clock: Clock) -> None:
         self.lock = threading.Lock()
         """Guards the windows."""
-        self._serving = serving
+        self._roster = roster
         self._windows = windows
         self._clock = clock
         self._retired: dict[ReleaseKey, Observed] = {}
         self._slow_ms: dict[Digest, float | None] = {}
         self._closed: list[Window] = []
+        self._shadows: dict[str, Shadow] = {}
 
-    def manifest(self) -> Manifest | None:
-        """What serves now; None if nothing does."""
-        active = self._serving.active
+    def models(self) -> tuple[ModelName, ...]:
+        """Which models serve now."""
+        return self._roster.models
+
+    def manifest(self, model: str) -> Manifest | None:
+        """What serves under this name now; None if nothing does."""
+        active = self._active(model)
         return None if active is None else active.manifest
 
-    def ready(self) -> bool:
-        """Whether a request would be answered."""
-        active = self._serving.active
+    def ready(self, model: str) -> bool:
+        """Whether a request to this model would be answered."""
+        active = self._active(model)
         return active is not None and active.alive
 
     def infer(
-        self, tensors: Sequence[TensorBytes], request_id: str, deadline_s: float = NO_DEADLINE
+        self, model: str, tensors: Sequence[TensorBytes], request_id: str, deadline_s: float = NO_DEADLINE
     ) -> Served:
         """Answer one request and count it.
 
         Raises:
+            NoModelError: No model of this name serves.
             EdgemlError: As `Serving.infer`.
         """
+        seat = self._seat(model)
         try:
-            served = self._serving.infer(tensors, deadline_s)
+            served = seat.infer(tensors, deadline_s)
         except BackendError:
-            self._failed()
+            self._failed(seat)
             raise
+        self._offered(model, tensors, served)
         return self._answered(served, request_id)
 
     async def infer_in_loop(
-        self, tensors: Sequence[TensorBytes], request_id: str, deadline_s: float = NO_DEADLINE
+        self, model: str, tensors: Sequence[TensorBytes], request_id: str, deadline_s: float = NO_DEADLINE
     ) -> Served:
         """The same for an event loop, without a thread.
 
         Raises:
             EdgemlError: As `infer`.
         """
+        seat = self._seat(model)
         try:
-            served = await self._serving.infer_in_loop(tensors, deadline_s)
+            served = await seat.infer_in_loop(tensors, deadline_s)
         except BackendError:
-            self._failed()
+            self._failed(seat)
             raise
+        self._offered(model, tensors, served)
         return self._answered(served, request_id)
 
-    def _failed(self) -> None:
-        active = self._serving.active
+    def _seat(self, model: str) -> Serving:
+        seat = self._roster.find(model)
+        if seat is None:
+            raise NoModelError(
+                f"no model {model[:MODEL_CHARACTERS_MAX]} serves on this device",
+                hint="assign or flash a release of it",
+            )
+        return seat
+
+    def _failed(self, seat: Serving) -> None:
+        active = seat.active
         if active is not None:
             with self.lock:
                 self._windows.failed(ReleaseKey(active.manifest.release, active.digest))
+
+    def _offered(self, model: str, tensors: Sequence[TensorBytes], served: Served) -> None:
+        shadow = self._shadows.get(model)
+        if shadow is not None:
+            shadow.offer(tensors, served.answer)
 
     def _answered(self, served: Served, request_id: str) -> Served:
         key = ReleaseKey(served.manifest.release, served.digest)
@@ -95,15 +125,15 @@ class Answering:
             )
         return served
 
-    def feedback(self, request_id: str, label: int | str) -> bool:
-        """Hear what an earlier request really showed; False if that request is not remembered.
+    def feedback(self, model: str, request_id: str, label: int | str) -> bool:
+        """Hear what an earlier request to a model really showed; False if that request is not remembered.
 
         Raises:
             ConfigError: The label is none of the model's.
         """
-        code = self._code(label)
+        code = self._code(model, label)
         with self.lock:
-            return self._windows.labelled(request_id, code)
+            return self._windows.labelled(model, request_id, code)
 
     def totals(self) -> dict[ReleaseId, Total]:
         """Say what each release did since the agent started."""
@@ -120,6 +150,13 @@ class Answering:
         with self.lock:
             self._closed += closed
 
+    def shadow(self, model: ModelName, shadow: Shadow | None) -> None:
+        """Let a newcomer answer this model's requests unseen; None ends that."""
+        if shadow is None:
+            self._shadows.pop(model, None)
+        else:
+            self._shadows[model] = shadow
+
     def retire(self, worker: Worker) -> None:
         """Take the last counts of a worker that is about to be stopped."""
         if not worker.alive:
@@ -134,9 +171,8 @@ class Answering:
 
     def close(self, now_ms: int) -> list[Window]:
         """Close the open windows and return all that are closed and were not returned yet."""
-        active = self._serving.active
-        if active is not None:
-            self.retire(active)
+        for worker in self._roster.workers.values():
+            self.retire(worker)
         with self.lock:
             observations, self._retired = self._retired, {}
             closed, self._closed = self._closed, []
@@ -159,10 +195,14 @@ class Answering:
         limit = self._slow_ms.get(served.digest)
         return limit is not None and served.answer.latency_us / 1000 > limit
 
-    def _code(self, label: int | str) -> int:
+    def _active(self, model: str) -> Worker | None:
+        seat = self._roster.find(model)
+        return None if seat is None else seat.active
+
+    def _code(self, model: str, label: int | str) -> int:
         if isinstance(label, int):
             return label
-        manifest = self.manifest()
+        manifest = self.manifest(model)
         labels = manifest.labels if manifest else ()
         if label not in labels:
             raise ConfigError(

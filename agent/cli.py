@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .buffer_command import buffer
+
+if TYPE_CHECKING:
+    from .infer import Question
 
 CONFIG = click.option(
     "-c", "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), default="agent.toml",
@@ -111,7 +115,7 @@ def simulate(kits: Path, images: Path, scenario: Path | None) -> None:
 
 
 @click.command()
-@click.argument("data", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("data", type=click.Path(path_type=Path))
 @click.option(
     "--url",
     default="http://127.0.0.1:8090",
@@ -135,25 +139,66 @@ def simulate(kits: Path, images: Path, scenario: Path | None) -> None:
     show_default=True,
     help="How many answers to print, or `all`.",
 )
+@click.option(
+    "--batch",
+    is_flag=True,
+    help="Many samples: several clients, figures at the end, and a bad sample is not the end. DATA may be a directory or .csv too.",
+)
+@click.option(
+    "--clients",
+    type=click.IntRange(1, 32),
+    default=2,
+    show_default=True,
+    help="With --batch: how many ask at once.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="With --batch: a file for the answers, a line of JSON a sample.",
+)
 @JSON
-def infer(data: Path, url: str, model: str | None, *, wait_s: float, rows: int | None, as_json: bool) -> None:
-    """Ask a running agent about every sample in DATA (.npz or .json).
+def infer(data: Path, url: str, model: str | None, **options: Any) -> None:
+    """Ask a running agent about every sample in DATA.
+
+    DATA is an .npz, .npy or .json file with arrays. With --batch it may also be a .csv file with a sample a row, or a
+    directory of .npy, .npz, .json, .bin (raw bytes) or image files.
 
     \b
     Example:
         edgeml infer field.npz --url http://127.0.0.1:8090
         edgeml infer field.npz --wait 30 --rows all
         edgeml infer field.npz --url unix:///run/edgeml/agent.sock
+        edgeml infer photos/ --batch --clients 4 --out answers.jsonl
     """
     import msgspec
 
     from .infer import Question, ask, tell
 
-    report = ask(Question(data, url, model, wait_s))
+    question = Question(data, url, model, options["wait_s"])
+    if options["batch"]:
+        _infer_batch(question, options["clients"], options["out"], as_json=options["as_json"])
+        return
+    report = ask(question)
+    if options["as_json"]:
+        click.echo(msgspec.json.encode(report))
+    else:
+        tell(report, options["rows"])
+
+
+def _infer_batch(question: Question, clients: int, out: Path | None, *, as_json: bool) -> None:
+    import msgspec
+
+    from edgeml.errors import BackendError
+
+    from .infer_batch import Batch, run, tell
+
+    report = run(Batch(question, clients, out))
     if as_json:
         click.echo(msgspec.json.encode(report))
     else:
-        tell(report, rows)
+        tell(report)
+    if report.failed:
+        raise BackendError(f"{report.failed} of {report.samples} samples got no answer")
 
 
 @click.command()

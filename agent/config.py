@@ -23,6 +23,7 @@ LOCK: Final = "agent.lock"
 BATCH_WINDOW_MS_MAX: Final = 1000
 CONFIG_BYTES_MAX: Final = 64 << 10
 SECRET_BYTES_MAX: Final = 4 << 10
+PARALLEL_DOWNLOADS_MAX: Final = 8
 
 
 class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,6 +80,13 @@ class BudgetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Threads that the runtime may use."""
 
 
+class UpdateConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How updates are carried out."""
+
+    parallel_downloads: int = 2
+    """Models that may be fetched at once, each by a process of its own."""
+
+
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All settings of one device."""
 
@@ -92,6 +100,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     telemetry: TelemetryConfig = TelemetryConfig()
     serve: ServeConfig = ServeConfig()
     budget: BudgetConfig = BudgetConfig()
+    update: UpdateConfig = UpdateConfig()
 
 
 def load(path: Path) -> AgentConfig:
@@ -123,6 +132,8 @@ def load(path: Path) -> AgentConfig:
         )
     if config.telemetry.window_s <= 0 or config.budget.threads < 1:
         raise ConfigError(f"{path}: window_s must be positive and threads at least 1")
+    if not 1 <= config.update.parallel_downloads <= PARALLEL_DOWNLOADS_MAX:
+        raise ConfigError(f"{path}: parallel_downloads must be from 1 to {PARALLEL_DOWNLOADS_MAX}")
     folder = path.resolve().parent
     broker = config.broker
     if broker is not None:

@@ -1,300 +1,221 @@
-"""The device: decides what to make of what the fleet wants and of what happened.
+"""The device: its models, each with an updater of its own.
 
-Pure of sockets, processes and clocks: it takes messages, results and the time, writes the journal, and says which
-action to perform next. The same object runs in the real agent, in simulated devices and in tests. Performing an action
-is `executor`'s business; the table of transitions, `machine`'s.
+Decides which model a wish is for, how many models there may be, and whose action goes first: within a lane the one of
+the highest priority, then the one that has been due for longest. A model is never given a second action while it has
+one in hand. What an updater makes of a wish is `updater`'s business. Pure, as that is.
 """
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
 from typing import Final, Protocol
 
-import msgspec
-
 from edgeml import twin
-from edgeml.ids import Digest, parse_release
-from edgeml.trustfacts import SignedFacts
-from edgeml.twin import Desired, DeviceState, Outcome, Reported, Slots
+from edgeml.errors import ConfigError, ManifestError
+from edgeml.ids import DeviceId, Digest, ModelName, model_of
+from edgeml.twin import MODELS_MAX, Desired, DeviceState, Outcome, Reported, Slots
 
-from .journal import REFUSED_MAX, Entry
-from .machine import Action, Event, accepts, step
+from .journal import Entry
+from .updater import JournalPort, Lane, Moment, Perform, Result, SlotsPort, Updater
 
-BACKOFF_FIRST_S: Final = 1.0
-BACKOFF_MAX_S: Final = 300.0
-RESTORES_MAX: Final = 3
-REASON_MAX: Final = 300
-_SUPERSEDED: Final = "the fleet wants something else"
-
-
-class JournalPort(Protocol):
-    """Where entries are made durable."""
-
-    def load(self) -> Entry:
-        """Return the last entry."""
-        ...
-
-    def write(self, entry: Entry) -> None:
-        """Make an entry durable."""
-        ...
+_IN_HAND: Final = frozenset(
+    {
+        DeviceState.FETCHING,
+        DeviceState.VERIFYING,
+        DeviceState.STAGED,
+        DeviceState.SHADOWING,
+        DeviceState.COMPARING,
+        DeviceState.ACTIVATING,
+        DeviceState.TRIAL,
+        DeviceState.COMMITTING,
+    }
+)
 
 
-class SlotsPort(Protocol):
-    """Where the installed slots are looked up."""
+class JournalOfModels(JournalPort, Protocol):
+    """A journal that knows whose entries it has."""
 
     @property
-    def slots(self) -> Slots:
-        """What is installed."""
+    def models(self) -> tuple[ModelName, ...]:
+        """The models it has entries of."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """Now, by both clocks."""
+class SlotsOfModels(SlotsPort, Protocol):
+    """A table that knows whose slots it has."""
 
-    wall_ms: int
-    monotonic_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Perform:
-    """An action to perform, not before a monotonic time."""
-
-    action: Action
-    entry: Entry
-    not_before_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What came of an action."""
-
-    event: Event
-    reason: str = ""
-    facts: SignedFacts | None = None
-    fetched_bytes: int = 0
-    poisoned: bool = False
-    """The content itself is bad: never try this digest again."""
+    @property
+    def models(self) -> tuple[ModelName, ...]:
+        """The models that have slots."""
+        ...
 
 
 class Device:
-    """One device's update machine at work. Not thread-safe."""
+    """All models of one device. Not thread-safe, but what only reads may be called from other threads."""
 
-    def __init__(self, name: str, journal: JournalPort, slots: SlotsPort) -> None:
+    def __init__(self, name: DeviceId, journal: JournalOfModels, slots: SlotsOfModels) -> None:
         self._name = name
         self._journal = journal
         self._slots = slots
-        self._entry = journal.load()
-        self._pending: Perform | None = None
-        self._changed = True
+        self._updaters: dict[ModelName, Updater] = {}
+        self._in_hand: set[ModelName] = set()
+        self._turned_away: dict[ModelName, Reported] = {}
+        self._news: set[ModelName] = set()
+        """Those turned away of which nothing was said yet."""
+        for model in sorted({*journal.models, *slots.models}):
+            self._updaters[model] = Updater(name, model, journal, slots)
 
     @property
-    def entry(self) -> Entry:
-        """Where the machine stands."""
-        return self._entry
+    def models(self) -> tuple[ModelName, ...]:
+        """Every model that is installed, or was ever wanted."""
+        return tuple(self._updaters)
+
+    def entry(self, model: ModelName) -> Entry:
+        """Where a model's machine stands."""
+        updater = self._updaters.get(model)
+        return Entry() if updater is None else updater.entry
 
     def start(self, now: Moment) -> None:
-        """Continue where the journal says the last life ended."""
-        entry = self._entry
-        event = Event.RESTARTED
-        if entry.state in {DeviceState.ACTIVATING, DeviceState.TRIAL}:
-            allowed = entry.desired.policy.trial_restarts_max if entry.desired else 0
-            entry = msgspec.structs.replace(entry, restarts=entry.restarts + 1)
-            if entry.restarts > allowed:
-                event = Event.EXHAUSTED
-                entry = msgspec.structs.replace(
-                    entry, reason=f"the agent restarted {entry.restarts} times during the trial"
-                )
-        self._apply(event, entry, now)
+        """Let every machine go on where the journal says the last life ended."""
+        for updater in self._updaters.values():
+            updater.start(now)
 
-    def on_desired(self, payload: bytes, now: Moment) -> None:
-        """Look at a `desired` message. Old generations and repetitions change nothing.
+    def on_desired(self, model: ModelName, payload: bytes, now: Moment) -> None:
+        """Look at a `desired` message about a model.
 
         Raises:
-            ManifestError: It is no such message.
+            ManifestError: It is no such message, or is about another model.
         """
         if not payload:
             return  # a cleared retained message: nothing is wanted any more than before
         desired = twin.decode(payload, Desired)
-        if desired.generation <= self._entry.generation:
+        self._check(model, desired)
+        updater = self._updater(model, now)
+        if updater is not None:
+            updater.on_desired(desired, now)
             return
-        self._consider(desired, "", msgspec.structs.replace(self._entry, generation=desired.generation), now)
+        self._turn_away(model, desired, now)
 
     def on_offline(self, desired: Desired, source: str, now: Moment) -> None:
-        """Look at a deployment found on local storage; its generation means nothing."""
-        if self._entry.state in {DeviceState.IDLE, DeviceState.STRANDED}:
-            self._consider(desired, source, self._entry, now)
+        """Look at a deployment found on local storage; its generation means nothing.
 
-    def crashed(self, reason: str, now: Moment) -> None:
-        """Hear that the serving worker died too often."""
-        if accepts(self._entry.state, Event.CRASHED):
-            self._apply(Event.CRASHED, msgspec.structs.replace(self._entry, reason=_short(reason)), now)
+        Raises:
+            ManifestError: It names no release, or the device has too many models.
+        """
+        try:
+            model = model_of(desired.release)
+        except ConfigError as error:
+            raise ManifestError(error.message) from error
+        updater = self._updater(model, now)
+        if updater is None:
+            raise ManifestError(f"this device has {len(self._updaters)} models, and may have no more")
+        updater.on_offline(desired, source, now)
 
-    def next(self, now: Moment) -> Perform | None:
-        """Return the action that is due, once; `done` must follow."""
-        pending = self._pending
-        if pending is None or now.monotonic_s < pending.not_before_s:
+    def crashed(self, model: ModelName, reason: str, now: Moment) -> None:
+        """Hear that a model's serving worker died too often."""
+        updater = self._updater(model, now)
+        if updater is not None:
+            updater.crashed(reason, now)
+
+    def next(self, now: Moment, lane: Lane) -> Perform | None:
+        """Return the action of a lane that is due and goes first, once; `done` must follow."""
+        due = [
+            updater
+            for model, updater in self._updaters.items()
+            if model not in self._in_hand and _is_due(updater.pending, lane, now)
+        ]
+        if not due:
             return None
-        self._pending = None
-        return pending
+        first = min(due, key=_rank)
+        perform = first.next(now)
+        if perform is not None:
+            self._in_hand.add(first.model)
+        return perform
 
-    def next_due_s(self) -> float | None:
-        """Return when `next` will have something to do, if it is known."""
-        return self._pending.not_before_s if self._pending else None
+    def is_overtaken(self, performed: Perform) -> bool:
+        """Tell whether something else is wanted by now than what is being performed."""
+        return self._updaters[performed.model].pending is not None
 
     def done(self, performed: Perform, result: Result, now: Moment) -> None:
-        """Hear what came of an action. A result that no longer matters is dropped."""
-        if performed.entry.state is not self._entry.state or performed.entry.desired != self._entry.desired:
-            return
-        entry = msgspec.structs.replace(
-            self._entry,
-            reason=_short(result.reason) or self._entry.reason,
-            facts=result.facts or self._entry.facts,
-            fetched_bytes=self._entry.fetched_bytes + result.fetched_bytes,
-        )
-        event = result.event
-        if event is Event.FAILED:
-            entry = msgspec.structs.replace(entry, attempt=entry.attempt + 1)
-            most = RESTORES_MAX if entry.state is DeviceState.ROLLING_BACK else _attempts_max(entry)
-            if entry.attempt >= most and accepts(entry.state, Event.EXHAUSTED):
-                event = Event.EXHAUSTED
-        if result.poisoned and entry.desired is not None:
-            entry = msgspec.structs.replace(
-                entry, refused=(*entry.refused, entry.desired.digest)[-REFUSED_MAX:]
-            )
-        if event is Event.COMMITTED and entry.facts is not None and not entry.held:
-            model = parse_release(entry.facts.release)[0]
-            ratchet = {
-                **entry.counters,
-                model: max(entry.facts.release_counter, entry.counters.get(model, 0)),
-            }
-            entry = msgspec.structs.replace(entry, counters=ratchet)
-        self._apply(event, entry, now)
+        """Hear what came of an action. A result that no longer matters is dropped.
 
-    def reported(self, now: Moment) -> Reported:
-        """Say what is true."""
-        entry = self._entry
-        return Reported(
-            generation=entry.generation,
-            deployment=entry.desired.deployment if entry.desired else None,
-            state=entry.state,
-            slots=self._slots.slots,
-            outcome=entry.outcome,
-            reason=entry.reason,
-            attempt=entry.attempt,
-            fetched_bytes=entry.fetched_bytes,
+        Raises:
+            StorageError: The journal could not be written; hand over the same again.
+        """
+        self._updaters[performed.model].done(performed, result, now)
+        self._in_hand.discard(performed.model)
+
+    def reported(self, now: Moment) -> dict[ModelName, Reported]:
+        """Say what is true of each model."""
+        return self._turned_away | {model: updater.reported(now) for model, updater in self._updaters.items()}
+
+    def take_reports(self, now: Moment) -> dict[ModelName, Reported]:
+        """Return what is true of the models about which something has changed, once."""
+        changed = {model: self._turned_away[model] for model in self._news}
+        self._news = set()
+        for model, updater in self._updaters.items():
+            report = updater.take_report(now)
+            if report is not None:
+                changed[model] = report
+        return changed
+
+    def wanted(self) -> frozenset[Digest]:
+        """Name the bundles that are in hand, whether a slot names them yet or not."""
+        entries = [updater.entry for updater in list(self._updaters.values())]
+        return frozenset(
+            entry.desired.digest for entry in entries if entry.desired is not None and entry.state in _IN_HAND
+        )
+
+    def _updater(self, model: ModelName, now: Moment) -> Updater | None:
+        """Find a model's updater, or make one; None if there are too many."""
+        updater = self._updaters.get(model)
+        if updater is None and self._has_room():
+            updater = Updater(self._name, model, self._journal, self._slots)
+            updater.start(now)
+            self._updaters[model] = updater
+            self._turned_away.pop(model, None)
+            self._news.discard(model)
+        return updater
+
+    def _has_room(self) -> bool:
+        """Tell whether there may be one more, after forgetting one of which nothing is installed or in hand."""
+        if len(self._updaters) < MODELS_MAX:
+            return True
+        for model, updater in self._updaters.items():
+            idle = updater.pending is None and model not in self._in_hand
+            if idle and self._slots.slots(model) == Slots() and updater.entry.release_counter == 0:
+                self._journal.forget(model)
+                del self._updaters[model]
+                return True
+        return False
+
+    def _turn_away(self, model: ModelName, desired: Desired, now: Moment) -> None:
+        if len(self._turned_away) >= MODELS_MAX and model not in self._turned_away:
+            # Whoever asks for so many is told of the first ones.
+            return
+        self._turned_away[model] = Reported(
+            generation=desired.generation,
+            deployment=desired.deployment,
+            outcome=Outcome.REJECTED,
+            reason=f"this device has {len(self._updaters)} models, and may have no more",
             at_ms=now.wall_ms,
         )
+        self._news.add(model)
 
-    def take_report(self, now: Moment) -> Reported | None:
-        """Return the report once after every change."""
-        if not self._changed:
-            return None
-        self._changed = False
-        return self.reported(now)
-
-    def _consider(self, desired: Desired, source: str, entry: Entry, now: Moment) -> None:
-        if entry.state not in {DeviceState.IDLE, DeviceState.STRANDED}:
-            entry = msgspec.structs.replace(entry, waiting=desired)
-            if accepts(entry.state, Event.SUPERSEDED):
-                self._apply(Event.SUPERSEDED, msgspec.structs.replace(entry, reason=_SUPERSEDED), now)
-            else:
-                self._journal.write(entry)
-                self._entry = entry
-            return
-        entry = msgspec.structs.replace(
-            entry, desired=desired, source=source, held=False, facts=None, waiting=None,
-            condemned=None, attempt=0, restarts=0, outcome=None, reason="", fetched_bytes=0,
-        )  # fmt: skip
-        slots = self._slots.slots
-        if desired.expires_at_ms is not None and desired.expires_at_ms < now.wall_ms:
-            event, entry = Event.REFUSED, msgspec.structs.replace(entry, reason="the deployment has expired")
-        elif (
-            slots.current is not None
-            and slots.current.digest == desired.digest
-            and entry.state is DeviceState.IDLE
-        ):
-            event = Event.SATISFIED
-        elif slots.previous is not None and slots.previous.digest == desired.digest:
-            event, entry = Event.HELD, msgspec.structs.replace(entry, held=True)
-        elif desired.digest in entry.refused:
-            event, entry = (
-                Event.REFUSED,
-                msgspec.structs.replace(entry, reason="this content was refused before"),
-            )
-        else:
-            event = Event.ASSIGNED
-        self._apply(event, entry, now)
-
-    def _apply(self, event: Event, entry: Entry, now: Moment) -> None:
-        """Write the journal, then let the action be performed."""
-        before = entry.state
-        state, action = step(before, event)
-        entry = msgspec.structs.replace(entry, state=state)
-        if state is not before and event not in {Event.RESTARTED, Event.FAILED}:
-            entry = msgspec.structs.replace(entry, attempt=0)
-        outcome = _outcome(before, event, entry)
-        if outcome is not None:
-            entry = msgspec.structs.replace(entry, outcome=outcome)
-        if state is DeviceState.ROLLING_BACK and before is not state:
-            entry = msgspec.structs.replace(entry, condemned=self._condemned(before, entry))
-        self._journal.write(entry)
-        self._entry = entry
-        self._changed = True
-        if action is Action.REST:
-            self._pending = None
-            if entry.waiting is not None:
-                self._consider(entry.waiting, "", msgspec.structs.replace(entry, waiting=None), now)
-            return
-        if entry.waiting is not None and accepts(state, Event.SUPERSEDED):
-            self._apply(Event.SUPERSEDED, msgspec.structs.replace(entry, reason=_SUPERSEDED), now)
-            return
-        self._pending = Perform(action, entry, now.monotonic_s + self._delay_s(action, entry))
-
-    def _condemned(self, before: DeviceState, entry: Entry) -> Digest | None:
-        if before is DeviceState.STRANDED:
-            return None
-        if before is DeviceState.IDLE:
-            current = self._slots.slots.current
-            return current.digest if current else None
-        return entry.desired.digest if entry.desired else None
-
-    def _delay_s(self, action: Action, entry: Entry) -> float:
-        if action is Action.OBSERVE:
-            return entry.desired.policy.soak_s if entry.desired else 0.0
-        if not entry.attempt:
-            return 0.0
-        ceiling: float = min(BACKOFF_FIRST_S * 2 ** min(entry.attempt - 1, 16), BACKOFF_MAX_S)
-        # Full jitter, from a hash: devices spread out, and a test sees the same times twice.
-        seed = hashlib.sha256(f"{self._name} {entry.generation} {entry.attempt}".encode()).digest()
-        return ceiling * (0.5 + seed[0] / 512)
+    def _check(self, model: ModelName, desired: Desired) -> None:
+        try:
+            wanted = model_of(desired.release)
+        except ConfigError as error:
+            raise ManifestError(error.message) from error
+        if wanted != model:
+            raise ManifestError(f"{desired.release} is wanted on the topic of {model}")
 
 
-def _outcome(before: DeviceState, event: Event, entry: Entry) -> Outcome | None:
-    """Tell how the deployment ended, if this event ends it."""
-    match event:
-        case Event.SATISFIED:
-            return Outcome.ALREADY_INSTALLED
-        case Event.COMMITTED:
-            return Outcome.REVERTED if entry.held else Outcome.COMMITTED
-        case Event.ROLLED_BACK:
-            return Outcome.ROLLED_BACK
-        case Event.REFUSED if before is not DeviceState.ACTIVATING:
-            return Outcome.REJECTED
-        case Event.EXHAUSTED if before is DeviceState.ROLLING_BACK:
-            return Outcome.STRANDED
-        case Event.EXHAUSTED if before in {DeviceState.FETCHING, DeviceState.VERIFYING}:
-            return Outcome.FAILED
-        case Event.SUPERSEDED if before is not DeviceState.TRIAL:
-            return Outcome.SUPERSEDED
-        case _:
-            return None
+def _is_due(pending: Perform | None, lane: Lane, now: Moment) -> bool:
+    return pending is not None and pending.lane is lane and pending.not_before_s <= now.monotonic_s
 
 
-def _attempts_max(entry: Entry) -> int:
-    return entry.desired.policy.attempts_max if entry.desired else 1
-
-
-def _short(reason: str) -> str:
-    return " ".join(reason.split())[:REASON_MAX]
+def _rank(updater: Updater) -> tuple[int, float, ModelName]:
+    pending = updater.pending
+    assert pending is not None
+    desired = pending.entry.desired
+    return -(desired.policy.priority if desired else 0), pending.not_before_s, updater.model

@@ -137,18 +137,35 @@ class Agent:
             source.close()
 
     @property
-    def manifest(self) -> Manifest | None:
-        """What serves now; None if nothing does."""
-        return None if self._source is None else self._source.manifest()
+    def models(self) -> tuple[str, ...]:
+        """Which models serve now."""
+        return () if self._source is None else self._source.models()
+
+    def manifest(self, model: str | None = None) -> Manifest | None:
+        """What serves under a name now, or what serves if it is one; None if nothing does.
+
+        Raises:
+            ConfigError: No name is given, and several models serve.
+        """
+        source = self._source
+        if source is None or not source.models():
+            return None
+        return source.manifest(_name(source, model))
 
     def infer(
-        self, inputs: Mapping[str, Array], *, request_id: str = "", timeout_s: float | None = None
+        self,
+        inputs: Mapping[str, Array],
+        *,
+        model: str | None = None,
+        request_id: str = "",
+        timeout_s: float | None = None,
     ) -> Prediction:
         """Answer one request.
 
         Args:
             inputs: an array for each of the model's inputs, by name, of its type and shape: float32 [1, 4] for
                 example. Nothing is converted silently.
+            model: which one; None: the one that serves.
             request_id: what the request is called in `feedback`; empty: it gets a name if it can have feedback.
             timeout_s: how long it may wait for its turn; None: as long as that takes.
 
@@ -156,8 +173,8 @@ class Agent:
             Outputs by name, in the model's order; from a worker they are read-only.
 
         Raises:
-            ConfigError: The arrays are not what the model takes.
-            NoModelError: Nothing serves, or a worker is being restarted: ask again later.
+            ConfigError: The arrays are not what the model takes, or several models serve and none is named.
+            NoModelError: Nothing serves under this name, or a worker is being restarted: ask again later.
             BudgetError: Too many requests wait already: ask less often.
             LateError: Its turn did not come in time, and it was not run.
             BackendError: The model refused the arrays, or its worker hung or died of them.
@@ -165,9 +182,9 @@ class Agent:
         source = self._source
         if source is None:
             raise NoModelError("the agent is not running", hint="use it in a with statement, or call start()")
-        return source.infer(inputs, request_id, _deadline_s(timeout_s))
+        return source.infer(_name(source, model), inputs, request_id, _deadline_s(timeout_s))
 
-    def feedback(self, request_id: str, label: int | str) -> bool:
+    def feedback(self, request_id: str, label: int | str, *, model: str | None = None) -> bool:
         """Say what an earlier request really showed; False if that request is not remembered.
 
         Raises:
@@ -177,15 +194,19 @@ class Agent:
             raise ConfigError(
                 "a bundle's answers are not counted", hint="open the device's agent.toml instead"
             )
-        return self._source.feedback(request_id, label)
+        return self._source.feedback(_name(self._source, model), request_id, label)
 
 
 class _Source(Protocol):
     """Where answers come from."""
 
-    def manifest(self) -> Manifest | None: ...
+    def models(self) -> tuple[str, ...]: ...
 
-    def infer(self, inputs: Mapping[str, Array], request_id: str, deadline_s: float) -> Prediction: ...
+    def manifest(self, model: str) -> Manifest | None: ...
+
+    def infer(
+        self, model: str, inputs: Mapping[str, Array], request_id: str, deadline_s: float
+    ) -> Prediction: ...
 
     def close(self) -> None: ...
 
@@ -202,10 +223,17 @@ class _Inside:
         self._turn = threading.Lock()
         self._fitting: list[tuple[np.dtype[np.generic], tuple[int, ...]]] = []
 
-    def manifest(self) -> Manifest:
+    def models(self) -> tuple[str, ...]:
+        return (self._manifest.model,)
+
+    def manifest(self, model: str) -> Manifest:
+        _check_name(model, self._manifest)
         return self._manifest
 
-    def infer(self, inputs: Mapping[str, Array], request_id: str, deadline_s: float) -> Prediction:
+    def infer(
+        self, model: str, inputs: Mapping[str, Array], request_id: str, deadline_s: float
+    ) -> Prediction:
+        _check_name(model, self._manifest)
         arrays = _ordered(inputs, self._names)
         looks = [(array.dtype, array.shape) for array in arrays]
         if looks != self._fitting:
@@ -248,10 +276,17 @@ class _Outside:
         self._serving = Serving(self._supervisor)
         self._serving.swap(worker)
 
-    def manifest(self) -> Manifest:
+    def models(self) -> tuple[str, ...]:
+        return (self._manifest.model,)
+
+    def manifest(self, model: str) -> Manifest:
+        _check_name(model, self._manifest)
         return self._manifest
 
-    def infer(self, inputs: Mapping[str, Array], request_id: str, deadline_s: float) -> Prediction:
+    def infer(
+        self, model: str, inputs: Mapping[str, Array], request_id: str, deadline_s: float
+    ) -> Prediction:
+        _check_name(model, self._manifest)
         return _unpacked(self._serving.infer(_packed(inputs, self._names), deadline_s), request_id)
 
     def close(self) -> None:
@@ -271,19 +306,26 @@ class _Device:
             self.close()
             raise self._error or BackendError(f"the agent did not start within {START_TIMEOUT_S:g} s")
 
-    def manifest(self) -> Manifest | None:
-        return self._service.answering.manifest()
+    def models(self) -> tuple[str, ...]:
+        return self._service.answering.models()
 
-    def infer(self, inputs: Mapping[str, Array], request_id: str, deadline_s: float) -> Prediction:
-        manifest = self.manifest()
+    def manifest(self, model: str) -> Manifest | None:
+        return self._service.answering.manifest(model)
+
+    def infer(
+        self, model: str, inputs: Mapping[str, Array], request_id: str, deadline_s: float
+    ) -> Prediction:
+        manifest = self.manifest(model)
         if manifest is None:
-            raise NoModelError("no model serves on this device", hint="assign or flash a release")
+            raise NoModelError(
+                f"no model {model[:60]} serves on this device", hint="assign or flash a release of it"
+            )
         tensors = _packed(inputs, [spec.name for spec in manifest.inputs])
         name = request_id or uuid.uuid4().hex
-        return _unpacked(self._service.answering.infer(tensors, name, deadline_s), name)
+        return _unpacked(self._service.answering.infer(model, tensors, name, deadline_s), name)
 
-    def feedback(self, request_id: str, label: int | str) -> bool:
-        return self._service.answering.feedback(request_id, label)
+    def feedback(self, model: str, request_id: str, label: int | str) -> bool:
+        return self._service.answering.feedback(model, request_id, label)
 
     def close(self) -> None:
         self._service.stop()
@@ -297,6 +339,23 @@ class _Device:
             self._error = error
         finally:
             self._service.started.set()
+
+
+def _name(source: _Source, model: str | None) -> str:
+    """Name the model that is meant: the given one, or the only one."""
+    if model is not None:
+        return model
+    models = source.models()
+    if not models:
+        raise NoModelError("no model serves on this device", hint="assign or flash a release")
+    if len(models) > 1:
+        raise ConfigError(f"{len(models)} models serve here", hint=f"say which: {', '.join(models)}")
+    return models[0]
+
+
+def _check_name(model: str, manifest: Manifest) -> None:
+    if model != manifest.model:
+        raise NoModelError(f"no model {model[:60]} serves here; {manifest.model} does")
 
 
 def _deadline_s(timeout_s: float | None) -> float:

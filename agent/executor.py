@@ -21,13 +21,13 @@ from edgeml.errors import (
     IncompatibleError,
     TrustError,
 )
-from edgeml.ids import Digest, parse_release
+from edgeml.ids import Digest, ModelName, model_of
 from edgeml.trustfacts import SignedTarget
 from edgeml.twin import Desired, Slot, Slots
 
-from .device import Perform, Result
 from .journal import Entry
 from .machine import Action, Event
+from .updater import Perform, Result
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +41,13 @@ class Delivery:
 
 
 class Installer(Protocol):
-    """The work behind the actions. Every method may be called twice for the same thing."""
+    """The work behind the actions. Every method may be called twice for the same thing.
 
-    @property
-    def slots(self) -> Slots:
-        """What is installed."""
+    Fetches may be called from several threads, for different models; everything else from one at a time.
+    """
+
+    def slots(self, model: ModelName) -> Slots:
+        """What is installed of a model."""
         ...
 
     def fetch(self, desired: Desired, source: str) -> Delivery:
@@ -60,6 +62,20 @@ class Installer(Protocol):
         """Load the variant, prove it on its golden vectors, and let it serve on trial. Raises EdgemlError."""
         ...
 
+    def shadow(self, slot: Slot, share: float) -> None:
+        """Load the variant, prove it, and let it answer a share of the requests unseen. Raises EdgemlError."""
+        ...
+
+    def compare(self, slot: Slot, disagreement_max: float) -> str:
+        """Say how its answers differed.
+
+        Raises:
+            BudgetError: They differed more than allowed.
+            StateError: There is nothing to compare yet.
+            EdgemlError: It is gone.
+        """
+        ...
+
     def observe(self, slot: Slot) -> None:
         """Judge the trial. Raises EdgemlError if the variant is not fit to be kept."""
         ...
@@ -68,8 +84,8 @@ class Installer(Protocol):
         """Make the variant the current slot. Raises EdgemlError."""
         ...
 
-    def restore(self, condemned: Digest | None) -> Slot | None:
-        """Serve the best slot that is not condemned; None if nothing was ever installed.
+    def restore(self, model: ModelName, condemned: Digest | None) -> Slot | None:
+        """Serve the model's best slot that is not condemned; None if none of it was ever installed.
 
         Raises EdgemlError if slots are installed and none can be served.
         """
@@ -77,7 +93,7 @@ class Installer(Protocol):
 
 
 class Executor:
-    """Performs one action at a time."""
+    """Performs actions."""
 
     def __init__(self, installer: Installer, profile: str) -> None:
         self._installer = installer
@@ -94,7 +110,15 @@ class Executor:
                     self._installer.verify(_wanted(entry).digest)
                     return Result(Event.VERIFIED)
                 case Action.WAIT:
-                    return Result(Event.READY)
+                    return Result(self._after_staging(perform.model, entry))
+                case Action.SHADOW:
+                    self._installer.shadow(self._slot(entry), _wanted(entry).policy.shadow_share)
+                    return Result(Event.SHADOWED)
+                case Action.COMPARE:
+                    found = self._installer.compare(
+                        self._slot(entry), _wanted(entry).policy.shadow_disagreement_max
+                    )
+                    return Result(Event.AGREED, found)
                 case Action.ACTIVATE:
                     self._installer.activate(self._slot(entry))
                     return Result(Event.ACTIVATED)
@@ -105,7 +129,7 @@ class Executor:
                     self._installer.commit(self._slot(entry))
                     return Result(Event.COMMITTED)
                 case Action.RESTORE:
-                    self._installer.restore(entry.condemned)
+                    self._installer.restore(perform.model, entry.condemned)
                     return Result(Event.ROLLED_BACK)
                 case Action.REPORT | Action.REST:
                     return Result(Event.REPORTED)
@@ -123,7 +147,7 @@ class Executor:
             raise IncompatibleError(
                 f"{desired.target} is for {', '.join(facts.profiles)}, this device is {self._profile}"
             )
-        committed = entry.counters.get(parse_release(facts.release)[0], 0)
+        committed = entry.release_counter
         if facts.release_counter < committed:
             raise DowngradeError(
                 f"{facts.release} has release counter {facts.release_counter}, this device has committed {committed}",
@@ -131,9 +155,14 @@ class Executor:
             )
         return Result(Event.FETCHED, facts=facts, fetched_bytes=delivery.received_bytes)
 
+    def _after_staging(self, model: ModelName, entry: Entry) -> Event:
+        """Into the shadow first, if that is wanted and something casts one."""
+        in_shadow = _wanted(entry).policy.shadow_s > 0 and self._installer.slots(model).current is not None
+        return Event.SHADOW if in_shadow else Event.READY
+
     def _slot(self, entry: Entry) -> Slot:
         desired = _wanted(entry)
-        held = self._installer.slots.holding(desired.digest)
+        held = self._installer.slots(model_of(desired.release)).holding(desired.digest)
         if held is not None:
             return held
         if entry.facts is None:
@@ -158,7 +187,7 @@ def _result_of(action: Action, error: EdgemlError) -> Result:
             return Result(Event.FAILED, error.message)
         case Action.FETCH if refused:
             return Result(Event.REFUSED, error.message)
-        case Action.ACTIVATE if refused:
+        case Action.ACTIVATE | Action.SHADOW | Action.COMPARE if refused:
             return Result(Event.REFUSED, error.message, poisoned=_is_content(error))
         case _:
             # VERIFY: what lies on the disk is wrong, so fetch it again. OBSERVE: back to the old slot.

@@ -20,6 +20,9 @@ from edgeml.trustfacts import SignedFacts
 from edgeml.twin import FullDownload
 
 JOB_BYTES_MAX: Final = 64 << 10
+LOCK: Final = "trust.lock"
+TRUST_WAIT_S: Final = 300.0
+"""For another child to have done with the metadata; it has a time limit of its own."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -61,6 +64,7 @@ def deliver(job: Job, say: msgspec.json.Encoder | None = None) -> Answer:
         EdgemlError: As `edgeml.trust` and `edgeml.rebuild`.
     """
     from edgeml.errors import BudgetError
+    from edgeml.lock import waiting_lock
     from edgeml.rebuild import obtain
     from edgeml.source import DirectorySource, HttpSource, Source
     from edgeml.trust import TrustStore
@@ -71,9 +75,12 @@ def deliver(job: Job, say: msgspec.json.Encoder | None = None) -> Answer:
         if remote
         else DirectorySource(Path(job.repository))
     )
-    trust = TrustStore(Path(job.trust_directory), source, now_ms=job.now_ms)
-    trust.refresh()
-    target = trust.target(job.target)
+    directory = Path(job.trust_directory)
+    # One at a time: of two children that refresh side by side, the slower one would put back older metadata.
+    with waiting_lock(directory / LOCK, TRUST_WAIT_S):
+        trust = TrustStore(directory, source, now_ms=job.now_ms)
+        trust.refresh()
+        target = trust.target(job.target)
     if target.length_bytes > job.length_max_bytes:
         raise BudgetError(
             f"{job.target} has {target.length_bytes} bytes, this device may store {job.length_max_bytes}",

@@ -17,7 +17,7 @@ import msgspec
 
 from edgeml import atomic, twin
 from edgeml.errors import ConfigError, IncompatibleError, ManifestError
-from edgeml.ids import DeploymentId, digest_of_file
+from edgeml.ids import DeploymentId, ModelName, digest_of_file, model_of
 from edgeml.trustfacts import SignedTarget
 from edgeml.twin import Desired
 
@@ -77,8 +77,9 @@ def flash(bundle: Path, storage: Path, repository: Path, now_ms: int) -> Flashed
         chunks = target.facts.chunks_sha256
         with atomic.replacing(blobs / chunks) as temporary:
             shutil.copyfile(repository / "blobs" / "sha256" / chunks, temporary)
-        for path in sorted((repository / "metadata").glob("*.json")):
-            atomic.write_bytes(inbox / "repository" / "metadata" / path.name, path.read_bytes())
+        # What waits there already is told too: the device would refuse metadata older than those that it has seen.
+        for waiting_inbox in {inbox, *(path.parent for path in (storage / INBOX).glob(f"*/{DESIRED}"))}:
+            _copy_metadata(repository, waiting_inbox / "repository")
         desired = Desired(
             generation=0, deployment=DeploymentId(f"flash-{target.digest[:16]}"), release=target.facts.release,
             target=target.path, digest=target.digest,
@@ -94,6 +95,7 @@ def flash(bundle: Path, storage: Path, repository: Path, now_ms: int) -> Flashed
 class Offline:
     """A deployment that waits in the inbox."""
 
+    model: ModelName
     desired: Desired
     directory: Path
 
@@ -112,8 +114,9 @@ def waiting(storage: Path) -> Iterator[Offline]:
     inbox = storage / INBOX
     for path in sorted(inbox.glob(f"*/{DESIRED}")) if inbox.exists() else ():
         try:
-            yield Offline(twin.decode(path.read_bytes(), Desired), path.parent)
-        except (OSError, ManifestError) as error:
+            desired = twin.decode(path.read_bytes(), Desired)
+            yield Offline(model_of(desired.release), desired, path.parent)
+        except (OSError, ManifestError, ConfigError) as error:
             raise ManifestError(
                 f"{path} cannot be read: {error}", hint="remove it and flash again"
             ) from error
@@ -123,6 +126,12 @@ def clear(offline: Offline) -> None:
     """Remove a deployment from the inbox once it has ended, well or badly."""
     (offline.directory / DESIRED).unlink(missing_ok=True)
     shutil.rmtree(offline.directory, ignore_errors=True)
+
+
+def _copy_metadata(repository: Path, to: Path) -> None:
+    # By name, so that the timestamp, which names all others, comes last.
+    for path in sorted((repository / "metadata").glob("*.json")):
+        atomic.write_bytes(to / "metadata" / path.name, path.read_bytes())
 
 
 def _anchor(repository: Path) -> bytes:

@@ -1,7 +1,7 @@
-"""Judges a variant on trial by what its worker measured.
+"""Judges a variant on trial by what its worker measured and by what its users got.
 
-Decides whether golden vectors, peak memory, latency and crashes allow a variant to be kept, and says why not in one
-line. Pure: measuring is `worker`'s business, what follows from the verdict the update machine's.
+Decides whether golden vectors, peak memory, latency, crashes, and errors and slowness on real traffic allow a variant to
+be kept, and says why not in one line. Pure: measuring is `worker`'s business, what follows from the verdict the update machine's.
 """
 
 from __future__ import annotations
@@ -11,8 +11,16 @@ from typing import Final
 
 import msgspec
 
+from edgeml.telemetry import Counters
+
 CRASHES_MAX: Final = 0
 """A variant that crashed on trial is not kept."""
+REQUESTS_MIN: Final = 20
+"""With fewer requests on trial their errors and slowness say nothing."""
+ERRORS_MAX: Final = 0.1
+"""Share of the requests on trial that may get no answer."""
+SLOW_MAX: Final = 0.5
+"""Share of the answers on trial that may be slower than the model's monitor allows."""
 _MEBIBYTE: Final = 1 << 20
 
 
@@ -78,3 +86,28 @@ def judge(golden: GoldenRun, limits: TrialLimits, crashes: int) -> TrialVerdict:
         healthy=True,
         reason=f"agreement {golden.agreement:.3f}, median latency {golden.latency_p50_ms:.2f} ms",
     )
+
+
+def judge_traffic(counters: Counters) -> TrialVerdict:
+    """Judge a variant by what it was really asked on trial.
+
+    >>> judge_traffic(Counters(inferences=3, errors=3)).healthy
+    True
+    >>> judge_traffic(Counters(inferences=80, errors=20)).reason
+    '20 of 100 requests on trial got no answer'
+    >>> judge_traffic(Counters(inferences=100, slow=60)).reason
+    '60 of 100 answers on trial were slower than the model allows'
+    """
+    asked = counters.inferences + counters.errors
+    if asked < REQUESTS_MIN:
+        return TrialVerdict(healthy=True, reason=f"{asked} requests on trial, too few to judge")
+    if counters.errors > ERRORS_MAX * asked:
+        return TrialVerdict(
+            healthy=False, reason=f"{counters.errors} of {asked} requests on trial got no answer"
+        )
+    if counters.slow > SLOW_MAX * counters.inferences:
+        return TrialVerdict(
+            healthy=False,
+            reason=f"{counters.slow} of {counters.inferences} answers on trial were slower than the model allows",
+        )
+    return TrialVerdict(healthy=True, reason=f"{asked} requests on trial, {counters.errors} without answer")

@@ -91,6 +91,17 @@ def ask(question: Question) -> Report:
     return summarize(metadata, rows)
 
 
+def describe(question: Question) -> ModelMetadata:
+    """Ask the agent what its model takes.
+
+    Raises:
+        ConfigError: There is no such model, or there are several.
+        TransferError: Nothing answers at the URL, or it has no model now.
+    """
+    with Client(question.url) as client:
+        return _patiently(lambda: client.model(question.model), question.wait_s)
+
+
 def tell(report: Report, rows_max: int | None = None) -> None:
     """Print the first answers, a line each, how many there are of each class, and how long they took."""
     import click

@@ -7,45 +7,35 @@ Every method may be called twice for the same thing.
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
 
-import msgspec
-
-from edgeml import atomic, errors
+from edgeml import atomic
 from edgeml.clock import Clock
 from edgeml.errors import (
     BackendError,
     BudgetError,
-    ConfigError,
     DigestMismatchError,
     EdgemlError,
+    IncompatibleError,
     StateError,
-    TransferError,
 )
-from edgeml.ids import Digest, digest_of_file
+from edgeml.ids import Digest, ModelName, ReleaseId, digest_of_file, model_of
 from edgeml.manifest import GOLDEN
-from edgeml.trustfacts import SignedTarget
+from edgeml.telemetry import Counters
 from edgeml.twin import Desired, Slot, Slots
 
-from .config import AgentConfig, read_secret
+from .config import AgentConfig
 from .executor import Delivery
-from .fetch import Answer, Job
-from .health import TrialLimits, judge
-from .serving import Serving
+from .fetching import Fetching
+from .health import TrialLimits, judge, judge_traffic
+from .roster import Roster
+from .shadow import Compared, Shadow
 from .slots import SlotTable, demote, promote
 from .supervisor import Supervisor, Worker, WorkerLimits
+from .windows import Total
 
 logger = logging.getLogger(__name__)
-
-FETCH_TIMEOUT_S: Final = 3600.0
-LINE_BYTES_MAX: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,31 +43,45 @@ class Tools:
     """What the installer works with."""
 
     supervisor: Supervisor
-    serving: Serving
+    roster: Roster
     table: SlotTable
     clock: Clock
     on_retired: Callable[[Worker], None]
     """Called with a worker that no longer serves, before it is stopped."""
     on_loaded: Callable[[Worker], None]
     """Called with a worker before it serves."""
-    on_progress: Callable[[int, int], None] = lambda _done, _all: None
+    on_shadow: Callable[[ModelName, Shadow | None], None]
+    """Called with a model's newcomer that is to answer unseen, and with None when it is to do so no more."""
+    totals: Callable[[], Mapping[ReleaseId, Total]]
+    """What each release did since the agent started."""
+    wanted: Callable[[], frozenset[Digest]]
+    """Bundles that must stay in the store although no slot names them; called from any thread."""
 
 
 class DeviceInstaller:
-    """Installs variants on this device. Called from one thread at a time."""
+    """Installs variants on this device.
+
+    Fetches may run in several threads, for different models; everything else is called from one thread at a time.
+    """
 
     def __init__(self, config: AgentConfig, tools: Tools) -> None:
         self._config = config
         self._tools = tools
         self._table = tools.table
         self._limits = WorkerLimits(threads=config.budget.threads, line=config.serve.line)
-        self._child: subprocess.Popen[bytes] | None = None
-        self.clock_trusted = True
+        self._shadows: dict[ModelName, Shadow] = {}
+        self._before: dict[str, Counters] = {}
+        """What the release on trial had counted before its trial, by model."""
+        self._fetching = Fetching(config, tools.table.store, tools.clock)
 
     @property
-    def slots(self) -> Slots:
-        """What is installed."""
-        return self._table.slots
+    def clock_trusted(self) -> bool:
+        """Whether this machine's clock was believable when metadata were last checked."""
+        return self._fetching.clock_trusted
+
+    def slots(self, model: ModelName) -> Slots:
+        """What is installed of a model."""
+        return self._table.slots(model)
 
     def fetch(self, desired: Desired, source: str) -> Delivery:
         """Let a child check the signed metadata and fetch the bundle.
@@ -86,34 +90,11 @@ class DeviceInstaller:
             EdgemlError: What the child says went wrong.
             BackendError: The child died.
         """
-        blobs, broker = self._config.blobs, self._config.broker
-        if not source and (blobs is None or broker is None):
-            raise ConfigError(
-                "this device has no server to fetch from", hint="set [blobs] and [broker], or flash it"
-            )
-        job = Job(
-            target=desired.target,
-            trust_directory=str(Path(self._config.storage) / "trust"),
-            store_directory=str(self._table.store),
-            repository=source or (blobs.url if blobs else ""),
-            now_ms=self._tools.clock.now_ms(),
-            length_max_bytes=self._config.budget.storage_bytes,
-            full_download=desired.policy.full_download,
-            username="" if source else self._config.device,
-            password="" if source or broker is None else read_secret(Path(broker.password_file)),
-        )
-        answer = self._run_child(job)
-        self.clock_trusted = answer.clock_trusted
-        if answer.digest is None or answer.facts is None:
-            raise BackendError("the fetching child gave no answer")
-        target = SignedTarget(answer.path, answer.digest, answer.length_bytes, answer.facts)
-        return Delivery(target, answer.received_bytes)
+        return self._fetching.fetch(desired, source)
 
-    def cancel(self) -> None:
-        """End a fetch that is under way; it can be resumed."""
-        child = self._child
-        if child is not None:
-            child.terminate()
+    def cancel(self, model: ModelName) -> None:
+        """End a fetch of this model that is under way; it can be resumed."""
+        self._fetching.cancel(model)
 
     def verify(self, digest: Digest) -> None:
         """Check the bundle on disk against its digest; the worker checks it again before it loads it.
@@ -139,74 +120,153 @@ class DeviceInstaller:
             ArtifactError: It cannot be loaded, or answers its golden vectors wrongly.
             BudgetError: It takes more memory or time than this device grants.
         """
+        model = model_of(slot.release)
+        shadow = self._shadows.get(model)
+        if shadow is not None and shadow.worker.digest == slot.digest and shadow.worker.alive:
+            # Proven when it went into the shadow. What it saw there was counted by the one that served.
+            self._end_shadow(model)
+            worker = shadow.worker
+            worker.take()
+        else:
+            worker = self._load_proven(slot)
+        self._before[model] = self._counted(slot.release)
+        self._swap(model, worker)
+
+    def shadow(self, slot: Slot, share: float) -> None:
+        """Load the variant in a worker, prove it, and let it answer a share of the requests unseen.
+
+        Raises:
+            ArtifactError: It cannot be loaded, or answers its golden vectors wrongly.
+            BudgetError: It takes more memory or time than this device grants.
+        """
+        model = model_of(slot.release)
+        self._drop_shadow(model)
+        shadow = self._shadows[model] = Shadow(self._load_proven(slot), share)
+        self._tools.on_shadow(model, shadow)
+
+    def compare(self, slot: Slot, disagreement_max: float) -> str:
+        """Say how its answers in the shadow differed from those given.
+
+        Raises:
+            BudgetError: They differed more than allowed.
+            StateError: There is nothing to compare yet.
+            BackendError: Its worker died.
+        """
+        shadow = self._shadows.get(model_of(slot.release))
+        if shadow is None or shadow.worker.digest != slot.digest:
+            raise StateError(f"{slot.release} is not in the shadow")
+        if not shadow.worker.alive:
+            raise BackendError(f"the worker of {slot.release} died in the shadow")
+        counts = shadow.counts
+        if counts == Compared(skipped=counts.skipped):
+            raise StateError(f"{slot.release} was asked nothing in the shadow")
+        logger.info("%s %s", slot.release, counts.describe())
+        if counts.disagreement > disagreement_max:
+            raise BudgetError(
+                f"{counts.describe()}: more than the {disagreement_max:.0%} allowed",
+                budget=disagreement_max,
+                observed=counts.disagreement,
+                unit="of answers",
+            )
+        return counts.describe()
+
+    def observe(self, slot: Slot) -> None:
+        """Judge the trial: still the one that serves, no crash since, and its users got what they asked for.
+
+        Raises:
+            BackendError: It crashed on trial, or answered too few requests, or too slowly.
+            StateError: Another one serves.
+        """
+        seat = self._tools.roster.seat(model_of(slot.release))
+        if seat.active is None or seat.active.digest != slot.digest:
+            raise StateError(f"{slot.release} is not the one on trial")
+        if seat.crashes:
+            raise BackendError(f"the worker of {slot.release} crashed {seat.crashes} times on trial")
+        before = self._before.get(seat.active.manifest.model, Counters())
+        verdict = judge_traffic(self._counted(slot.release).minus(before))
+        logger.info("%s: %s", slot.release, verdict.reason)
+        if not verdict.healthy:
+            raise BackendError(verdict.reason)
+
+    def commit(self, slot: Slot) -> None:
+        """Make the variant the current slot, then remove what no slot names."""
+        model = model_of(slot.release)
+        self._table.write(model, promote(self._table.slots(model), slot))
+        removed = self._table.clean(self._tools.wanted)
+        if removed:
+            logger.info("removed %d files that no slot names", removed)
+
+    def restore(self, model: ModelName, condemned: Digest | None) -> Slot | None:
+        """Serve the model's best slot that is not condemned.
+
+        Raises:
+            StateError: Slots are installed and none can be served.
+        """
+        self._drop_shadow(model)
+        slots = self._table.slots(model)
+        if slots.current is None:
+            self._swap(model, None)
+            return None
+        reasons = []
+        while slots.current is not None:
+            if slots.current.digest != condemned:
+                try:
+                    self._serve(model, slots.current)
+                except EdgemlError as error:
+                    logger.warning("slot %s cannot be served: %s", slots.current.release, error.message)
+                    reasons.append(f"{slots.current.release}: {error.message}")
+                else:
+                    self._table.write(model, slots)
+                    self._table.clean(self._tools.wanted)
+                    return slots.current
+            slots = demote(slots)
+        self._swap(model, None)
+        raise StateError(
+            f"no slot of {model} can be served ({'; '.join(reasons) or 'all are condemned'})",
+            hint="flash or assign a release",
+        )
+
+    def _serve(self, model: ModelName, slot: Slot) -> None:
+        active = self._tools.roster.seat(model).active
+        if active is not None and active.digest == slot.digest and active.alive:
+            return
+        self._swap(model, self._load(slot))
+
+    def close(self) -> None:
+        """End what only the installer knows of."""
+        for model in list(self._shadows):
+            self._drop_shadow(model)
+
+    def _counted(self, release: ReleaseId) -> Counters:
+        return self._tools.totals().get(release, Total()).counters
+
+    def _drop_shadow(self, model: ModelName) -> None:
+        shadow = self._end_shadow(model)
+        if shadow is not None:
+            shadow.worker.stop()
+
+    def _end_shadow(self, model: ModelName) -> Shadow | None:
+        shadow = self._shadows.pop(model, None)
+        if shadow is not None:
+            self._tools.on_shadow(model, None)
+            shadow.close()
+        return shadow
+
+    def _load_proven(self, slot: Slot) -> Worker:
         worker = self._load(slot)
         try:
             self._prove(worker)
         except EdgemlError:
             worker.stop()
             raise
-        self._swap(worker)
-
-    def observe(self, slot: Slot) -> None:
-        """Judge the trial: still the one that serves, and no crash since.
-
-        Raises:
-            BackendError: It crashed on trial.
-            StateError: Another one serves.
-        """
-        active = self._tools.serving.active
-        if active is None or active.digest != slot.digest:
-            raise StateError(f"{slot.release} is not the one on trial")
-        if self._tools.serving.crashes:
-            raise BackendError(
-                f"the worker of {slot.release} crashed {self._tools.serving.crashes} times on trial"
-            )
-
-    def commit(self, slot: Slot) -> None:
-        """Make the variant the current slot, then remove what no slot names."""
-        self._table.write(promote(self._table.slots, slot))
-        removed = self._table.clean()
-        if removed:
-            logger.info("removed %d files that no slot names", removed)
-
-    def restore(self, condemned: Digest | None) -> Slot | None:
-        """Serve the best slot that is not condemned.
-
-        Raises:
-            StateError: Slots are installed and none can be served.
-        """
-        slots = self._table.slots
-        if slots.current is None:
-            self._swap(None)
-            return None
-        reasons = []
-        while slots.current is not None:
-            if slots.current.digest != condemned:
-                try:
-                    self._serve(slots.current)
-                except EdgemlError as error:
-                    logger.warning("slot %s cannot be served: %s", slots.current.release, error.message)
-                    reasons.append(f"{slots.current.release}: {error.message}")
-                else:
-                    self._table.write(slots)
-                    self._table.clean()
-                    return slots.current
-            slots = demote(slots)
-        self._swap(None)
-        raise StateError(
-            f"no slot can be served ({'; '.join(reasons) or 'all are condemned'})",
-            hint="flash or assign a release",
-        )
-
-    def _serve(self, slot: Slot) -> None:
-        active = self._tools.serving.active
-        if active is not None and active.digest == slot.digest and active.alive:
-            return
-        self._swap(self._load(slot))
+        return worker
 
     def _load(self, slot: Slot) -> Worker:
         worker = self._tools.supervisor.load(self._table.path(slot.digest), slot.digest, self._limits)
         logger.info("loaded %s in %.0f ms", slot.release, worker.load_ms)
+        if worker.manifest.release != slot.release:
+            worker.stop()
+            raise IncompatibleError(f"the bundle of {slot.release} says that it is {worker.manifest.release}")
         self._tools.on_loaded(worker)
         return worker
 
@@ -232,68 +292,8 @@ class DeviceInstaller:
             )
         raise BackendError(verdict.reason)
 
-    def _swap(self, worker: Worker | None) -> None:
-        old = self._tools.serving.swap(worker)
+    def _swap(self, model: ModelName, worker: Worker | None) -> None:
+        old = self._tools.roster.seat(model).swap(worker)
         if old is not None:
             self._tools.on_retired(old)
             old.stop()
-
-    def _run_child(self, job: Job) -> Answer:
-        """Run the fetching child and return its last answer."""
-        name = f"{__package__}.fetch"
-        command = [sys.executable, "-P", "-m", name]
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment()
-        ) as child:
-            self._child = child
-            guard = threading.Timer(FETCH_TIMEOUT_S, child.kill)
-            guard.start()
-            try:
-                assert child.stdin is not None
-                assert child.stdout is not None
-                child.stdin.write(msgspec.json.encode(job))
-                child.stdin.close()
-                last = Answer()
-                while line := child.stdout.readline(LINE_BYTES_MAX):
-                    last = msgspec.json.decode(line, type=Answer)
-                    if not last.finished:
-                        self._tools.on_progress(last.done_bytes, last.all_bytes)
-            except (msgspec.MsgspecError, BrokenPipeError) as error:
-                child.kill()
-                raise BackendError(f"the fetching child said nothing sensible: {error}") from error
-            finally:
-                guard.cancel()
-                self._child = None
-        if last.error:
-            raise _error(last)
-        if not last.finished:
-            # Killed, or out of memory: what it verified is kept, so trying again is right.
-            raise TransferError(f"the fetching child ended with {child.returncode}")
-        return last
-
-
-def _error(answer: Answer) -> EdgemlError:
-    """Make the child's error this process' error."""
-    kind = getattr(errors, answer.error, None)
-    if kind is BudgetError:
-        return BudgetError(answer.message, budget=0, observed=0, unit="bytes", hint=answer.hint)
-    if isinstance(kind, type) and issubclass(kind, EdgemlError):
-        return kind(answer.message, hint=answer.hint)
-    return BackendError(answer.message, hint=answer.hint)
-
-
-def _environment() -> dict[str, str]:
-    """Only what Python, proxies and certificates need."""
-    kept = (
-        "PATH",
-        "PYTHONPATH",
-        "LANG",
-        "LC_ALL",
-        "TMPDIR",
-        "SSL_CERT_FILE",
-        "SSL_CERT_DIR",
-        "HTTPS_PROXY",
-        "HTTP_PROXY",
-        "NO_PROXY",
-    )
-    return {name: os.environ[name] for name in kept if name in os.environ}

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from edgeml import topics, twin
 from edgeml.errors import ManifestError
-from edgeml.ids import DeviceId, TenantId
+from edgeml.ids import DeviceId, ModelName, TenantId
 from edgeml.topics import RULES, Leaf
 from edgeml.transport import Arrival, LinkDown, LinkUp, Message
-from edgeml.twin import Birth, Presence
+from edgeml.twin import Birth, Presence, Reported
 
-from .device import Device, Moment
+from .device import Device
+from .updater import Moment
 from .uplink import Uplink
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class Link:
                     Leaf.STATE, Presence(online=True, session=self._identity.session, at_ms=now.wall_ms)
                 )
                 self._say(Leaf.BIRTH, self._inventory(now))
-                self._say(Leaf.REPORTED, self._device.reported(now))
+                self._report(self._device.reported(now))
                 self._uplink.on_link_up(now.monotonic_s)
             case LinkDown(reason):
                 if self._up:
@@ -86,11 +87,10 @@ class Link:
 
     def speak(self, now: Moment) -> None:
         """Put what is due into the outbox."""
-        report = self._device.take_report(now)
+        reports = self._device.take_reports(now)
         if not self._up:
             return
-        if report is not None:
-            self._say(Leaf.REPORTED, report)
+        self._report(reports)
         self.outbox.extend(self._uplink.due(now.monotonic_s, link_up=True))
 
     def farewell(self, now: Moment) -> Message:
@@ -108,17 +108,21 @@ class Link:
             logger.warning("a message of %d bytes on %s is too long", len(payload), topic)
             return
         try:
-            if address.leaf is Leaf.DESIRED:
-                self._device.on_desired(payload, now)
+            if address.model is not None:
+                self._device.on_desired(address.model, payload, now)
             elif address.leaf is Leaf.ACK:
                 self._uplink.on_ack(payload, now.monotonic_s)
         except ManifestError as error:
             logger.warning("%s: %s", topic, error.message)
 
+    def _report(self, reports: Mapping[ModelName, Reported]) -> None:
+        for model, report in reports.items():
+            self.outbox.append(self._message(Leaf.REPORTED, twin.encode(report), model))
+
     def _say(self, leaf: Leaf, message: twin.Message) -> None:
         self.outbox.append(self._message(leaf, twin.encode(message)))
 
-    def _message(self, leaf: Leaf, payload: bytes) -> Message:
+    def _message(self, leaf: Leaf, payload: bytes, model: ModelName | None = None) -> Message:
         rule = RULES[leaf]
-        topic = topics.device_topic(self._identity.tenant, self._identity.device, leaf)
+        topic = topics.device_topic(self._identity.tenant, self._identity.device, leaf, model)
         return Message(topic, payload, rule.qos, rule.retain)

@@ -1,9 +1,9 @@
-"""The update machine of a device, as one table.
+"""The update machine of a model on a device, as one table.
 
 Everything that decides which state follows which is here: `TRANSITIONS[(state, event)]` is the next state and the one
 action to perform in it. The journal is written before the action is performed, every action may be performed twice,
 and every state knows what to do after a restart. Performing is the executor's business; choosing the event, the
-device's. The diagram in docs/device-machine.md is generated from this table and a test compares them.
+updater's. The diagram in docs/device-machine.md is generated from this table and a test compares them.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ class Event(enum.Enum):
     FETCHED = "fetched"
     VERIFIED = "verified"
     READY = "ready"
+    SHADOW = "shadow"
+    """It is to answer beside the variant that serves before it may serve itself."""
+    SHADOWED = "shadowed"
+    AGREED = "agreed"
     ACTIVATED = "activated"
     HEALTHY = "healthy"
     COMMITTED = "committed"
@@ -53,6 +57,8 @@ class Action(enum.Enum):
     FETCH = "fetch"
     VERIFY = "verify"
     WAIT = "wait"
+    SHADOW = "shadow"
+    COMPARE = "compare"
     ACTIVATE = "activate"
     OBSERVE = "observe"
     COMMIT = "commit"
@@ -86,9 +92,23 @@ TRANSITIONS: Final = MappingProxyType(
         (S.VERIFYING, E.SUPERSEDED): (S.REPORTING, A.REPORT),
         (S.VERIFYING, E.RESTARTED): (S.VERIFYING, A.VERIFY),
         (S.STAGED, E.READY): (S.ACTIVATING, A.ACTIVATE),
+        (S.STAGED, E.SHADOW): (S.SHADOWING, A.SHADOW),
         (S.STAGED, E.SUPERSEDED): (S.REPORTING, A.REPORT),
         # Nobody knows what happened to the disk while the power was off: hash it again.
         (S.STAGED, E.RESTARTED): (S.VERIFYING, A.VERIFY),
+        (S.SHADOWING, E.SHADOWED): (S.COMPARING, A.COMPARE),
+        (S.SHADOWING, E.FAILED): (S.ROLLING_BACK, A.RESTORE),
+        (S.SHADOWING, E.REFUSED): (S.ROLLING_BACK, A.RESTORE),
+        (S.SHADOWING, E.EXHAUSTED): (S.ROLLING_BACK, A.RESTORE),
+        (S.SHADOWING, E.SUPERSEDED): (S.ROLLING_BACK, A.RESTORE),
+        (S.SHADOWING, E.RESTARTED): (S.VERIFYING, A.VERIFY),
+        (S.COMPARING, E.AGREED): (S.ACTIVATING, A.ACTIVATE),
+        # Nobody asked anything, so there is nothing to compare: wait again, as often as attempts allow.
+        (S.COMPARING, E.FAILED): (S.COMPARING, A.COMPARE),
+        (S.COMPARING, E.EXHAUSTED): (S.ROLLING_BACK, A.RESTORE),
+        (S.COMPARING, E.REFUSED): (S.ROLLING_BACK, A.RESTORE),
+        (S.COMPARING, E.SUPERSEDED): (S.ROLLING_BACK, A.RESTORE),
+        (S.COMPARING, E.RESTARTED): (S.VERIFYING, A.VERIFY),
         (S.ACTIVATING, E.ACTIVATED): (S.TRIAL, A.OBSERVE),
         (S.ACTIVATING, E.FAILED): (S.ROLLING_BACK, A.RESTORE),
         (S.ACTIVATING, E.REFUSED): (S.ROLLING_BACK, A.RESTORE),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from edgeml.ids import ReleaseId, parse_release
+from edgeml.ids import ModelName, ReleaseId, parse_release
 from edgeml.telemetry import Counters, Loss, Stream
 from edgeml.twin import DeviceState, Outcome
 
@@ -36,7 +36,7 @@ _COUNTERS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class WorkerFacts:
-    """The worker that serves; 0 bytes while it is dead."""
+    """A worker that serves; 0 bytes while it is dead."""
 
     release: ReleaseId
     memory_bytes: int
@@ -53,8 +53,9 @@ class StreamFacts:
 
 @dataclass(frozen=True, slots=True)
 class UpdateFacts:
-    """Where the update machine stands, and how the last deployment ended."""
+    """Where a model's update machine stands, and how its last deployment ended."""
 
+    model: ModelName
     state: DeviceState
     outcome: Outcome | None
 
@@ -65,10 +66,10 @@ class Facts:
 
     agent_version: str
     releases: Mapping[ReleaseId, Total]
-    worker: WorkerFacts | None
-    toll: Toll
+    workers: tuple[WorkerFacts, ...]
+    tolls: Mapping[ModelName, Toll]
     streams: tuple[StreamFacts, ...]
-    update: UpdateFacts
+    updates: tuple[UpdateFacts, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,35 +97,42 @@ def _lines(facts: Facts) -> Iterator[str]:
     )
     yield from _worker_lines(facts)
     yield from _stream_lines(facts.streams)
-    update = facts.update
-    states = [_Sample((("state", one.value),), one is update.state) for one in DeviceState]
-    yield from _family("edgeml_update_state", "gauge", "1 for where the update machine stands.", states)
-    outcomes = [_Sample((("outcome", one.value),), one is update.outcome) for one in Outcome]
+    states = [
+        _Sample((*_model(update.model), ("state", one.value)), one is update.state)
+        for update in facts.updates
+        for one in DeviceState
+    ]
+    yield from _family("edgeml_update_state", "gauge", "1 for where a model's update machine stands.", states)
+    outcomes = [
+        _Sample((*_model(update.model), ("outcome", one.value)), one is update.outcome)
+        for update in facts.updates
+        for one in Outcome
+    ]
     yield from _family(
         "edgeml_update_outcome",
         "gauge",
-        "1 for how the last deployment ended; none before one did.",
+        "1 for how a model's last deployment ended; none before one did.",
         outcomes,
     )
 
 
 def _worker_lines(facts: Facts) -> Iterator[str]:
-    worker, toll = facts.worker, facts.toll
-    memory = [] if worker is None else [_Sample(_release(worker.release), worker.memory_bytes)]
+    memory = [_Sample(_release(worker.release), worker.memory_bytes) for worker in facts.workers]
     yield from _family(
-        "edgeml_worker_memory_bytes", "gauge", "Resident memory of the worker that serves.", memory
+        "edgeml_worker_memory_bytes", "gauge", "Resident memory of each worker that serves.", memory
     )
+    tolls = sorted(facts.tolls.items())
     yield from _family(
         "edgeml_worker_crashes_total",
         "counter",
         "Workers that died, and successors that could not be loaded.",
-        [_Sample((), toll.crashes)],
+        [_Sample(_model(model), toll.crashes) for model, toll in tolls],
     )
     yield from _family(
         "edgeml_worker_restarts_total",
         "counter",
         "Workers that replaced a dead one.",
-        [_Sample((), toll.restarts)],
+        [_Sample(_model(model), toll.restarts) for model, toll in tolls],
     )
 
 
@@ -168,6 +176,10 @@ def _count(counters: Counters, name: str) -> int:
 def _release(release: ReleaseId) -> tuple[tuple[str, str], ...]:
     model, version = parse_release(release)
     return ("model", model), ("version", version)
+
+
+def _model(model: ModelName) -> tuple[tuple[str, str], ...]:
+    return (("model", model),)
 
 
 def _escaped(value: str) -> str:

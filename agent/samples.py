@@ -39,7 +39,7 @@ def read_samples(path: Path, metadata: ModelMetadata) -> list[Array]:
     missing = [name for name in names if name not in arrays]
     if missing:
         raise ConfigError(f"{path} has no array {missing[0]}", hint=f"the model takes {', '.join(names)}")
-    samples = [_fitted(arrays[spec.name], spec, path) for spec in metadata.inputs]
+    samples = [fitted(arrays[spec.name], spec, path) for spec in metadata.inputs]
     if len({len(array) for array in samples}) != 1 or not len(samples[0]):
         raise ConfigError(f"{path} has no samples, or not equally many for each input")
     return samples
@@ -56,8 +56,12 @@ def _read_arrays(path: Path) -> dict[str, Array]:
             named = content if isinstance(content, dict) else {"": content}
             arrays = {name: np.asarray(value) for name, value in named.items()}
         else:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file) if hasattr(file, "files") else {"": file}
+            loaded = np.load(path, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                arrays = {"": loaded}
+            else:
+                with loaded:
+                    arrays = dict(loaded)
     except OSError as error:
         raise ConfigError(
             f"cannot read {path}: {error.strerror or error}", hint="give a .npz or .json file"
@@ -69,7 +73,12 @@ def _read_arrays(path: Path) -> dict[str, Array]:
     return arrays
 
 
-def _fitted(array: Array, spec: TensorMetadata, path: Path) -> Array:
+def fitted(array: Array, spec: TensorMetadata, path: Path) -> Array:
+    """Bring an array, [samples, ...] or a single sample, to what the input takes.
+
+    Raises:
+        ConfigError: It does not fit; `path` is named in the message.
+    """
     import numpy as np
 
     sample_shape = spec.shape[1:]

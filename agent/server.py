@@ -59,25 +59,29 @@ _Result = TypeVar("_Result")
 class Inference(Protocol):
     """Who answers. Methods are called from several threads."""
 
-    def manifest(self) -> Manifest | None:
-        """What serves now; None if nothing does."""
+    def models(self) -> Sequence[str]:
+        """Which models serve now."""
         ...
 
-    def ready(self) -> bool:
-        """Whether a request would be answered."""
+    def manifest(self, model: str) -> Manifest | None:
+        """What serves under this name now; None if nothing does."""
         ...
 
-    def infer(self, tensors: Sequence[TensorBytes], request_id: str, deadline_s: float) -> Served:
+    def ready(self, model: str) -> bool:
+        """Whether a request to this model would be answered."""
+        ...
+
+    def infer(self, model: str, tensors: Sequence[TensorBytes], request_id: str, deadline_s: float) -> Served:
         """Answer one request, whose turn must come before the deadline on the monotonic clock. Raises EdgemlError."""
         ...
 
     async def infer_in_loop(
-        self, tensors: Sequence[TensorBytes], request_id: str, deadline_s: float
+        self, model: str, tensors: Sequence[TensorBytes], request_id: str, deadline_s: float
     ) -> Served:
         """The same in the endpoint's event loop. Raises EdgemlError."""
         ...
 
-    def feedback(self, request_id: str, label: int | str) -> bool:
+    def feedback(self, model: str, request_id: str, label: int | str) -> bool:
         """Hear what an earlier request really showed; False if it is not remembered. Raises ConfigError."""
         ...
 
@@ -193,15 +197,15 @@ class _Endpoints:
         self._inference = inference
 
     async def server(self, _request: Request) -> Response:
-        manifest = self._inference.manifest()
-        models = () if manifest is None else (manifest.model,)
+        models = tuple(self._inference.models())
         return _json(ServerMetadata("edgeml", __version__, ("binary_tensor_data", "feedback"), models))
 
     async def live(self, _request: Request) -> Response:
         return _json({"live": True})
 
     async def ready(self, _request: Request) -> Response:
-        ready = self._inference.ready()
+        models = self._inference.models()
+        ready = bool(models) and all(self._inference.ready(model) for model in models)
         return _json({"ready": ready}, 200 if ready else 503)
 
     async def model(self, request: Request) -> Response:
@@ -209,7 +213,7 @@ class _Endpoints:
 
     async def model_ready(self, request: Request) -> Response:
         manifest = self._manifest(request)
-        ready = self._inference.ready()
+        ready = self._inference.ready(manifest.model)
         return _json({"name": manifest.model, "ready": ready}, 200 if ready else 503)
 
     async def infer(self, request: Request) -> Response:
@@ -222,35 +226,39 @@ class _Endpoints:
         async with _foreseen():
             call = decode_call(body, length, manifest)
             deadline_s = _deadline_s(call, arrived_s)
-            served = await self._inference.infer_in_loop(call.tensors, call.request_id, deadline_s)
+            served = await self._inference.infer_in_loop(
+                manifest.model, call.tensors, call.request_id, deadline_s
+            )
             if sum(len(one.data) for one in served.answer.outputs) <= LOOP_BYTES_MAX:
                 return _reply(served, call)
         return await _in_thread(_reply, served, call)
 
     async def feedback(self, request: Request) -> Response:
-        self._manifest(request)
+        model = self._manifest(request).model
         feedback = decode_feedback(await _body(request))
-        if not await _in_thread(self._inference.feedback, feedback.id, feedback.label):
+        if not await _in_thread(self._inference.feedback, model, feedback.id, feedback.label):
             message = f"no recent request has the id {feedback.id!r}"
             return _json({"error": message, "matched": False}, 404)
         return _json({"matched": True})
 
     def _answer(self, manifest: Manifest, body: bytes, json_length: int, arrived_s: float) -> Response:
         call = decode_call(body, json_length, manifest)
-        return _reply(
-            self._inference.infer(call.tensors, call.request_id, _deadline_s(call, arrived_s)), call
-        )
+        deadline_s = _deadline_s(call, arrived_s)
+        return _reply(self._inference.infer(manifest.model, call.tensors, call.request_id, deadline_s), call)
 
     def _manifest(self, request: Request) -> Manifest:
         """Find the model that the path names."""
         from starlette.exceptions import HTTPException
 
-        manifest = self._inference.manifest()
+        name = request.path_params["name"]
+        manifest = self._inference.manifest(name)
         if manifest is None:
-            raise NoModelError("no model serves on this device", hint="assign or flash a release")
-        name, version = request.path_params["name"], request.path_params.get("version", manifest.version)
-        if (name, version) != (manifest.model, manifest.version):
-            raise HTTPException(404, f"no such model here; {manifest.release} is")
+            models = self._inference.models()
+            if not models:
+                raise NoModelError("no model serves on this device", hint="assign or flash a release")
+            raise HTTPException(404, f"no such model here; there are: {', '.join(models)}")
+        if request.path_params.get("version", manifest.version) != manifest.version:
+            raise HTTPException(404, f"no such version here; {manifest.release} is")
         return manifest
 
 

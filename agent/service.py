@@ -1,8 +1,8 @@
 """The agent: composes the device's parts and runs them.
 
 The composition root of the room and its only loop. One thread moves messages between the link and the transport, time
-to the device, and counts to the buffer; a second one performs one action of the update machine at a time; HTTP threads
-only ask the serving worker and the windows. Nothing is decided here.
+to the device, and counts to the buffer; others perform the actions of the update machines; HTTP threads only ask the
+serving workers and the windows. Nothing is decided here.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ import os
 import signal
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 from edgeml import __version__
 from edgeml.clock import Clock, SystemClock
-from edgeml.errors import EdgemlError, ManifestError, StateError, StorageError
-from edgeml.ids import DeviceId, TenantId
+from edgeml.errors import EdgemlError, StateError, StorageError
+from edgeml.ids import DeviceId, ModelName, TenantId
 from edgeml.lock import Lock
 from edgeml.mqtt import Login, PahoTransport
 from edgeml.runtime import installed_runtimes
@@ -33,24 +32,25 @@ from . import flash
 from .answering import Answering
 from .buffer import Buffer, BufferLimits
 from .config import LOCK, AgentConfig, install_anchor, read_secret
-from .device import Device, Moment, Perform, Result
-from .executor import Executor
+from .device import Device
+from .inbox import Inbox
 from .installer import DeviceInstaller, Tools
-from .journal import Journal
+from .journal import Entry, Journal
 from .link import Identity, Link
 from .metrics import Facts, StreamFacts, UpdateFacts, WorkerFacts, render
 from .notify import Notifier
+from .roster import Roster
 from .sensors import Sensors, disk_free_bytes
-from .serving import Serving
 from .slots import SlotTable
 from .supervisor import Supervisor
+from .updater import Moment
+from .updates import Updates
 from .uplink import Uplink
 from .windows import Windows
 
 logger = logging.getLogger(__name__)
 
 TICK_S: Final = 0.2
-INBOX_EVERY_S: Final = 5.0
 DISK_PAUSE_S: Final = 5.0
 """Between attempts while the disk refuses."""
 _M_ARENA_MAX: Final = -8
@@ -80,20 +80,30 @@ class Service:
         limits = BufferLimits(rows_max=config.telemetry.rows_max, bytes_max=config.telemetry.bytes_max)
         self._buffer = Buffer(self._storage / "telemetry.db", self._journal.boot, limits)
         self._supervisor = Supervisor()
-        self._serving = Serving(self._supervisor)
+        self._roster = Roster(self._supervisor)
         self._windows = Windows(config.telemetry.window_s)
-        self.answering = self._answering = Answering(self._serving, self._windows, self._clock)
+        self.answering = self._answering = Answering(self._roster, self._windows, self._clock)
+        self._device = Device(DeviceId(config.device), self._journal, self._table)
         tools = Tools(
             self._supervisor,
-            self._serving,
+            self._roster,
             self._table,
             self._clock,
             self._answering.retire,
             self._answering.expect,
+            self._answering.shadow,
+            self._answering.totals,
+            self._device.wanted,
         )
         self._installer = DeviceInstaller(config, tools)
-        self._executor = Executor(self._installer, config.profile)
-        self._device = Device(config.device, self._journal, self._table)
+        self._updates = Updates(
+            self._device,
+            self._installer,
+            config.profile,
+            config.update.parallel_downloads,
+            self._on_outcome,
+        )
+        self._inbox = Inbox(self._storage, self._device)
         identity = Identity(TenantId(config.tenant), DeviceId(config.device), self._journal.boot)
         self._link = Link(
             identity, self._device, Uplink(self._buffer, identity.tenant, identity.device), self._birth
@@ -101,10 +111,6 @@ class Service:
         self._transport = self._connect()
         self._uploads = self._look_at_uploads()
         self._stop = threading.Event()
-        self._performing: tuple[Perform, Future[Result]] | None = None
-        self._pool = ThreadPoolExecutor(1, "update")
-        self._offline: flash.Offline | None = None
-        self._inbox_at_s = 0.0
         self.started = threading.Event()
 
     def run(self) -> None:
@@ -139,20 +145,22 @@ class Service:
         self._stop.set()
 
     def _begin(self) -> None:
-        """Serve what is installed, then let the machine go on where it stopped."""
+        """Serve what is installed, then let the machines go on where they stopped."""
         self._supervisor.start()
         for quarantined in (self._journal.quarantined, self._table.quarantined, self._buffer.quarantined):
             if quarantined is not None:
                 logger.error("%s could not be read and was set aside", quarantined)
                 self._event("quarantined", str(quarantined.name))
         now = self._now()
-        try:
-            self._installer.restore(None)
-        except StateError as error:
-            self._device.start(now)
-            self._device.crashed(error.message, now)
-        else:
-            self._device.start(now)
+        failed: dict[ModelName, str] = {}
+        for model in self._table.models:
+            try:
+                self._installer.restore(model, None)
+            except StateError as error:
+                failed[model] = error.message
+        self._device.start(now)
+        for model, reason in failed.items():
+            self._device.crashed(model, reason, now)
 
     def _turn(self) -> None:
         """Do what is due, once. A disk that refuses stops updates and telemetry, never the model that serves."""
@@ -188,70 +196,28 @@ class Service:
             self._link.outbox.popleft()
 
     def _update(self, now: Moment) -> None:
-        """Let the machine's action be performed, one at a time."""
-        if self._performing is not None:
-            performed, future = self._performing
-            if not future.done():
-                if self._device.next_due_s() is not None:
-                    # Something else is wanted by now: a fetch under way need not be waited for.
-                    self._installer.cancel()
-                return
-            self._device.done(performed, future.result(), now)
-            # Only now: if the journal could not be written, the same result is handed over again.
-            self._performing = None
+        if self._updates.turn(now):
             _give_back_memory()
-            self._after(performed)
-        perform = self._device.next(now)
-        if perform is not None:
-            self._performing = (perform, self._pool.submit(self._executor.perform, perform))
-        elif now.monotonic_s >= self._inbox_at_s:
-            self._inbox_at_s = now.monotonic_s + INBOX_EVERY_S
-            self._look_into_inbox(now)
+        self._inbox.look(now)
 
-    def _after(self, performed: Perform) -> None:
-        entry = self._device.entry
-        if entry.outcome is not None and entry.outcome is not performed.entry.outcome:
-            logger.info(
-                "deployment %s: %s %s",
-                entry.desired.deployment if entry.desired else "",
-                entry.outcome.value,
-                entry.reason,
+    def _on_outcome(self, entry: Entry) -> None:
+        assert entry.outcome is not None
+        release = entry.desired.release if entry.desired else None
+        self._buffer.append(
+            Event(
+                seq=0,
+                kind=entry.outcome.value,
+                at_ms=self._clock.now_ms(),
+                detail=entry.reason,
+                release=release,
             )
-            release = entry.desired.release if entry.desired else None
-            self._buffer.append(
-                Event(
-                    seq=0,
-                    kind=entry.outcome.value,
-                    at_ms=self._clock.now_ms(),
-                    detail=entry.reason,
-                    release=release,
-                )
-            )
-
-    def _look_into_inbox(self, now: Moment) -> None:
-        """Start a deployment that was flashed, or clear away one that has ended."""
-        entry = self._device.entry
-        if self._offline is not None and entry.outcome is not None and entry.desired == self._offline.desired:
-            flash.clear(self._offline)
-            self._offline = None
-            return
-        try:
-            waiting = next(flash.waiting(self._storage), None)
-        except ManifestError as error:
-            logger.warning("%s", error.message)
-            return
-        if waiting is None:
-            return
-        self._offline = waiting
-        if entry.desired == waiting.desired and entry.outcome is not None:
-            return
-        logger.info("found %s in the inbox", waiting.desired.release)
-        self._device.on_offline(waiting.desired, waiting.repository, now)
+        )
 
     def _watch(self, now: Moment) -> None:
-        """Notice a worker that keeps dying."""
-        if self._serving.unstable and self._performing is None:
-            self._device.crashed(f"the worker died {self._serving.crashes} times", now)
+        """Notice workers that keep dying."""
+        for model, seat in self._roster.seats.items():
+            if seat.unstable and not self._updates.in_hand(model):
+                self._device.crashed(model, f"the worker died {seat.crashes} times", now)
 
     def _windows_due(self, now: Moment) -> bool:
         with self._answering.lock:
@@ -295,18 +261,16 @@ class Service:
 
     def _metrics(self) -> str:
         """Write the page of metrics, in a thread of the endpoint."""
-        entry = self._device.entry
-        worker = self._serving.active
+        entries = [(model, self._device.entry(model)) for model in self._device.models]
+        workers = self._roster.workers.values()
         return render(
             Facts(
                 agent_version=__version__,
                 releases=self._answering.totals(),
-                worker=None
-                if worker is None
-                else WorkerFacts(worker.manifest.release, worker.memory_bytes()),
-                toll=self._serving.toll,
+                workers=tuple(WorkerFacts(one.manifest.release, one.memory_bytes()) for one in workers),
+                tolls={model: seat.toll for model, seat in self._roster.seats.items()},
                 streams=self._uploads,
-                update=UpdateFacts(entry.state, entry.outcome),
+                updates=tuple(UpdateFacts(model, entry.state, entry.outcome) for model, entry in entries),
             )
         )
 
@@ -330,8 +294,8 @@ class Service:
 
     def _end(self) -> None:
         """Leave in order; everything that matters is on disk already."""
-        self._installer.cancel()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._updates.close()
+        self._installer.close()
         now = self._now()
         try:
             self._close_windows(now)
@@ -344,7 +308,7 @@ class Service:
                 while self._transport.unconfirmed and time.monotonic() < deadline:
                     time.sleep(0.02)
             self._transport.close()
-        self._serving.close()
+        self._roster.close()
         self._supervisor.close()
         self._buffer.close()
         self._journal.close()

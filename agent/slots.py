@@ -1,12 +1,13 @@
 """Slots: which variants are installed, and which one counts.
 
-Decides the pointer table (current, previous, factory) as one small file that is replaced atomically, so that all three
-move together, and what a commit, a fall-back and a clean-up do to it. Bundles lie beside it under their digests and
-are never changed. Nothing here loads a model.
+Decides the pointer table (current, previous, factory of each model) as one small file that is replaced atomically, so
+that all three move together, and what a commit, a fall-back and a clean-up do to it. Bundles lie beside it under their
+digests and are never changed. Nothing here loads a model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ import msgspec
 
 from edgeml import atomic
 from edgeml.errors import StateError
-from edgeml.ids import Digest
+from edgeml.ids import Digest, ModelName
 from edgeml.twin import Slot, Slots
 
 TABLE: Final = "slots.json"
@@ -50,64 +51,86 @@ def demote(slots: Slots) -> Slots:
     return Slots(current=None, previous=None, factory=None)
 
 
+class _Table(msgspec.Struct, frozen=True):
+    """The file."""
+
+    models: dict[ModelName, Slots]
+
+
 class SlotTable:
-    """The pointer table and the store of one device."""
+    """The pointer table and the store of one device. Written by one thread at a time, read by any."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / TABLE
         self.store = directory / STORE
         self.quarantined: Path | None = None
-        self._slots = self._read()
+        self._models = self._read()
 
     @property
-    def slots(self) -> Slots:
-        """What is installed."""
-        return self._slots
+    def models(self) -> tuple[ModelName, ...]:
+        """The models that have slots."""
+        return tuple(sorted(self._models))
+
+    def slots(self, model: ModelName) -> Slots:
+        """What is installed of a model."""
+        return self._models.get(model, Slots())
 
     def path(self, digest: Digest) -> Path:
         """Where the bundle with this digest lies, or would lie."""
         return self.store / f"{digest}.edgeml"
 
-    def write(self, slots: Slots) -> None:
+    def write(self, model: ModelName, slots: Slots) -> None:
         """Replace the table atomically.
 
         Raises:
             StorageError: The disk refused; the old table stands.
         """
-        if slots != self._slots:
-            atomic.write_bytes(self._path, msgspec.json.encode(slots))
-            self._slots = slots
+        if slots == self.slots(model):
+            return
+        models = {**self._models, model: slots}
+        if slots == Slots():
+            del models[model]
+        atomic.write_bytes(self._path, msgspec.json.encode(_Table(models), order="sorted"))
+        self._models = models
 
-    def clean(self, also_keep: frozenset[Digest] = frozenset()) -> int:
+    def clean(self, wanted: Callable[[], frozenset[Digest]] = frozenset) -> int:
         """Remove bundles and partial files that no slot names; return how many.
+
+        Args:
+            wanted: what else is to be kept: bundles that are being fetched, or wait to be tried.
 
         Raises:
             StorageError: The disk refused.
         """
-        kept = also_keep | {
-            slot.digest for slot in (self._slots.current, self._slots.previous, self._slots.factory) if slot
-        }
         removed = 0
         try:
-            for path in self.store.iterdir() if self.store.exists() else ():
+            # Looked at before it is asked what is wanted: nothing that somebody begins to fetch meanwhile is removed.
+            found = list(self.store.iterdir()) if self.store.exists() else []
+            kept = wanted() | {
+                slot.digest
+                for slots in self._models.values()
+                for slot in (slots.current, slots.previous, slots.factory)
+                if slot
+            }
+            for path in found:
                 if path.name.partition(".")[0] not in kept:
-                    path.unlink()
+                    path.unlink(missing_ok=True)
                     removed += 1
         except OSError as error:
             raise atomic.storage_error(error, self.store) from error
         return removed
 
-    def _read(self) -> Slots:
+    def _read(self) -> dict[ModelName, Slots]:
         try:
             data = self._path.read_bytes()
         except FileNotFoundError:
-            return Slots()
+            return {}
         except OSError as error:
             raise StateError(f"cannot read {self._path}: {error.strerror}", hint="check the disk") from error
         try:
-            return msgspec.json.decode(data, type=Slots)
-        except msgspec.MsgspecError:
+            return msgspec.json.decode(data, type=_Table).models
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             # The file is replaced atomically, so this is a broken disk. Nothing in it can be trusted to be current.
             self.quarantined = self._path.with_suffix(".corrupt")
             self._path.replace(self.quarantined)
-            return Slots()
+            return {}

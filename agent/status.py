@@ -9,32 +9,29 @@ from pathlib import Path
 
 import msgspec
 
+from edgeml.ids import ModelName
 from edgeml.lock import is_held
 from edgeml.twin import DeviceState, Outcome, Slot, Slots
 
 from .config import LOCK
-from .journal import peek
+from .journal import Entry, peek
 from .slots import SlotTable
 
 
-class Status(msgspec.Struct, frozen=True):
-    """What a person wants to know of a device."""
+class ModelStatus(msgspec.Struct, frozen=True):
+    """What a person wants to know of one model on a device."""
 
+    model: ModelName
     slots: Slots
     state: DeviceState
     deployment: str | None
     outcome: Outcome | None
     reason: str
-    running: bool
-
-    def to_json(self) -> str:
-        """As JSON."""
-        return msgspec.json.encode(self).decode()
 
     def lines(self) -> list[str]:
         """As text."""
         return [
-            f"agent     {'running' if self.running else 'not running'}",
+            f"model     {self.model}",
             f"current   {_slot(self.slots.current)}",
             f"previous  {_slot(self.slots.previous)}",
             f"factory   {_slot(self.slots.factory)}",
@@ -44,20 +41,51 @@ class Status(msgspec.Struct, frozen=True):
         ]
 
 
+class Status(msgspec.Struct, frozen=True):
+    """What a person wants to know of a device."""
+
+    running: bool
+    models: tuple[ModelStatus, ...]
+
+    def to_json(self) -> str:
+        """As JSON."""
+        return msgspec.json.encode(self).decode()
+
+    def lines(self) -> list[str]:
+        """As text, a paragraph for each model."""
+        lines = [f"agent     {'running' if self.running else 'not running'}"]
+        if not self.models:
+            lines.append("models    none; flash a release, or let the fleet roll one out")
+        for model in self.models:
+            lines += ["", *model.lines()]
+        return lines
+
+
 def read_status(storage: Path) -> Status:
     """Read a device's storage.
 
     Raises:
         StateError: The journal or the slots cannot be read.
     """
-    entry = peek(storage / "journal.db")
+    entries = peek(storage / "journal.db")
+    table = SlotTable(storage)
     return Status(
-        slots=SlotTable(storage).slots,
-        state=entry.state if entry else DeviceState.IDLE,
-        deployment=entry.desired.deployment if entry and entry.desired else None,
-        outcome=entry.outcome if entry else None,
-        reason=entry.reason if entry else "",
         running=is_held(storage / LOCK),
+        models=tuple(
+            _model(model, table.slots(model), entries.get(model, Entry()))
+            for model in sorted({*entries, *table.models})
+        ),
+    )
+
+
+def _model(model: ModelName, slots: Slots, entry: Entry) -> ModelStatus:
+    return ModelStatus(
+        model=model,
+        slots=slots,
+        state=entry.state,
+        deployment=entry.desired.deployment if entry.desired else None,
+        outcome=entry.outcome,
+        reason=entry.reason,
     )
 
 

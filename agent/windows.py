@@ -1,8 +1,8 @@
 """Windows: counts of what each release did on this device in a closed span of time.
 
-Decides which counters an outcome moves, what all windows since the agent's start add up to, under which release a late label counts (the one that made the prediction, in
-the window in which the label comes), and how many predictions are remembered. Pure; the caller brings the time and
-holds the lock.
+Decides which counters an outcome moves, what all windows since the agent's start add up to, under which release a late
+label counts (the one that made the prediction, in the window in which the label comes), and how many predictions of each
+model are remembered. Pure; the caller brings the time and holds the lock.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgeml.sketch import Sketch
 from edgeml.telemetry import LATENCY_BINS, Counters, Window, latency_bin
 
 PREDICTIONS_MAX: Final = 4096
-"""Predictions that are remembered for late labels."""
+"""Predictions of a model that are remembered for late labels."""
 REQUEST_ID_MAX: Final = 128
 """Characters of an id above which its prediction is not remembered: ids come from callers."""
 
@@ -96,7 +96,8 @@ class Windows:
     def __init__(self, window_s: float) -> None:
         self._window_s = window_s
         self._open: dict[ReleaseKey, _Open] = {}
-        self._predictions: OrderedDict[str, tuple[ReleaseKey, int]] = OrderedDict()
+        self._predictions: dict[str, OrderedDict[str, tuple[ReleaseKey, int]]] = {}
+        """By model, then by request."""
         self._began_s: float | None = None
         self._past: dict[ReleaseId, Total] = {}
 
@@ -110,19 +111,20 @@ class Windows:
         window.latency[latency_bin(latency_us)] += 1
         window.latency_ns += round(latency_us * 1000)
         if predicted is not None and len(request_id) <= REQUEST_ID_MAX:
+            remembered = self._predictions.setdefault(key.release.partition("@")[0], OrderedDict())
             # The newest prediction of an id counts, and is the last to be forgotten.
-            self._predictions.pop(request_id, None)
-            self._predictions[request_id] = (key, predicted)
-            if len(self._predictions) > PREDICTIONS_MAX:
-                self._predictions.popitem(last=False)
+            remembered.pop(request_id, None)
+            remembered[request_id] = (key, predicted)
+            if len(remembered) > PREDICTIONS_MAX:
+                remembered.popitem(last=False)
 
     def failed(self, key: ReleaseKey) -> None:
         """Count a request that got no answer."""
         self._window(key).errors += 1
 
-    def labelled(self, request_id: str, label: int) -> bool:
-        """Count a label; False if the prediction is not remembered (any more), or had its label."""
-        found = self._predictions.pop(request_id, None)
+    def labelled(self, model: str, request_id: str, label: int) -> bool:
+        """Count a label; False if the model's prediction is not remembered (any more), or had its label."""
+        found = self._predictions.get(model, OrderedDict()).pop(request_id, None)
         if found is None:
             return False
         key, predicted = found

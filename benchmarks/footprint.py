@@ -36,8 +36,9 @@ serving.close()
 WITH_HTTP = """
 from agent.server import Server
 class Nobody:
-    def manifest(self): return None
-    def ready(self): return False
+    def models(self): return ()
+    def manifest(self, model): return None
+    def ready(self, model): return False
 server = Server(Nobody(), '127.0.0.1:0')
 server.start()
 """

@@ -131,23 +131,27 @@ class Direct:
     def __init__(self, serving):
         self.serving = serving
 
-    def manifest(self):
+    def models(self):
+        """Who serves."""
+        return ("bench",)
+
+    def manifest(self, _model):
         """What serves."""
         return self.serving.active.manifest
 
-    def ready(self):
+    def ready(self, _model):
         """Always."""
         return True
 
-    def infer(self, tensors, _request_id, _deadline_s):
+    def infer(self, _model, tensors, _request_id, _deadline_s):
         """Answer, and count nothing."""
         return self.serving.infer(tensors)
 
-    async def infer_in_loop(self, tensors, _request_id, deadline_s):
+    async def infer_in_loop(self, _model, tensors, _request_id, deadline_s):
         """The same in the endpoint's event loop."""
         return await self.serving.infer_in_loop(tensors, deadline_s)
 
-    def feedback(self, _request_id, _label):
+    def feedback(self, _model, _request_id, _label):
         """Remember nothing."""
         return False
 

@@ -20,15 +20,15 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from agent.answering import Answering
+from agent.roster import Roster
 from agent.server import Server
-from agent.serving import Serving
 from agent.supervisor import Supervisor
 from agent.windows import Windows
 from edgeml.async_client import AsyncClient
 from edgeml.bundle import MONITOR, write_bundle
 from edgeml.client import Client
 from edgeml.clock import SystemClock
-from edgeml.ids import digest_of, digest_of_file
+from edgeml.ids import ModelName, digest_of, digest_of_file
 from edgeml.inference import infer_request
 from edgeml.manifest import Manifest, Measurement, Provenance, RuntimeFamily, ScoreKind, Task
 from edgeml.monitor import encode
@@ -113,9 +113,9 @@ def measure(directory, rounds):
     session = bundle(path)
     array = np.random.default_rng(2).normal(size=(1, FEATURES)).astype(np.float32)
     supervisor = Supervisor()
-    serving = Serving(supervisor)
-    serving.swap(supervisor.load(path, digest_of_file(path)))
-    answering = Answering(serving, Windows(60.0), SystemClock())
+    roster = Roster(supervisor)
+    roster.seat(ModelName("bench")).swap(supervisor.load(path, digest_of_file(path)))
+    answering = Answering(roster, Windows(60.0), SystemClock())
     servers = [Server(answering, listen) for listen in ("127.0.0.1:0", f"unix:{directory}/agent.sock")]
     for server in servers:
         server.start()
@@ -148,7 +148,7 @@ def measure(directory, rounds):
         closable.close()
     for server in servers:
         server.stop()
-    serving.close()
+    roster.close()
     supervisor.close()
     return compared({name: sorted(values) for name, values in taken.items()})
 

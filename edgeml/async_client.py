@@ -79,7 +79,7 @@ class AsyncClient:
         return read_message(await self._ask(Request("GET", "/v2")), ServerMetadata).models
 
     async def model(self, name: str | None = None) -> ModelMetadata:
-        """Describe the named model, or the one that serves."""
+        """Describe the named model, or the only one that serves."""
         if name is None:
             name = first_of(await self.models())
         return read_message(await self._ask(Request("GET", model_path(name))), ModelMetadata)

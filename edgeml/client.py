@@ -131,7 +131,7 @@ class Client:
         return read_message(self._ask(Request("GET", "/v2")), ServerMetadata).models
 
     def model(self, name: str | None = None) -> ModelMetadata:
-        """Describe the named model, or the one that serves.
+        """Describe the named model, or the only one that serves.
 
         Raises:
             EdgemlError: As the class says.
@@ -301,11 +301,14 @@ def first_of(models: tuple[str, ...]) -> str:
 
     Raises:
         TransferError: None does.
+        ConfigError: Several do.
     """
     if not models:
         raise TransferError(
             "the agent has no model now", hint="assign or flash a release, or try again later"
         )
+    if len(models) > 1:
+        raise ConfigError(f"the agent has several models: {', '.join(models)}", hint="name the one you mean")
     return models[0]
 
 

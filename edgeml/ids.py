@@ -15,6 +15,8 @@ from .errors import ConfigError
 
 DeviceId = NewType("DeviceId", str)
 TenantId = NewType("TenantId", str)
+ModelName = NewType("ModelName", str)
+"""What all releases of a model share."""
 ReleaseId = NewType("ReleaseId", str)
 """`model@version`."""
 DeploymentId = NewType("DeploymentId", str)
@@ -64,6 +66,18 @@ def parse_release(text: str) -> tuple[str, str]:
             f"{text!r} is not a release", hint="write it as model@version, for example digits@1.0.0"
         )
     return model, version
+
+
+def model_of(release: ReleaseId) -> ModelName:
+    """Name the model that a release belongs to.
+
+    Raises:
+        ConfigError: It is no release.
+
+    >>> model_of(ReleaseId("digits@1.0.0"))
+    'digits'
+    """
+    return ModelName(parse_release(release)[0])
 
 
 def release_id(model: str, version: str) -> ReleaseId:

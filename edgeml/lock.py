@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from .atomic import storage_error
-from .errors import ConfigError
+from .errors import ConfigError, TransferError
+
+WAIT_STEP_S: Final = 0.05
 
 
 class Lock:
@@ -37,6 +43,30 @@ class Lock:
     def release(self) -> None:
         """Give it back."""
         os.close(self._descriptor)
+
+
+@contextmanager
+def waiting_lock(path: Path, wait_s: float) -> Iterator[None]:
+    """Hold a lock for a while; wait for it if another process has it.
+
+    Raises:
+        TransferError: Another one had it all the time; try again later.
+        StorageError: The disk refused.
+    """
+    deadline_s = time.monotonic() + wait_s
+    while True:
+        try:
+            lock = Lock(path, f"{path.name} is held by another process", "")
+        except ConfigError as error:
+            if time.monotonic() > deadline_s:
+                raise TransferError(f"{error.message} for {wait_s:.0f} s") from error
+            time.sleep(WAIT_STEP_S)
+        else:
+            break
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def is_held(path: Path) -> bool:

@@ -47,6 +47,12 @@ class Counters(msgspec.Struct, frozen=True, omit_defaults=True):
         """Add field by field."""
         return Counters(*(getattr(self, name) + getattr(other, name) for name in Counters.__struct_fields__))
 
+    def minus(self, earlier: Counters) -> Counters:
+        """Subtract field by field what was counted earlier."""
+        return Counters(
+            *(getattr(self, name) - getattr(earlier, name) for name in Counters.__struct_fields__)
+        )
+
 
 class Window(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one release did on one device in a closed span of time."""

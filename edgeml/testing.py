@@ -271,7 +271,11 @@ def _matches(topic_filter: str, topic: str) -> bool:
 
 
 def sample_bundle(
-    path: Path, version: str = "1.0.0", profiles: tuple[str, ...] = ("generic-x86-64",), seed: int = 0
+    path: Path,
+    version: str = "1.0.0",
+    profiles: tuple[str, ...] = ("generic-x86-64",),
+    seed: int = 0,
+    model: str = "sample",
 ) -> Digest:
     """Write a tiny real bundle (a linear classifier, 4 features, 3 classes) and return its digest.
 
@@ -287,12 +291,12 @@ def sample_bundle(
     from .runtime import open_session
 
     generator = np.random.default_rng(seed)
-    model = linear_model(seed)
-    session = open_session(model, RuntimeFamily.ONNX)
+    content = linear_model(seed)
+    session = open_session(content, RuntimeFamily.ONNX)
     samples = generator.normal(size=(256, FEATURES)).astype(np.float32)
     answers = session.run([samples])
     manifest = Manifest(
-        model="sample",
+        model=model,
         version=version,
         variant="onnx-fp32",
         runtime=RuntimeFamily.ONNX,
@@ -301,14 +305,14 @@ def sample_bundle(
         outputs=session.outputs,
         files=(),
         measurement=Measurement("not measured", session.runtime.split()[0], 1, 0.0, 0.0, 0),
-        provenance=Provenance("sample", digest_of(model)),
+        provenance=Provenance("sample", digest_of(content)),
         task=Task.CLASSIFICATION,
         scores=ScoreKind.LOGITS,
         labels=("a", "b", "c"),
     )
     watch = build_monitor(manifest, {session.inputs[0].name: samples}, {session.outputs[0].name: answers[0]})
     recorded = golden.Golden((samples[: golden.SAMPLES],), (answers[0][: golden.SAMPLES],))
-    members = {"model.onnx": model, MONITOR: monitor.encode(watch), GOLDEN: golden.encode(recorded)}
+    members = {"model.onnx": content, MONITOR: monitor.encode(watch), GOLDEN: golden.encode(recorded)}
     write_bundle(path, manifest, members)
     return digest_of_file(path)
 

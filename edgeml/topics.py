@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from .ids import DeviceId, TenantId, is_name
+from .ids import DeviceId, ModelName, TenantId, is_name
 from .telemetry import BATCH_BYTES_MAX, Stream
 from .twin import MESSAGE_BYTES_MAX
 
@@ -37,6 +37,14 @@ class Leaf(enum.Enum):
     ACK = "ack"
 
 
+class Tail(enum.Enum):
+    """What follows the leaf."""
+
+    NOTHING = "nothing"
+    STREAM = "stream"
+    MODEL = "model"
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """How one kind of topic is used."""
@@ -45,15 +53,16 @@ class Rule:
     qos: int
     retain: bool
     bytes_max: int
+    tail: Tail = Tail.NOTHING
 
 
 RULES: Final = MappingProxyType(
     {
         Leaf.STATE: Rule(Direction.UP, qos=1, retain=True, bytes_max=1024),
         Leaf.BIRTH: Rule(Direction.UP, qos=1, retain=False, bytes_max=MESSAGE_BYTES_MAX),
-        Leaf.DESIRED: Rule(Direction.DOWN, qos=1, retain=True, bytes_max=MESSAGE_BYTES_MAX),
-        Leaf.REPORTED: Rule(Direction.UP, qos=1, retain=True, bytes_max=MESSAGE_BYTES_MAX),
-        Leaf.TELEMETRY: Rule(Direction.UP, qos=1, retain=False, bytes_max=BATCH_BYTES_MAX),
+        Leaf.DESIRED: Rule(Direction.DOWN, qos=1, retain=True, bytes_max=MESSAGE_BYTES_MAX, tail=Tail.MODEL),
+        Leaf.REPORTED: Rule(Direction.UP, qos=1, retain=True, bytes_max=MESSAGE_BYTES_MAX, tail=Tail.MODEL),
+        Leaf.TELEMETRY: Rule(Direction.UP, qos=1, retain=False, bytes_max=BATCH_BYTES_MAX, tail=Tail.STREAM),
         Leaf.ACK: Rule(Direction.DOWN, qos=1, retain=False, bytes_max=1024),
     }
 )
@@ -63,22 +72,27 @@ CONTROLLER_USER: Final = "controller"
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """What a topic says."""
+    """What a topic says. `stream` and `model` are set where the leaf's rule has them as its tail."""
 
     tenant: TenantId
     device: DeviceId
     leaf: Leaf
     stream: Stream | None = None
+    model: ModelName | None = None
 
 
-def device_topic(tenant: TenantId, device: DeviceId, leaf: Leaf, stream: Stream | None = None) -> str:
-    """Write a device's topic.
+def device_topic(
+    tenant: TenantId, device: DeviceId, leaf: Leaf, tail: Stream | ModelName | None = None
+) -> str:
+    """Write a device's topic. `tail` is what the leaf's rule asks for.
 
     >>> device_topic(TenantId("acme"), DeviceId("cam-1"), Leaf.TELEMETRY, Stream.WINDOWS)
     'em/v1/acme/d/cam-1/tele/windows'
+    >>> device_topic(TenantId("acme"), DeviceId("cam-1"), Leaf.DESIRED, ModelName("digits"))
+    'em/v1/acme/d/cam-1/desired/digits'
     """
-    tail = f"/{stream.value}" if stream else ""
-    return f"{ROOT}/{tenant}/d/{device}/{leaf.value}{tail}"
+    end = "" if tail is None else f"/{tail.value if isinstance(tail, Stream) else tail}"
+    return f"{ROOT}/{tenant}/d/{device}/{leaf.value}{end}"
 
 
 def controller_topic(tenant: TenantId, controller: str) -> str:
@@ -88,9 +102,8 @@ def controller_topic(tenant: TenantId, controller: str) -> str:
 
 def up_filters(tenant: TenantId) -> tuple[str, ...]:
     """What a controller subscribes to."""
-    base = f"{ROOT}/{tenant}/d/+"
     return tuple(
-        f"{base}/{leaf.value}" + ("/+" if leaf is Leaf.TELEMETRY else "")
+        f"{ROOT}/{tenant}/d/+/{_pattern(leaf)}"
         for leaf, rule in RULES.items()
         if rule.direction is Direction.UP
     )
@@ -99,7 +112,9 @@ def up_filters(tenant: TenantId) -> tuple[str, ...]:
 def down_filters(tenant: TenantId, device: DeviceId) -> tuple[str, ...]:
     """What a device subscribes to."""
     return tuple(
-        device_topic(tenant, device, leaf) for leaf, rule in RULES.items() if rule.direction is Direction.DOWN
+        f"{ROOT}/{tenant}/d/{device}/{_pattern(leaf)}"
+        for leaf, rule in RULES.items()
+        if rule.direction is Direction.DOWN
     )
 
 
@@ -113,12 +128,18 @@ def parse(topic: str) -> Address | None:
         return None
     try:
         leaf = Leaf(parts[5])
-        stream = Stream(parts[6]) if len(parts) == 7 else None
     except ValueError:
         return None
-    if (leaf is Leaf.TELEMETRY) != (stream is not None):
-        return None
-    return Address(TenantId(tenant), DeviceId(device), leaf, stream)
+    last = parts[6] if len(parts) == 7 else None
+    match RULES[leaf].tail, last:
+        case Tail.NOTHING, None:
+            return Address(TenantId(tenant), DeviceId(device), leaf)
+        case Tail.STREAM, str() if last in _STREAMS:
+            return Address(TenantId(tenant), DeviceId(device), leaf, stream=Stream(last))
+        case Tail.MODEL, str() if is_name(last):
+            return Address(TenantId(tenant), DeviceId(device), leaf, model=ModelName(last))
+        case _:
+            return None
 
 
 def may_publish(tenant: TenantId, user: str, topic: str) -> bool:
@@ -163,9 +184,16 @@ def mosquitto_acl(tenant: TenantId) -> str:
     base = f"{ROOT}/{tenant}/d"
     lines = [f"user {CONTROLLER_USER}", f"topic write {ROOT}/{tenant}/ctl/+/state"]
     for leaf, rule in RULES.items():
-        tail = f"{leaf.value}/+" if leaf is Leaf.TELEMETRY else leaf.value
-        lines.append(f"topic {'read' if rule.direction is Direction.UP else 'write'} {base}/+/{tail}")
+        access = "read" if rule.direction is Direction.UP else "write"
+        lines.append(f"topic {access} {base}/+/{_pattern(leaf)}")
     for leaf, rule in RULES.items():
-        tail = f"{leaf.value}/+" if leaf is Leaf.TELEMETRY else leaf.value
-        lines.append(f"pattern {'write' if rule.direction is Direction.UP else 'read'} {base}/%u/{tail}")
+        access = "write" if rule.direction is Direction.UP else "read"
+        lines.append(f"pattern {access} {base}/%u/{_pattern(leaf)}")
     return "\n".join(lines) + "\n"
+
+
+_STREAMS: Final = frozenset(stream.value for stream in Stream)
+
+
+def _pattern(leaf: Leaf) -> str:
+    return leaf.value if RULES[leaf].tail is Tail.NOTHING else f"{leaf.value}/+"

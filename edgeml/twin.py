@@ -16,16 +16,20 @@ from .ids import DeploymentId, DeviceId, Digest, ReleaseId
 
 PROTOCOL_VERSION: Final = 1
 MESSAGE_BYTES_MAX: Final = 8 << 10
+MODELS_MAX: Final = 16
+"""Models that a device may have."""
 T = TypeVar("T")
 
 
 class DeviceState(enum.Enum):
-    """Where the device's update machine stands (`agent.machine` holds the transitions)."""
+    """Where the update machine of one of the device's models stands (`agent.machine` holds the transitions)."""
 
     IDLE = "idle"
     FETCHING = "fetching"
     VERIFYING = "verifying"
     STAGED = "staged"
+    SHADOWING = "shadowing"
+    COMPARING = "comparing"
     ACTIVATING = "activating"
     TRIAL = "trial"
     COMMITTING = "committing"
@@ -79,10 +83,18 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     trial_restarts_max: int = 2
     """Restarts tolerated during the trial."""
     full_download: FullDownload = FullDownload.ALWAYS
+    shadow_s: float = 0.0
+    """Seconds in the shadow of the variant that serves, before the trial; 0 does without, and so does a first variant."""
+    shadow_share: float = 0.1
+    """Share of the requests that it is given there."""
+    shadow_disagreement_max: float = 1.0
+    """Share of its answers there that may differ; 1 only reports."""
+    priority: int = 0
+    """Of several models to be fetched the one with the highest goes first."""
 
 
 class Desired(Message, frozen=True, kw_only=True):
-    """What the fleet wants of one device. Retained; the highest generation counts."""
+    """What the fleet wants of one model on one device. Retained; the highest generation of that model counts."""
 
     generation: int
     deployment: DeploymentId
@@ -105,7 +117,7 @@ class Slot(msgspec.Struct, frozen=True):
 
 
 class Slots(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is installed. `current` runs; `previous` is what a rollback restores; `factory` is the last resort."""
+    """What is installed of one model. `current` runs; `previous` is what a rollback restores; `factory` is the last resort."""
 
     current: Slot | None = None
     previous: Slot | None = None
@@ -120,7 +132,7 @@ class Slots(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Reported(Message, frozen=True, kw_only=True):
-    """What the device says is true. Retained."""
+    """What the device says is true of one model; the topic names it. Retained."""
 
     generation: int
     deployment: DeploymentId | None = None

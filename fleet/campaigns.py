@@ -40,8 +40,8 @@ def start(store: Store, published: Published, plan: Plan, now_ms: int) -> Rollou
     """Write down a new rollout.
 
     Raises:
-        ConfigError: The release is not published, or another rollout is under way: a device runs one model, so two
-            rollouts would undo each other.
+        ConfigError: The release is not published, or another rollout of the same model is under way: the two would undo
+            each other. Rollouts of different models do not touch each other.
     """
     model, version = parse_release(plan.release)
     known = sorted({one.facts.release for one in published.releases()})
@@ -57,8 +57,8 @@ def start(store: Store, published: Published, plan: Plan, now_ms: int) -> Rollou
     rollout = Rollout(id=name, plan=plan, phase_since_ms=now_ms, created_at_ms=now_ms)
     with store.write() as connection:
         unfinished = rollout_store.load_unfinished(connection)
-        if unfinished:
-            other = unfinished[0]
+        other = next((one for one in unfinished if one.plan.model == model), None)
+        if other is not None:
             raise ConfigError(
                 f"rollout {other.id} of {other.plan.release} is {other.state.value}",
                 hint=f"wait for it, or end it: edgeml fleet rollout abort {other.id}",

@@ -32,7 +32,17 @@ def desired_for(
     if target is None or digest is None:
         return None
     # A bad release is worse than a large bill: the way back is never forbidden.
-    policy = Policy() if assignment.revert else Policy(full_download=rollout.plan.full_download)
+    policy = Policy(priority=rollout.plan.priority)
+    if not assignment.revert:
+        plan = rollout.plan
+        policy = Policy(
+            soak_s=plan.trial_s,
+            full_download=plan.full_download,
+            shadow_s=plan.shadow_s,
+            shadow_share=plan.shadow_share,
+            shadow_disagreement_max=plan.shadow_disagreement_max,
+            priority=plan.priority,
+        )
     return Desired(
         generation=generation, deployment=deployment_id(rollout.id, device.device, generation),
         release=assignment.release, target=target, digest=digest, policy=policy,

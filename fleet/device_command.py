@@ -79,7 +79,7 @@ def add(
 @json_option
 @in_fleet
 def list_(context: click.Context, directory: str | None, form: str | None) -> None:
-    """List the devices, and what each runs.
+    """List the devices, and what each runs: one line a device and model.
 
     \b
     Example:

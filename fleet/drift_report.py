@@ -1,17 +1,17 @@
-"""Reports drift: device by device, what it sees against what its model was made for.
+"""Reports drift: model by model on each device, what it sees against what it was made for.
 
-Decides which windows count (those of the device's newest release, under one known monitor, with counts that fit it) and
+Decides which windows count (those of the model's newest release there, under one known monitor, with counts that fit it) and
 what a row says. Evidence, effect and verdict are `edgeml.drift`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from edgeml.drift import ColumnDrift, DeviceDrift, DriftTest, Verdict, verdicts
-from edgeml.ids import DeviceId, Digest, ReleaseId
+from edgeml.ids import DeviceId, Digest, ModelName, ReleaseId
 from edgeml.monitor import Monitor
 from edgeml.sketch import Sketch
 from edgeml.telemetry import Window
@@ -22,9 +22,11 @@ COLUMNS_MAX: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class DriftRow:
-    """One device."""
+    """One model on one device."""
 
     device: DeviceId
+    model: ModelName | None
+    """None if the device sent no windows."""
     release: ReleaseId | None
     """The newest one it sent windows of; None if it sent none."""
     verdict: Verdict
@@ -36,25 +38,26 @@ class DriftRow:
     columns: tuple[ColumnDrift, ...]
 
 
-def report(
-    monitors: Mapping[Digest, Monitor], windows: Mapping[DeviceId, Sequence[Window]]
-) -> tuple[DriftRow, ...]:
+WindowsByModel = Mapping[DeviceId, Mapping[ModelName, Sequence[Window]]]
+
+
+def report(monitors: Mapping[Digest, Monitor], windows: WindowsByModel) -> tuple[DriftRow, ...]:
     """Judge a fleet.
 
     Args:
         monitors: by their digests (`edgeml.monitor.digest`).
-        windows: per device, oldest first.
+        windows: per device and model, oldest first.
 
     Returns:
-        One row a device, the worst first. UNKNOWN without windows, without a known monitor, or with too few rows.
+        One row a device and model, and one of a device without any; the worst first. UNKNOWN without windows, without a known monitor, or with too few rows.
     """
     tests: dict[Digest, DriftTest] = {}
     drifts: dict[str, DeviceDrift] = {}
-    releases: dict[DeviceId, ReleaseId | None] = {}
-    for device, all_windows in windows.items():
-        releases[device] = all_windows[-1].release if all_windows else None
+    blank: list[DriftRow] = []
+    for row, all_windows in _rows(windows):
+        blank.append(row)
         sketches = [
-            one.sketch for one in all_windows if one.sketch is not None and one.release == releases[device]
+            one.sketch for one in all_windows if one.sketch is not None and one.release == row.release
         ]
         monitor = monitors.get(sketches[-1].monitor) if sketches else None
         if monitor is None:
@@ -62,14 +65,14 @@ def report(
         digest = sketches[-1].monitor
         if digest not in tests:
             tests[digest] = DriftTest(monitor)
-        drifts[device] = tests[digest].assess(
+        drifts[_name(row)] = tests[digest].assess(
             [one for one in sketches if one.monitor == digest and _fits(one, monitor)]
         )
     judged = verdicts(drifts)
-    rows = [
-        _row(device, release, drifts.get(device), judged.get(device)) for device, release in releases.items()
-    ]
-    return tuple(sorted(rows, key=lambda one: (_SEVERITY.index(one.verdict), -one.log_e, one.device)))
+    rows = [_filled(row, drifts.get(_name(row)), judged.get(_name(row))) for row in blank]
+    return tuple(
+        sorted(rows, key=lambda one: (_SEVERITY.index(one.verdict), -one.log_e, one.device, one.model or ""))
+    )
 
 
 _SEVERITY: Final = (Verdict.PAGE, Verdict.WARN, Verdict.OK, Verdict.UNKNOWN)
@@ -86,11 +89,24 @@ def _fits(sketch: Sketch, monitor: Monitor) -> bool:
     )
 
 
-def _row(
-    device: DeviceId, release: ReleaseId | None, drift: DeviceDrift | None, verdict: Verdict | None
-) -> DriftRow:
+def _rows(windows: WindowsByModel) -> Iterator[tuple[DriftRow, Sequence[Window]]]:
+    """Every row that is to be filled, with the windows it is about."""
+    for device, models in windows.items():
+        heard = {model: sent for model, sent in models.items() if sent}
+        for model, sent in heard.items():
+            yield DriftRow(device, model, sent[-1].release, Verdict.UNKNOWN, 0.0, 0.0, 0, ()), sent
+        if not heard:
+            yield DriftRow(device, None, None, Verdict.UNKNOWN, 0.0, 0.0, 0, ()), ()
+
+
+def _name(row: DriftRow) -> str:
+    return f"{row.device}/{row.model}"
+
+
+def _filled(row: DriftRow, drift: DeviceDrift | None, verdict: Verdict | None) -> DriftRow:
     if drift is None or verdict is None:
-        return DriftRow(device, release, Verdict.UNKNOWN, 0.0, 0.0, 0, ())
+        return row
+    columns = drift.columns[:COLUMNS_MAX]
     return DriftRow(
-        device, release, verdict, drift.log_e, drift.effect, drift.rows, drift.columns[:COLUMNS_MAX]
+        row.device, row.model, row.release, verdict, drift.log_e, drift.effect, drift.rows, columns
     )

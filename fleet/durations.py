@@ -1,4 +1,4 @@
-"""How people write spans of time and waves on the command line.
+"""How people write spans of time, shares and waves on the command line.
 
 Decides the notation and its limits; what they are used for is decided elsewhere.
 """
@@ -28,6 +28,24 @@ def parse_duration_s(text: str) -> float:
     if match is None:
         raise ConfigError(f"{text!r} is not a span of time", hint="write 30s, 10m, 1h, 2d or 1w")
     return float(match[1]) * _UNITS_S[match[2]]
+
+
+def parse_share(text: str) -> float:
+    """Read a share, written as a percentage.
+
+    Raises:
+        ConfigError: It is none between 0% and 100%.
+
+    >>> parse_share("5%"), parse_share("100%")
+    (0.05, 1.0)
+    """
+    try:
+        share = float(text.strip().removesuffix("%")) / 100
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1 or not text.strip().endswith("%"):
+        raise ConfigError(f"{text!r} is no share", hint="write a percentage, for example 10%")
+    return share
 
 
 def parse_waves(text: str) -> tuple[float, ...]:

@@ -1,7 +1,7 @@
 """Gathers the facts by which a rollout is decided.
 
-Decides which device counts as what: suitable, reachable, asked, decided; which release is its incumbent; and which
-stored windows are trials of which arm. What follows from the facts is decided in `advance`.
+Decides which device counts as what: suitable, reachable, asked, decided; which release is its incumbent, namely what it
+runs of the rollout's model, whatever else it runs; and which stored windows are trials of which arm. What follows from the facts is decided in `advance`.
 """
 
 from __future__ import annotations
@@ -34,19 +34,22 @@ def gather(
     for device in devices:
         if device.profile not in suitable:
             suitable[device.profile] = variant_for(release, device.profile) is not None
-        facts.append(_device_facts(device, assignments.get(device.device), suitable[device.profile]))
+        current = device.model(rollout.plan.model).release
+        facts.append(_device_facts(device, current, assignments.get(device.device), suitable[device.profile]))
     incumbents = {one.device: one.incumbent for one in facts}
     return Facts(tuple(facts), tuple(_trials(release, counts, incumbents)))
 
 
-def _device_facts(device: Device, assignment: AssignmentRow | None, suitable: bool) -> DeviceFacts:
+def _device_facts(
+    device: Device, current: ReleaseId | None, assignment: AssignmentRow | None, suitable: bool
+) -> DeviceFacts:
     if assignment is None:
         return DeviceFacts(
             device=device.device,
             online=device.online,
             suitable=suitable,
-            current=device.release,
-            incumbent=device.release,
+            current=current,
+            incumbent=current,
         )
     return DeviceFacts(
         device=device.device,
@@ -55,7 +58,7 @@ def _device_facts(device: Device, assignment: AssignmentRow | None, suitable: bo
         deployment=assignment.deployment,
         assigned_at_ms=assignment.assigned_at_ms,
         outcome=assignment.outcome,
-        current=device.release,
+        current=current,
         incumbent=assignment.incumbent,
         retries=assignment.retry,
         reverting=assignment.revert,

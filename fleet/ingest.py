@@ -12,7 +12,7 @@ from typing import Final
 
 from edgeml import telemetry, topics, twin
 from edgeml.errors import ConfigError, ManifestError
-from edgeml.ids import DeviceId, ReleaseId, TenantId, is_digest, parse_release
+from edgeml.ids import DeviceId, ModelName, ReleaseId, TenantId, is_digest, model_of
 from edgeml.sketch import Sketch
 from edgeml.telemetry import LATENCY_BINS, Batch, DropReason, Event, Loss, Stream, Window
 from edgeml.topics import RULES, Leaf
@@ -46,9 +46,10 @@ class BirthHeard:
 
 @dataclass(frozen=True, slots=True)
 class ReportHeard:
-    """A device says what it runs."""
+    """A device says what it runs of one model."""
 
     device: DeviceId
+    model: ModelName
     reported: twin.Reported
 
 
@@ -103,7 +104,9 @@ def read(message: Message, tenant: TenantId) -> Heard:
         case Leaf.BIRTH:
             return BirthHeard(device, _checked_birth(twin.decode(message.payload, twin.Birth), device))
         case Leaf.REPORTED:
-            return ReportHeard(device, _checked_report(twin.decode(message.payload, twin.Reported)))
+            assert address.model is not None
+            reported = _checked_report(twin.decode(message.payload, twin.Reported), address.model)
+            return ReportHeard(device, address.model, reported)
         case _:
             assert address.stream is not None
             return RowsHeard(
@@ -127,14 +130,15 @@ def _checked_birth(birth: twin.Birth, device: DeviceId) -> twin.Birth:
     return birth
 
 
-def _checked_report(reported: twin.Reported) -> twin.Reported:
+def _checked_report(reported: twin.Reported, model: ModelName) -> twin.Reported:
     for name in ("generation", "fetched_bytes"):
         _check_count(getattr(reported, name), name)
     _check_text(reported.deployment or "-", "deployment", NAME_MAX)
     _check_text(reported.reason or "-", "reason", TEXT_MAX * 4)
     for slot in (reported.slots.current, reported.slots.previous, reported.slots.factory):
         if slot is not None:
-            _check_release(slot.release)
+            if _checked_model(slot.release) != model:
+                raise ManifestError(f"a slot with {slot.release} on the topic of {model}")
             _check_digest(slot.digest, "slot")
     return reported
 
@@ -174,7 +178,7 @@ def _check_loss(loss: Loss) -> None:
 
 
 def _check_window(window: Window) -> None:
-    _check_release(window.release)
+    _checked_model(window.release)
     _check_digest(window.digest, "bundle")
     for name in ("started_at_ms", "duration_ms", "memory_bytes"):
         _check_count(getattr(window, name), name)
@@ -209,7 +213,7 @@ def _check_event(event: Event) -> None:
     _check_text(event.detail or "-", "detail", TEXT_MAX * 8)
     _check_count(event.at_ms, "at_ms")
     if event.release is not None:
-        _check_release(event.release)
+        _checked_model(event.release)
 
 
 def _check_count(value: int, what: str) -> None:
@@ -222,9 +226,9 @@ def _check_digest(text: str, what: str) -> None:
         raise ManifestError(f"the {what}'s digest is {text[:80]!r}")
 
 
-def _check_release(release: ReleaseId) -> None:
+def _checked_model(release: ReleaseId) -> ModelName:
     try:
-        parse_release(release)
+        return model_of(release)
     except ConfigError as error:
         raise ManifestError(error.message[:200]) from error
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 import sqlalchemy as sa
 
-from edgeml.ids import DeviceId, ReleaseId
+from edgeml.ids import DeviceId, ModelName, ReleaseId, model_of
 from edgeml.telemetry import Loss
 from edgeml.twin import GOOD, DeviceState, Outcome
 
 from . import devices, rollout_store, schema, telemetry_store
-from .devices import DesiredRow, Device
+from .devices import DesiredRow, Device, Twin
 from .rollout import MetricEvidence, Rollout
 from .rollout_store import AssignmentRow, RolloutEvent
 from .store import Store
@@ -51,13 +52,10 @@ class ControllerView(msgspec.Struct, frozen=True):
     refused: dict[str, int]
 
 
-class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
-    """One device."""
+class ModelView(msgspec.Struct, frozen=True, kw_only=True):
+    """One model on a device: what runs, and what is wanted."""
 
-    device: DeviceId
-    profile: str
-    online: bool
-    last_seen_ms: int | None
+    model: ModelName
     release: ReleaseId | None
     state: DeviceState | None
     desired_release: ReleaseId | None
@@ -65,6 +63,17 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
     reported_generation: int
     outcome: Outcome | None
     reason: str
+
+
+class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
+    """One device."""
+
+    device: DeviceId
+    profile: str
+    online: bool
+    last_seen_ms: int | None
+    models: tuple[ModelView, ...]
+    """What it spoke of or what is wanted of it, by name."""
     rows: Loss
 
 
@@ -75,7 +84,7 @@ class FleetView(msgspec.Struct, frozen=True):
     controller: ControllerView | None
     devices: tuple[DeviceView, ...]
     releases: dict[ReleaseId, int]
-    """Devices by the release they run."""
+    """Devices by the release they run, of all models: a device counts once for each model it runs."""
     unfinished_rollouts: tuple[str, ...]
 
 
@@ -86,6 +95,7 @@ class RolloutDeviceView(msgspec.Struct, frozen=True, kw_only=True):
     online: bool
     part: Part
     release: ReleaseId | None
+    """What it runs of the rollout's model."""
     outcome: Outcome | None = None
     reason: str = ""
     retry: int = 0
@@ -106,7 +116,9 @@ def status(store: Store, now_ms: int) -> FleetView:
     """Look at the fleet."""
     with store.read() as connection:
         fleet = devices.load_all(connection)
-        wanted = devices.load_desired(connection)
+        wanted: dict[DeviceId, dict[ModelName, DesiredRow]] = {}
+        for row_wanted in devices.load_desired(connection).values():
+            wanted.setdefault(row_wanted.device, {})[row_wanted.model] = row_wanted
         losses = telemetry_store.losses(connection)
         unfinished = rollout_store.load_unfinished(connection)
         row = connection.execute(
@@ -117,9 +129,11 @@ def status(store: Store, now_ms: int) -> FleetView:
         refused = msgspec.json.decode(row.refused, type=dict[str, int])
         controller = ControllerView(row.id, row.started_at_ms, row.seen_at_ms, bool(row.connected), refused)
     views = tuple(
-        _device_view(device, wanted.get(device.device), losses.get(device.device, Loss())) for device in fleet
+        _device_view(device, wanted.get(device.device, {}), losses.get(device.device, Loss()))
+        for device in fleet
     )
-    releases = Counter(device.release for device in fleet if device.release is not None)
+    running = (model.release for view in views for model in view.models)
+    releases = Counter(release for release in running if release is not None)
     return FleetView(now_ms, controller, views, dict(releases), tuple(one.id for one in unfinished))
 
 
@@ -139,23 +153,30 @@ def rollout(store: Store, rollout_id: str) -> RolloutView | None:
         events = rollout_store.load_events(connection, rollout_id)
         evidence = rollout_store.load_evidence(connection, rollout_id)
         fleet = devices.load_all(connection)
-    views = tuple(_part_view(device, assignments.get(device.device)) for device in fleet)
+    model = found.plan.model
+    views = tuple(
+        _part_view(device, device.model(model).release, assignments.get(device.device)) for device in fleet
+    )
     counted = Counter(view.part for view in views)
     return RolloutView(found, {part.value: counted[part] for part in Part}, views, events, evidence)
 
 
 def drift(store: Store, now_ms: int) -> tuple[DriftRow, ...]:
-    """Judge what every device saw lately, the worst first."""
+    """Judge what every model on every device saw lately, the worst first."""
     from edgeml.drift import LOOK_BACKS
 
     from .drift_report import report
 
     with store.read() as connection:
         monitors = telemetry_store.load_monitors(connection)
+        newest = telemetry_store.newest_releases(connection, now_ms - LATELY_MS)
         windows = {
-            device.device: telemetry_store.recent_windows(
-                connection, device.device, now_ms - LATELY_MS, LOOK_BACKS[-1]
-            )
+            device.device: {
+                model_of(release): telemetry_store.recent_windows(
+                    connection, device.device, release, now_ms - LATELY_MS, LOOK_BACKS[-1]
+                )
+                for release in newest.get(device.device, ())
+            }
             for device in devices.load_all(connection)
         }
     return report(monitors, windows)
@@ -173,28 +194,38 @@ def inferences(store: Store) -> int:
         return telemetry_store.inferences(connection)
 
 
-def _device_view(device: Device, wanted: DesiredRow | None, loss: Loss) -> DeviceView:
-    reported = device.reported
+def _device_view(device: Device, wanted: Mapping[ModelName, DesiredRow], loss: Loss) -> DeviceView:
+    names = sorted({twin.model for twin in device.models} | set(wanted))
     return DeviceView(
         device=device.device,
         profile=device.profile,
         online=device.online,
         last_seen_ms=device.last_seen_ms,
-        release=device.release,
-        state=reported.state if reported else None,
-        desired_release=wanted.release if wanted else None,
-        desired_generation=wanted.generation if wanted else 0,
-        reported_generation=device.reported_generation,
-        outcome=reported.outcome if reported else None,
-        reason=reported.reason if reported else "",
+        models=tuple(_model_view(device.model(name), wanted.get(name)) for name in names),
         rows=loss,
     )
 
 
-def _part_view(device: Device, assignment: AssignmentRow | None) -> RolloutDeviceView:
+def _model_view(twin: Twin, wanted: DesiredRow | None) -> ModelView:
+    reported = twin.reported
+    return ModelView(
+        model=twin.model,
+        release=twin.release,
+        state=reported.state if reported else None,
+        desired_release=wanted.release if wanted else None,
+        desired_generation=wanted.generation if wanted else 0,
+        reported_generation=twin.generation,
+        outcome=reported.outcome if reported else None,
+        reason=reported.reason if reported else "",
+    )
+
+
+def _part_view(
+    device: Device, release: ReleaseId | None, assignment: AssignmentRow | None
+) -> RolloutDeviceView:
     if assignment is None:
         return RolloutDeviceView(
-            device=device.device, online=device.online, part=Part.NOT_ASKED, release=device.release
+            device=device.device, online=device.online, part=Part.NOT_ASKED, release=release
         )
     if assignment.outcome is None:
         part = Part.ASKED
@@ -206,7 +237,7 @@ def _part_view(device: Device, assignment: AssignmentRow | None) -> RolloutDevic
         device=device.device,
         online=device.online,
         part=part,
-        release=device.release,
+        release=release,
         outcome=assignment.outcome,
         reason=assignment.reason,
         retry=assignment.retry,

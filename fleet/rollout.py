@@ -10,7 +10,7 @@ import enum
 
 import msgspec
 
-from edgeml.ids import DeploymentId, DeviceId, ReleaseId
+from edgeml.ids import DeploymentId, DeviceId, ModelName, ReleaseId, model_of
 from edgeml.telemetry import Counters
 from edgeml.twin import FullDownload, Outcome
 
@@ -77,6 +77,21 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     advance. Not asked for in the last wave, nor where no reachable device runs an incumbent. 0 does without."""
     full_download: FullDownload = FullDownload.ALWAYS
     """Whether devices may fetch the release in full where no delta fits what they have. The way back always may."""
+    trial_s: float = 0.0
+    """Seconds of real traffic on trial, before a device keeps the release."""
+    shadow_s: float = 0.0
+    """Seconds in which a device lets the release answer unseen, before the trial."""
+    shadow_share: float = 0.1
+    """Share of the requests that it answers there."""
+    shadow_disagreement_max: float = 1.0
+    """Share of its answers there that may be other ones; 1 only reports."""
+    priority: int = 0
+    """Of several models that a device is to fetch the one with the highest goes first."""
+
+    @property
+    def model(self) -> ModelName:
+        """The model that is rolled out."""
+        return model_of(self.release)
 
 
 class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -116,7 +131,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     outcome: Outcome | None = None
     """How that deployment ended; None while it has not."""
     current: ReleaseId | None = None
-    """The release it says it runs."""
+    """The release of the rollout's model that it says it runs."""
     incumbent: ReleaseId | None = None
     """The release it ran before this rollout touched it: what a rollback goes back to."""
     retries: int = 0

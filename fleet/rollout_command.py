@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .store import Store
 
 WATCH_S: Final = 1.0
+PRIORITY_MAX: Final = 100
 
 
 @click.group()
@@ -54,6 +55,31 @@ def rollout() -> None:
     show_default=True,
     help="Whether devices may fetch it in full where no delta fits what they have.",
 )
+@click.option(
+    "--priority",
+    type=click.IntRange(-PRIORITY_MAX, PRIORITY_MAX),
+    default=0,
+    show_default=True,
+    help="Of several models that a device is to fetch the one with the highest goes first.",
+)
+@click.option(
+    "--trial", default="0s", show_default=True, help="Real traffic on trial before a device keeps it."
+)
+@click.option(
+    "--shadow",
+    default="0s",
+    show_default=True,
+    help="How long a device first lets it answer some requests unseen, beside what serves.",
+)
+@click.option(
+    "--shadow-share", default="10%", show_default=True, help="Share of the requests that it answers unseen."
+)
+@click.option(
+    "--shadow-disagreement",
+    default="100%",
+    show_default=True,
+    help="Share of its unseen answers that may be other ones; with more a device refuses it. 100% only reports.",
+)
 @in_fleet
 def start(
     context: click.Context,
@@ -67,10 +93,12 @@ def start(
     Example:
         edgeml fleet rollout start digits@1.1.0
         edgeml fleet rollout start digits@1.1.0 --waves 10%,100% --soak 10m
+        edgeml fleet rollout start alarms@2.0.0 --priority 10
+        edgeml fleet rollout start digits@1.1.0 --shadow 1h --shadow-disagreement 5% --trial 10m
     \f
 
     Raises:
-        ConfigError: The release is not published, another rollout is under way, or an option makes no sense.
+        ConfigError: The release is not published, another rollout of its model is under way, or an option makes no sense.
     """
     from edgeml.clock import SystemClock
     from edgeml.errors import ConfigError
@@ -78,7 +106,7 @@ def start(
     from edgeml.twin import FullDownload
 
     from . import campaigns
-    from .durations import parse_duration_s, parse_waves
+    from .durations import parse_duration_s, parse_share, parse_waves
     from .repository import Repository
     from .rollout import Plan
 
@@ -95,6 +123,11 @@ def start(
         evidence_stop=evidence,
         trials_min=trials,
         full_download=FullDownload(options["full_download"]),
+        priority=int(options["priority"]),
+        trial_s=parse_duration_s(str(options["trial"])),
+        shadow_s=parse_duration_s(str(options["shadow"])),
+        shadow_share=parse_share(str(options["shadow_share"])),
+        shadow_disagreement_max=parse_share(str(options["shadow_disagreement"])),
     )
     home, _config, store = open_fleet(context, directory)
     started = campaigns.start(store, Repository(home.repository), plan, SystemClock().now_ms())

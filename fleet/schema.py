@@ -23,7 +23,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 metadata = MetaData()
 # SQLite numbers rows by itself only if the column is an INTEGER.
 _RowId = BigInteger().with_variant(Integer, "sqlite")
@@ -44,9 +44,17 @@ devices = Table(
     Column("online", Boolean, nullable=False, default=False),
     Column("session", Text),
     Column("birth", Text),
-    Column("reported", Text),
-    Column("reported_generation", BigInteger, nullable=False, default=0),
-    Column("reported_session", Text),
+)
+
+# What a device said of each of its models.
+twins = Table(
+    "twins",
+    metadata,
+    Column("device", Text, ForeignKey("devices.device", ondelete="CASCADE"), primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("reported", Text, nullable=False),
+    Column("generation", BigInteger, nullable=False),
+    Column("session", Text),
     Column("release", Text),
 )
 
@@ -54,6 +62,7 @@ desired = Table(
     "desired",
     metadata,
     Column("device", Text, ForeignKey("devices.device", ondelete="CASCADE"), primary_key=True),
+    Column("model", Text, primary_key=True),
     Column("generation", BigInteger, nullable=False),
     Column("deployment", Text, nullable=False),
     Column("release", Text, nullable=False),
@@ -127,7 +136,7 @@ windows = Table(
     Column("monitor", Text),
     Column("sketch", Text),
     UniqueConstraint("device", "boot", "seq", name="windows_key"),
-    Index("windows_device", "device", "at_ms"),
+    Index("windows_release", "device", "release", "at_ms"),
     Index("windows_time", "at_ms"),
 )
 

@@ -18,23 +18,21 @@ import sqlalchemy as sa
 from edgeml import topics, twin
 from edgeml.clock import Clock
 from edgeml.errors import ManifestError
-from edgeml.ids import DeviceId, ReleaseId, TenantId
+from edgeml.ids import DeviceId, ModelName, ReleaseId, TenantId, model_of
 from edgeml.topics import RULES, Leaf
 from edgeml.transport import Arrival, LinkDown, LinkUp, Message, Transport
 from edgeml.trustfacts import SignedTarget
 
+from . import assignments, ingest, rollout_store, schema, telemetry_store, twins
 from . import devices as device_store
-from . import ingest, rollout_store, schema, telemetry_store, twins
 from .acks import Acks
 from .advance import advance
 from .config import FleetConfig
-from .deployments import desired_for
-from .devices import DesiredRow, Device
+from .devices import DesiredRow, Device, TwinKey
 from .facts import gather
 from .ingest import BirthHeard, Heard, PresenceHeard, ReportHeard, RowsHeard
 from .refusals import Refusals
 from .rollout import FINISHED, Decision, Facts, MetricEvidence, Rollout
-from .rollout_store import AssignmentRow
 from .store import Store, upsert
 from .telemetry_store import SliceBook, Stored
 
@@ -98,7 +96,7 @@ class Controller:
         self._connected = False
         self._greet = False
         self._acks = Acks()
-        self._outbox: dict[DeviceId, DesiredRow] = {}
+        self._outbox: dict[TwinKey, DesiredRow] = {}
         self._books: dict[str, SliceBook] = {}
         self._evidence: dict[str, tuple[MetricEvidence, ...]] = {}
         self._due: dict[str, float] = {}
@@ -198,7 +196,9 @@ class Controller:
         # The broker may have come back empty: say everything retained again.
         with self._store.read() as connection:
             self._outbox = device_store.load_desired(connection)
-        logger.info("connected to the broker; telling it what is wanted of %d devices", len(self._outbox))
+        logger.info(
+            "connected to the broker; telling it what is wanted of %d models on devices", len(self._outbox)
+        )
 
     def _store_heard(self, connection: sa.Connection, heard: list[Heard]) -> Stored:
         now_ms = self._clock.now_ms()
@@ -213,9 +213,7 @@ class Controller:
             known[one.device] = self._apply(connection, device, one, now_ms)
             if isinstance(one, RowsHeard):
                 rows.append(one)
-        device_store.save(
-            connection, [device for name, device in known.items() if device is not before[name]]
-        )
+        device_store.save(connection, before, known)
         return telemetry_store.store_rows(connection, rows, now_ms)
 
     def _apply(self, connection: sa.Connection, device: Device, heard: Heard, now_ms: int) -> Device:
@@ -228,27 +226,31 @@ class Controller:
                         "other profile", device.device, f"enrolled as {device.profile}, says {birth.profile}"
                     )
                 return twins.on_birth(device, birth, now_ms)
-            case ReportHeard(_, reported):
-                after = twins.on_report(device, reported)
+            case ReportHeard(_, model, reported):
+                key = TwinKey(device.device, model)
+                if not twins.has_room(device, model) and not device_store.is_wanted(connection, key):
+                    self._refuse("too many models", device.device, f"{model} is none that is wanted there")
+                    return device
+                after = twins.on_report(device, model, reported)
                 if after is device:
                     self.refused["old report"] += 1
                 else:
-                    self._judge(connection, device.device, reported, now_ms)
+                    self._judge(connection, key, reported, now_ms)
                 return after
             case RowsHeard():
                 return twins.on_rows(device, now_ms)
 
-    def _judge(
-        self, connection: sa.Connection, device: DeviceId, reported: twin.Reported, now_ms: int
-    ) -> None:
+    def _judge(self, connection: sa.Connection, key: TwinKey, reported: twin.Reported, now_ms: int) -> None:
         if reported.deployment is None or reported.outcome is None:
             return
-        row = rollout_store.undecided(connection, device, reported.deployment)
-        verdict = twins.verdict(row.deployment, row.digest, reported) if row else None
-        if row is None or verdict is None:
+        row = rollout_store.undecided(connection, key.device, reported.deployment)
+        if row is None or model_of(row.release) != key.model:
+            return
+        verdict = twins.verdict(row.deployment, row.digest, reported)
+        if verdict is None:
             return
         rollout_store.decide(connection, row, verdict, now_ms)
-        logger.info("%s: %s %s %s", device, row.release, verdict.outcome.value, verdict.reason)
+        logger.info("%s: %s %s %s", key.device, row.release, verdict.outcome.value, verdict.reason)
 
     def _say_desired(self) -> None:
         if self._greet:
@@ -256,10 +258,10 @@ class Controller:
                 presence_message(self._config, self._session, self._clock.now_ms(), online=True)
             )
         said = []
-        for device, row in list(self._outbox.items()):
-            if not self._publish(Leaf.DESIRED, device, row.payload):
+        for key, row in list(self._outbox.items()):
+            if not self._publish(Leaf.DESIRED, key.device, row.payload, key.model):
                 break
-            del self._outbox[device]
+            del self._outbox[key]
             if not row.published:
                 said.append(row)
         if said:
@@ -270,8 +272,8 @@ class Controller:
         """Say again what an online device has not answered to: brokers lose messages."""
         with self._store.read() as connection:
             lagging = device_store.load_lagging(connection)
-        for device, row in lagging.items():
-            self._outbox.setdefault(device, row)
+        for key, row in lagging.items():
+            self._outbox.setdefault(key, row)
 
     def _decide(self) -> None:
         with self._store.read() as connection:
@@ -294,8 +296,8 @@ class Controller:
             slice_ms = max(1, round(self._config.controller_loop.slice_s * 1000))
             book = self._books[rollout.id] = SliceBook(rollout.created_at_ms, slice_ms)
         book.update(connection)
-        assignments = rollout_store.load_assignments(connection, rollout.id)
-        return gather(rollout, fleet, assignments, book.counts(), self._releases.variant_for)
+        asked = rollout_store.load_assignments(connection, rollout.id)
+        return gather(rollout, fleet, asked, book.counts(), self._releases.variant_for)
 
     def _carry_out(self, rollout: Rollout, decision: Decision) -> None:
         now_ms = self._clock.now_ms()
@@ -313,49 +315,16 @@ class Controller:
                 asked = self._assign(connection, decision, now_ms)
         self._evidence[rollout.id] = decision.evidence
         for row in asked:
-            self._outbox[row.device] = row
+            self._outbox[row.key] = row
         if decision.event:
             logger.info("rollout %s: %s", rollout.id, decision.event)
         if decision.rollout.state in FINISHED:
             self._books.pop(rollout.id, None)
 
     def _assign(self, connection: sa.Connection, decision: Decision, now_ms: int) -> list[DesiredRow]:
-        rollout_id = decision.rollout.id
-        fleet = device_store.load_many(connection, [one.device for one in decision.assignments])
-        before = rollout_store.load_assignments(connection, rollout_id)
-        wanted = device_store.load_desired(connection)
-        asked = []
-        for assignment in decision.assignments:
-            device = fleet.get(assignment.device)
-            if device is None:
-                continue  # removed since the facts were gathered
-            known = wanted.get(device.device)
-            # A device may be ahead of the database: it was restored from a backup, or the device enrolled again.
-            generation = max(known.generation if known else 0, device.reported_generation) + 1
-            desired = desired_for(
-                assignment, decision.rollout, device, generation, self._releases.variant_for
-            )
-            if desired is None:
-                self._refuse(
-                    "no variant", device.device, f"{assignment.release} has no variant for {device.profile}"
-                )
-                continue
-            device_store.save_desired(connection, device.device, desired)
-            earlier = before.get(device.device)
-            row = AssignmentRow(
-                device=device.device,
-                deployment=desired.deployment,
-                rollout=rollout_id,
-                generation=generation,
-                release=desired.release,
-                digest=desired.digest,
-                revert=assignment.revert,
-                retry=assignment.retry,
-                incumbent=earlier.incumbent if earlier else device.release,
-                assigned_at_ms=now_ms,
-            )
-            rollout_store.save_assignment(connection, row)
-            asked.append(device_store.save_desired(connection, device.device, desired))
+        asked, unsuited = assignments.store(connection, decision, self._releases.variant_for, now_ms)
+        for one in unsuited:
+            self._refuse("no variant", one.device, one.detail)
         return asked
 
     def _heartbeat(self) -> None:
@@ -380,9 +349,9 @@ class Controller:
                 self._config.controller_loop.keep_days,
             )
 
-    def _publish(self, leaf: Leaf, device: DeviceId, payload: bytes) -> bool:
+    def _publish(self, leaf: Leaf, device: DeviceId, payload: bytes, model: ModelName | None = None) -> bool:
         rule = RULES[leaf]
-        topic = topics.device_topic(self._tenant, device, leaf)
+        topic = topics.device_topic(self._tenant, device, leaf, model)
         return self._transport.publish(Message(topic, payload, rule.qos, rule.retain))
 
     def _is_due(self, what: str, every_s: float) -> bool:

@@ -28,7 +28,7 @@ class Store:
 
     Raises:
         ConfigError: The URL is not valid, or its driver is missing.
-        StateError: It belongs to a newer edgeml.
+        StateError: It belongs to another version of edgeml.
         StorageError: It cannot be opened.
     """
 
@@ -131,11 +131,16 @@ def _check_version(connection: sa.Connection) -> None:
         )
         return
     stored = connection.scalar(sa.select(schema.meta.c.value).where(schema.meta.c.key == "schema_version"))
-    if stored is None or not stored.isdecimal() or int(stored) > schema.SCHEMA_VERSION:
-        raise StateError(
-            f"the fleet's database has schema {stored}; this edgeml knows {schema.SCHEMA_VERSION}",
-            hint="update edgeml, or restore the database that belongs to this version",
-        )
+    if stored == str(schema.SCHEMA_VERSION):
+        return
+    older = stored is not None and stored.isdecimal() and int(stored) < schema.SCHEMA_VERSION
+    raise StateError(
+        f"the fleet's database has schema {stored}; this edgeml knows {schema.SCHEMA_VERSION}",
+        hint="nothing converts it: keep it aside, or use the edgeml that made it; a new fleet is made by"
+        " `edgeml fleet init`, and its devices are added again"
+        if older
+        else "update edgeml, or restore the database that belongs to this version",
+    )
 
 
 @contextmanager

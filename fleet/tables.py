@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .overview import DeviceView, FleetView, Part, RolloutView
+from .overview import DeviceView, FleetView, ModelView, Part, RolloutView
 from .rollout import FINISHED, MetricEvidence, Rollout, RolloutState
 
 if TYPE_CHECKING:
@@ -85,26 +85,20 @@ def words(state: enum.Enum) -> str:
 
 
 def devices_table(devices: Iterable[DeviceView], now_ms: int) -> Table:
-    """One line a device."""
+    """One line a device and model; a device without any model has one line too."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("DEVICE", "PROFILE", "LINK", "SEEN", "RUNS", "WANTED", "STATE", "ROWS LOST"):
+    for column in ("DEVICE", "PROFILE", "LINK", "SEEN", "MODEL", "RUNS", "WANTED", "STATE", "ROWS LOST"):
         table.add_column(column, overflow="fold")
     for device in devices:
-        wanted = device.desired_release or "-"
-        if device.desired_release is not None and device.reported_generation < device.desired_generation:
-            wanted += " (not answered yet)"
-        said = device.outcome or device.state
-        state = words(said) if said else "-"
-        table.add_row(
-            device.device,
-            device.profile,
-            Text("online", "green") if device.online else Text("offline", "bright_black"),
-            ago(device.last_seen_ms, now_ms),
-            device.release or "-",
-            wanted,
-            f"{state}: {device.reason}" if device.reason else state,
-            str(device.rows.dropped),
-        )
+        for model in device.models or (None,):
+            table.add_row(
+                device.device,
+                device.profile,
+                Text("online", "green") if device.online else Text("offline", "bright_black"),
+                ago(device.last_seen_ms, now_ms),
+                *(_model_cells(model) if model else ("-",) * 4),
+                str(device.rows.dropped),
+            )
     return table
 
 
@@ -160,7 +154,7 @@ def rollout(view: RolloutView) -> RenderableType:
 
 
 def drift_table(rows: Iterable[DriftRow]) -> Table:
-    """One line a device."""
+    """One line a device and model."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("DEVICE", "RUNS", "VERDICT", "LOG E", "EFFECT", "INFERENCES", "MOST IN"):
         table.add_column(
@@ -179,6 +173,15 @@ def drift_table(rows: Iterable[DriftRow]) -> Table:
             ", ".join(column.column for column in row.columns[:3]),
         )
     return table
+
+
+def _model_cells(model: ModelView) -> tuple[str, str, str, str]:
+    wanted = model.desired_release or "-"
+    if model.desired_release is not None and model.reported_generation < model.desired_generation:
+        wanted += " (not answered yet)"
+    said = model.outcome or model.state
+    state = words(said) if said else "-"
+    return model.model, model.release or "-", wanted, f"{state}: {model.reason}" if model.reason else state
 
 
 def _bars(view: RolloutView) -> Table:

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import sqlalchemy as sa
 
-from edgeml.ids import DeviceId, Digest, ReleaseId
+from edgeml.ids import DeviceId, Digest, ModelName, ReleaseId, model_of
 from edgeml.monitor import Monitor
 from edgeml.monitor import decode as decode_monitor
 from edgeml.monitor import encode as encode_monitor
@@ -111,12 +111,30 @@ class SliceBook:
         return self._counts.values()
 
 
-def recent_windows(
-    connection: sa.Connection, device: DeviceId, since_ms: int, count_max: int
-) -> tuple[Window, ...]:
-    """Load a device's newest windows since a time, oldest first."""
+def newest_releases(connection: sa.Connection, since_ms: int) -> dict[DeviceId, tuple[ReleaseId, ...]]:
+    """Name of each device and model the newest release that sent windows since a time."""
     table = schema.windows
-    wanted = sa.select(table).where(table.c.device == device, table.c.at_ms >= since_ms)
+    newest = sa.func.max(table.c.at_ms)
+    statement = (
+        sa.select(table.c.device, table.c.release)
+        .where(table.c.at_ms >= since_ms)
+        .group_by(table.c.device, table.c.release)
+        .order_by(table.c.device, newest, sa.func.max(table.c.id))
+    )
+    found: dict[DeviceId, dict[ModelName, ReleaseId]] = {}
+    for row in connection.execute(statement):
+        found.setdefault(DeviceId(row.device), {})[model_of(row.release)] = ReleaseId(row.release)
+    return {device: tuple(releases.values()) for device, releases in found.items()}
+
+
+def recent_windows(
+    connection: sa.Connection, device: DeviceId, release: ReleaseId, since_ms: int, count_max: int
+) -> tuple[Window, ...]:
+    """Load the newest windows of a release on a device since a time, oldest first."""
+    table = schema.windows
+    wanted = sa.select(table).where(
+        table.c.device == device, table.c.release == release, table.c.at_ms >= since_ms
+    )
     rows = connection.execute(wanted.order_by(table.c.at_ms.desc(), table.c.id.desc()).limit(count_max)).all()
     return tuple(_window(row) for row in reversed(rows))
 

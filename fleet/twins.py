@@ -12,10 +12,10 @@ from typing import Final
 
 import msgspec
 
-from edgeml.ids import DeploymentId, Digest
-from edgeml.twin import GOOD, Birth, Outcome, Presence, Reported
+from edgeml.ids import DeploymentId, Digest, ModelName
+from edgeml.twin import GOOD, MODELS_MAX, Birth, Outcome, Presence, Reported
 
-from .devices import Device
+from .devices import Device, Twin
 
 NOT_BELIEVED: Final = "it says the deployment succeeded, but it runs other content"
 
@@ -49,27 +49,27 @@ def on_birth(device: Device, birth: Birth, now_ms: int) -> Device:
     return msgspec.structs.replace(_seen(device, now_ms, birth.session), birth=birth)
 
 
-def on_report(device: Device, reported: Reported) -> Device:
-    """Take in `reported`; returns `device` itself if the report is an old one.
+def has_room(device: Device, model: ModelName) -> bool:
+    """Tell whether the device may speak of this model: it must not fill the database with models that nobody wants."""
+    return len(device.models) < MODELS_MAX or any(twin.model == model for twin in device.models)
 
-    Generations only fall when the device has lost its memory, and then it has a new session too. Reports do not make
+
+def on_report(device: Device, model: ModelName, reported: Reported) -> Device:
+    """Take in `reported` of one model; returns `device` itself if the report is an old one.
+
+    What it said of other models stays. Generations only fall when the device has lost its memory, and then it has a new session too. Reports do not make
     a device online: a retained one may be older than its last will.
     """
-    known = device.reported
-    if known is not None and device.session == device.reported_session:
+    twin = device.model(model)
+    known = twin.reported
+    if known is not None and device.session == twin.session:
         falls = reported.generation < known.generation
         forgets = (
             reported.deployment == known.deployment and known.outcome is not None and reported.outcome is None
         )
         if falls or forgets:
             return device
-    current = reported.slots.current
-    return msgspec.structs.replace(
-        device,
-        reported=reported,
-        reported_session=device.session,
-        release=current.release if current else None,
-    )
+    return device.with_twin(Twin(model, reported, device.session))
 
 
 def on_rows(device: Device, now_ms: int) -> Device:

@@ -20,20 +20,21 @@ import numpy as np
 from edgeml import __version__
 from edgeml.columns import to_real
 from edgeml.errors import StateError
-from edgeml.ids import DeviceId, Digest, TenantId
+from edgeml.ids import DeviceId, Digest, ModelName, TenantId, model_of
 from edgeml.observer import Observer
 from edgeml.runtime import installed_runtimes
 from edgeml.transport import LinkDown, LinkUp, Message
-from edgeml.twin import Birth
+from edgeml.twin import Birth, Slot
 
 from ..buffer import Buffer, BufferLimits
 from ..config import AgentConfig, read_secret
-from ..device import Device, Moment
+from ..device import Device
 from ..executor import Executor
 from ..journal import Journal
 from ..link import Identity, Link
 from ..machine import Action
 from ..slots import SlotTable
+from ..updater import Lane, Moment
 from ..uplink import Uplink
 from ..windows import Observed, ReleaseKey, Windows
 from .installer import SharedInstaller
@@ -57,7 +58,7 @@ class SimulatedDevice:
         self._table = SlotTable(storage)
         self._installer = SharedInstaller(config, self._table, shared)
         self._executor = Executor(self._installer, config.profile)
-        self._device = Device(config.device, self._journal, self._table)
+        self._device = Device(DeviceId(config.device), self._journal, self._table)
         limits = BufferLimits(rows_max=config.telemetry.rows_max, bytes_max=config.telemetry.bytes_max)
         self._buffer = Buffer(storage / "telemetry.db", self._journal.boot, limits)
         identity = Identity(TenantId(config.tenant), DeviceId(config.device), self._journal.boot)
@@ -66,7 +67,7 @@ class SimulatedDevice:
         )
         self._windows = Windows(config.telemetry.window_s)
         self._observers: dict[Digest, Observer] = {}
-        self._labels: deque[tuple[float, str, int]] = deque()
+        self._labels: deque[tuple[float, ModelName, str, int]] = deque()
         self._random = random.Random(config.device)
         self._asked = 0
         self._owed = 0.0
@@ -74,16 +75,15 @@ class SimulatedDevice:
     async def run(self) -> None:
         """Live until cancelled."""
         now = _now()
-        if self._table.slots.current is not None:
+        failed: dict[ModelName, str] = {}
+        for model in self._table.models:
             try:
-                self._installer.restore(None)
+                self._installer.restore(model, None)
             except StateError as error:
-                self._device.start(now)
-                self._device.crashed(error.message, now)
-            else:
-                self._device.start(now)
-        else:
-            self._device.start(now)
+                failed[model] = error.message
+        self._device.start(now)
+        for model, reason in failed.items():
+            self._device.crashed(model, reason, now)
         try:
             await asyncio.gather(self._update(), self._answer(), self._talk())
         finally:
@@ -94,7 +94,7 @@ class SimulatedDevice:
     async def _update(self) -> None:
         """Perform actions as they fall due."""
         while True:
-            perform = self._device.next(_now())
+            perform = self._device.next(_now(), Lane.LOCAL) or self._device.next(_now(), Lane.NETWORK)
             if perform is None:
                 await asyncio.sleep(TICK_S)
                 continue
@@ -114,22 +114,24 @@ class SimulatedDevice:
             self._shared.refresh_scenario()
             self._look(started)
             while self._labels and self._labels[0][0] <= started:
-                _, request, label = self._labels.popleft()
-                self._windows.labelled(request, label)
+                _, model, request, label = self._labels.popleft()
+                self._windows.labelled(model, request, label)
             if self._windows.due(started):
                 self._close_windows()
             await asyncio.sleep(max(0.0, LOOK_S - (time.monotonic() - started)))
 
     def _look(self, now_s: float) -> None:
-        serving = self._installer.serving
-        if serving is None:
-            return
-        loaded = self._shared.load(serving.digest)
         self._owed += self._shared.scenario.inferences_per_s * LOOK_S
         count, self._owed = int(self._owed), self._owed % 1
         picks = [self._random.randrange(len(self._shared.scene.images)) for _ in range(count)]
         if not picks:
             return
+        for serving in list(self._installer.serving.values()):
+            self._ask(serving, picks, now_s)
+
+    def _ask(self, serving: Slot, picks: list[int], now_s: float) -> None:
+        loaded = self._shared.load(serving.digest)
+        count = len(picks)
         images = self._shared.scene.images[picks]
         if self._config.device in self._shared.scenario.rotated:
             images = np.ascontiguousarray(np.rot90(images, axes=(-2, -1)))
@@ -154,6 +156,7 @@ class SimulatedDevice:
                 self._labels.append(
                     (
                         now_s + self._shared.scenario.label_delay_s,
+                        model_of(serving.release),
                         request,
                         int(self._shared.scene.labels[pick]),
                     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edgeml import bundle
 from edgeml.errors import EdgemlError, StateError
-from edgeml.ids import Digest
+from edgeml.ids import Digest, ModelName, model_of
 from edgeml.trustfacts import SignedTarget
 from edgeml.twin import Desired, Slot, Slots
 
@@ -31,12 +31,12 @@ class SharedInstaller:
         self._config = config
         self._table = table
         self._shared = shared
-        self.serving: Slot | None = None
+        self.serving: dict[ModelName, Slot] = {}
+        """What serves, by model."""
 
-    @property
-    def slots(self) -> Slots:
-        """What is installed."""
-        return self._table.slots
+    def slots(self, model: ModelName) -> Slots:
+        """What is installed of a model."""
+        return self._table.slots(model)
 
     def fetch(self, desired: Desired, source: str) -> Delivery:
         """Fetch through the shared store; the first device really fetches, the others find it there."""
@@ -62,20 +62,29 @@ class SharedInstaller:
     def activate(self, slot: Slot) -> None:
         """Load the shared model and serve it."""
         self._shared.load(slot.digest)
-        self.serving = slot
+        self.serving[model_of(slot.release)] = slot
+
+    def shadow(self, slot: Slot, share: float) -> None:  # noqa: ARG002 - nobody asks here
+        """Load the shared model; nobody compares its answers here."""
+        self._shared.load(slot.digest)
+
+    def compare(self, slot: Slot, disagreement_max: float) -> str:  # noqa: ARG002 - as above
+        """Say that nothing was compared."""
+        return f"a simulated device compares no answers of {slot.release}"
 
     def observe(self, slot: Slot) -> None:
         """Judge the trial: the shared model answered its golden vectors when it was loaded."""
-        if self.serving != slot:
+        if self.serving.get(model_of(slot.release)) != slot:
             raise StateError(f"{slot.release} is not the one on trial")
 
     def commit(self, slot: Slot) -> None:
         """Make it current."""
-        self._table.write(promote(self._table.slots, slot))
+        model = model_of(slot.release)
+        self._table.write(model, promote(self._table.slots(model), slot))
 
-    def restore(self, condemned: Digest | None) -> Slot | None:
-        """Serve the best slot that is not condemned."""
-        slots = self._table.slots
+    def restore(self, model: ModelName, condemned: Digest | None) -> Slot | None:
+        """Serve the model's best slot that is not condemned."""
+        slots = self._table.slots(model)
         was_installed = slots.current is not None
         while (slot := slots.current) is not None:
             if slot.digest != condemned:
@@ -86,11 +95,11 @@ class SharedInstaller:
                         "%s: slot %s cannot be served: %s", self._config.device, slot.release, error.message
                     )
                 else:
-                    self._table.write(slots)
-                    self.serving = slot
+                    self._table.write(model, slots)
+                    self.serving[model] = slot
                     return slot
             slots = demote(slots)
-        self.serving = None
+        self.serving.pop(model, None)
         if was_installed:
             raise StateError("no slot can be served")
         return None

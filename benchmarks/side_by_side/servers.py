@@ -12,7 +12,7 @@ import onnxruntime
 
 from agent.sensors import Sensors
 from agent.slots import SlotTable, promote
-from edgeml.ids import digest_of_file
+from edgeml.ids import ModelName, digest_of_file
 from edgeml.twin import Slot, Slots
 
 MLSERVER = "mlserver==1.7.1"
@@ -97,7 +97,9 @@ class AgentServer(Running):
         table.store.mkdir(parents=True)
         digest = digest_of_file(bundle)
         table.path(digest).write_bytes(bundle.read_bytes())
-        table.write(promote(Slots(), Slot("perceptron@1.0.0", digest, "perceptron/1.0.0", 1)))
+        table.write(
+            ModelName("perceptron"), promote(Slots(), Slot("perceptron@1.0.0", digest, "perceptron/1.0.0", 1))
+        )
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         super().__init__(
             [sys.executable, "-P", "-m", "agent.daemon", "agent.toml", "text"], folder, environment

@@ -10,7 +10,6 @@ from __future__ import annotations
 import socket
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -288,7 +287,7 @@ class Story:
         rollouts = {
             str(one.plan.release): one.state.value for one in reversed(overview.rollouts(self._store))
         }
-        by_release = Counter(str(device.release) for device in view.devices)
+        by_release = {str(release): count for release, count in view.releases.items()}
         sizes = {
             release: sum(path.stat().st_size for path in self._conversions.get(index).bundles)
             for index, release in enumerate(RELEASES)
@@ -297,7 +296,7 @@ class Story:
         return Ending(
             outcomes=rollouts,
             reasons=self._reasons,
-            devices_by_release=dict(by_release),
+            devices_by_release=by_release,
             touched_by_bad_release=self._touched,
             drifted=drifted,
             rotated=self._rotated,

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from agent.answering import Answering
+from agent.roster import Roster
 from agent.server import Server
-from agent.serving import Serving
 from agent.windows import Windows
 from edgeml.async_client import CONNECTIONS_MAX, AsyncClient
 from edgeml.bundle import Bundle
 from edgeml.client import Client
 from edgeml.clock import SystemClock
 from edgeml.errors import ConfigError, TransferError
+from edgeml.ids import ModelName
 from edgeml.runtime import open_session
 
 pytestmark = pytest.mark.processes
@@ -47,12 +48,13 @@ def kind(request):
 
 @pytest.fixture
 def endpoint(supervisor, worker):
-    serving = Serving(supervisor)
+    roster = Roster(supervisor)
+    serving = roster.seat(ModelName("sample"))
     serving.swap(worker)
     windows = Windows(60.0)
-    server = Server(Answering(serving, windows, SystemClock()), "127.0.0.1:0")
+    server = Server(Answering(roster, windows, SystemClock()), "127.0.0.1:0")
     server.start()
-    yield server, serving, windows
+    yield server, serving, windows, roster
     server.stop()
     serving.close()
 
@@ -92,7 +94,7 @@ def test_who_serves_and_whether(endpoint, client):
     assert client.model().inputs[0].shape == (-1, 4)
     assert client.ready()
     assert client.ready("sample")
-    with pytest.raises(ConfigError, match=r"sample@1\.0\.0 is"):
+    with pytest.raises(ConfigError, match="there are: sample"):
         client.ready("other")
     endpoint[1].swap(None).stop()
     assert client.models() == ()
@@ -133,10 +135,10 @@ def test_a_wrong_request_is_the_callers_to_fix(client, inputs, words):
 
 
 def test_a_connection_is_kept_and_opened_again_when_the_agent_was_restarted(endpoint, kind, supervisor):
-    server, serving, windows = endpoint
+    server, _, windows, roster = endpoint
     with kind(server.url) as client:
         assert client.ready()
-        again = Server(Answering(serving, windows, SystemClock()), server.url.removeprefix("http://"))
+        again = Server(Answering(roster, windows, SystemClock()), server.url.removeprefix("http://"))
         server.stop()
         again.start()
         try:
@@ -161,7 +163,7 @@ def test_many_tasks_share_a_few_connections(endpoint, expected):
 
 
 def test_over_a_unix_socket_it_is_the_same(endpoint, kind, tmp_path, expected):
-    server = Server(Answering(endpoint[1], endpoint[2], SystemClock()), f"unix:{tmp_path}/agent.sock")
+    server = Server(Answering(endpoint[3], endpoint[2], SystemClock()), f"unix:{tmp_path}/agent.sock")
     server.start()
     try:
         with kind(server.url) as client:

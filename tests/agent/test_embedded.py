@@ -10,14 +10,16 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from agent import Agent, Mode
 from agent.serving import NoModelError
 from agent.slots import SlotTable, promote
-from edgeml.bundle import Bundle
+from edgeml.bundle import Bundle, write_bundle
 from edgeml.errors import BackendError, ConfigError, DigestMismatchError
+from edgeml.ids import ModelName, digest_of_file
 from edgeml.runtime import open_session
 from edgeml.testing import sample_bundle
 from edgeml.twin import Slot, Slots
@@ -48,7 +50,7 @@ def device(tmp_path, sample):
     table = SlotTable(tmp_path / "state")
     table.store.mkdir(parents=True)
     table.path(sample[1]).write_bytes(sample[0].read_bytes())
-    table.write(promote(Slots(), Slot("sample@1.0.0", sample[1], "sample/1.0.0", 1)))
+    table.write(ModelName("sample"), promote(Slots(), Slot("sample@1.0.0", sample[1], "sample/1.0.0", 1)))
     return settings
 
 
@@ -130,10 +132,13 @@ def test_outside_its_with_statement_an_agent_answers_nothing(sample, mode):
     agent = Agent(sample[0], mode)
     with pytest.raises(NoModelError, match="not running"):
         agent.infer({"x": array()})
-    assert agent.manifest is None
+    assert agent.manifest() is None
     with agent:
-        assert agent.manifest.release == "sample@1.0.0"
-        assert agent.infer({"x": array()}).predicted is not None
+        assert agent.models == ("sample",)
+        assert agent.manifest().release == agent.manifest("sample").release == "sample@1.0.0"
+        assert agent.infer({"x": array()}, model="sample").predicted is not None
+        with pytest.raises(NoModelError, match="no model other"):
+            agent.infer({"x": array()}, model="other")
         with pytest.raises(ConfigError, match="not counted"):
             agent.feedback("r1", 1)
     with pytest.raises(NoModelError, match="not running"):
@@ -159,7 +164,7 @@ def test_a_worker_that_is_killed_costs_an_answer_and_comes_back(sample):
 
 def test_settings_run_the_whole_agent_which_counts_and_hears_feedback(device, sample, bare):
     with Agent(device) as agent:
-        assert agent.manifest.release == "sample@1.0.0"
+        assert agent.manifest().release == "sample@1.0.0"
         prediction = agent.infer({"x": array(2.0)})
         np.testing.assert_array_equal(prediction.outputs["logits"], bare(array(2.0)))
         assert agent.feedback(prediction.request_id, prediction.label)
@@ -179,7 +184,7 @@ def test_settings_without_a_model_start_and_say_so(tmp_path):
     settings = tmp_path / "agent.toml"
     settings.write_text(SETTINGS)
     with Agent(settings) as agent:
-        assert agent.manifest is None
+        assert agent.manifest() is None
         with pytest.raises(NoModelError, match="no model serves"):
             agent.infer({"x": array()})
 
@@ -224,3 +229,25 @@ def test_the_package_itself_stays_light():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     with pytest.raises(ImportError):
         from agent import Nothing  # noqa: F401
+
+
+def test_of_several_models_one_is_named(device, sample, tmp_path, bare):
+    path = tmp_path / "second.edgeml"
+    with Bundle(sample[0]) as bundle:
+        members = {entry.name: bundle.read(entry.name) for entry in bundle.manifest.files}
+        write_bundle(path, msgspec.structs.replace(bundle.manifest, model="second"), members)
+    digest = digest_of_file(path)
+    table = SlotTable(tmp_path / "state")
+    table.path(digest).write_bytes(path.read_bytes())
+    table.write(ModelName("second"), promote(Slots(), Slot("second@1.0.0", digest, "second/1.0.0", 1)))
+    with Agent(device) as agent:
+        assert agent.models == ("sample", "second")
+        with pytest.raises(ConfigError, match="2 models serve here"):
+            agent.infer({"x": array()})
+        for model in agent.models:
+            prediction = agent.infer({"x": array(2.0)}, model=model)
+            assert prediction.model == model
+            np.testing.assert_array_equal(prediction.outputs["logits"], bare(array(2.0)))
+            assert agent.feedback(prediction.request_id, 1, model=model)
+        with pytest.raises(NoModelError, match="no model third"):
+            agent.infer({"x": array()}, model="third")

@@ -2,13 +2,13 @@
 
 import pytest
 
-from agent.device import Perform
 from agent.executor import Delivery, Executor
 from agent.journal import Entry
 from agent.machine import Action, Event
+from agent.updater import Perform
 from edgeml import errors
 from edgeml.errors import BudgetError
-from edgeml.ids import DeploymentId, Digest, ReleaseId
+from edgeml.ids import DeploymentId, Digest, ModelName, ReleaseId
 from edgeml.manifest import RuntimeFamily
 from edgeml.trustfacts import SignedFacts, SignedTarget
 from edgeml.twin import Desired, Slots
@@ -24,7 +24,8 @@ def facts(release=RELEASE, counter=2, profiles=("p",)):
 class Scripted:
     """An installer that does what it is told."""
 
-    slots = Slots()
+    def slots(self, _model):
+        return Slots()
 
     def __init__(self, error=None, target=None):
         self.error = error
@@ -46,7 +47,7 @@ def perform(action, installer, **entry):
         generation=1, deployment=DeploymentId("d"), release=RELEASE, target="m/2/v.edgeml", digest=DIGEST
     )
     return Executor(installer, "p").perform(
-        Perform(action, Entry(desired=desired, facts=facts(), **entry), 0.0)
+        Perform(ModelName("m"), action, Entry(desired=desired, facts=facts(), **entry), 0.0)
     )
 
 
@@ -103,7 +104,7 @@ def test_an_error_is_told_apart_by_what_helps(action, error, event, poisoned):
     ],
 )
 def test_what_is_signed_must_be_what_is_wanted_for_this_hardware_and_no_downgrade(target, words):
-    result = perform(Action.FETCH, Scripted(target=target), counters={"m": 3})
+    result = perform(Action.FETCH, Scripted(target=target), release_counter=3)
     assert result.event is (Event.REFUSED if words else Event.FETCHED)
     assert (words or "") in result.reason
     assert not result.poisoned

@@ -14,12 +14,13 @@ from agent.answering import Answering
 from agent.batch import Rules
 from agent.ipc import Answer, TensorBytes
 from agent.line import LateError, Line, OverloadError
+from agent.roster import Roster
 from agent.server import Server
-from agent.serving import Serving
 from agent.supervisor import WorkerLimits
 from agent.windows import Windows
 from edgeml.clock import SystemClock
 from edgeml.errors import BackendError, EdgemlError
+from edgeml.ids import ModelName
 from edgeml.manifest import Manifest, Measurement, Provenance, RuntimeFamily, Task
 from edgeml.tensors import DType, TensorSpec
 
@@ -340,9 +341,10 @@ def test_a_worker_killed_under_a_batch_leaves_no_thread_waiting(supervisor, samp
 
 @pytest.mark.processes
 def test_over_http_who_is_late_gets_504_and_who_is_too_many_429_with_a_time(supervisor, sample):
-    serving = Serving(supervisor)
+    roster = Roster(supervisor)
+    serving = roster.seat(ModelName("sample"))
     serving.swap(supervisor.load(*sample, WorkerLimits(request_timeout_s=10, line=Rules(waiting_max=2))))
-    server = Server(Answering(serving, Windows(60.0), SystemClock()), "127.0.0.1:0")
+    server = Server(Answering(roster, Windows(60.0), SystemClock()), "127.0.0.1:0")
     server.start()
     url = server.url + "/v2/models/sample/infer"
     body = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}

@@ -1,10 +1,11 @@
 """What a device says on every new link, and what it makes of what it hears."""
 
 from agent.buffer import Buffer
-from agent.device import Device, Moment
+from agent.device import Device
 from agent.journal import Journal
 from agent.link import Identity, Link
 from agent.slots import SlotTable
+from agent.updater import Moment
 from agent.uplink import Uplink
 from edgeml import twin
 from edgeml.ids import DeploymentId, DeviceId, Digest, ReleaseId, TenantId
@@ -19,7 +20,7 @@ BASE = "em/v1/acme/d/cam-1"
 class Talk:
     def __init__(self, directory):
         self.journal = Journal(directory / "journal.db")
-        self.device = Device("cam-1", self.journal, SlotTable(directory))
+        self.device = Device(DeviceId("cam-1"), self.journal, SlotTable(directory))
         self.buffer = Buffer(directory / "telemetry.db", self.journal.boot)
         identity = Identity(TenantId("acme"), DeviceId("cam-1"), self.journal.boot)
         birth = Birth(device=DeviceId("cam-1"), session=self.journal.boot, profile="p", agent_version="1")
@@ -46,13 +47,9 @@ def test_a_new_link_is_told_presence_inventory_state_and_what_waits(tmp_path):
     for _ in range(2):
         talk.link.hear(LinkUp(), NOW)
         messages = {message.topic: message for message in talk.said()}
-        assert list(messages) == [f"{BASE}/state", f"{BASE}/birth", f"{BASE}/reported", f"{BASE}/tele/events"]
+        assert list(messages) == [f"{BASE}/state", f"{BASE}/birth", f"{BASE}/tele/events"]
         assert twin.decode(messages[f"{BASE}/state"].payload, Presence).online
-        assert [messages[f"{BASE}/{leaf}"].retain for leaf in ("state", "birth", "reported")] == [
-            True,
-            False,
-            True,
-        ]
+        assert [messages[f"{BASE}/{leaf}"].retain for leaf in ("state", "birth")] == [True, False]
         assert decode_batch(messages[f"{BASE}/tele/events"].payload).events[0].kind == "started"
         talk.link.hear(LinkDown("cut"), NOW)
     talk.close()
@@ -66,21 +63,37 @@ def test_the_will_is_of_this_session_and_says_offline(tmp_path):
     talk.close()
 
 
+def wanted(model):
+    return Desired(
+        generation=1,
+        deployment=DeploymentId("d"),
+        release=ReleaseId(f"{model}@1"),
+        target=f"{model}/1/v.edgeml",
+        digest=Digest("a" * 64),
+    )
+
+
 def test_a_wish_is_heard_and_the_change_reported_once(tmp_path):
     talk = Talk(tmp_path)
     talk.link.hear(LinkUp(), NOW)
     talk.said()
-    wanted = Desired(
-        generation=1,
-        deployment=DeploymentId("d"),
-        release=ReleaseId("m@1"),
-        target="m/1/v.edgeml",
-        digest=Digest("a" * 64),
-    )
-    talk.link.hear(Message(f"{BASE}/desired", twin.encode(wanted)), NOW)
+    talk.link.hear(Message(f"{BASE}/desired/m", twin.encode(wanted("m"))), NOW)
     [report] = talk.said()
+    assert (report.topic, report.retain) == (f"{BASE}/reported/m", True)
     assert twin.decode(report.payload, Reported).state is DeviceState.FETCHING
     assert talk.said() == []
+    talk.close()
+
+
+def test_a_new_link_is_told_what_is_true_of_each_model(tmp_path):
+    talk = Talk(tmp_path)
+    talk.link.hear(LinkUp(), NOW)
+    for model in ("m", "kws"):
+        talk.link.hear(Message(f"{BASE}/desired/{model}", twin.encode(wanted(model))), NOW)
+    talk.said()
+    talk.link.hear(LinkUp(), NOW)
+    reports = [one.topic for one in talk.said() if "/reported/" in one.topic]
+    assert reports == [f"{BASE}/reported/m", f"{BASE}/reported/kws"]
     talk.close()
 
 
@@ -88,16 +101,18 @@ def test_messages_of_others_too_long_or_senseless_change_nothing(tmp_path):
     talk = Talk(tmp_path)
     talk.link.hear(LinkUp(), NOW)
     talk.said()
-    before = talk.device.entry
     for topic, payload in (
-        ("em/v1/acme/d/cam-2/desired", b"{}"),
-        (f"{BASE}/desired", b"x" * 100_000),
-        (f"{BASE}/desired", b"\xff\xfe"),
+        ("em/v1/acme/d/cam-2/desired/m", b"{}"),
+        (f"{BASE}/desired/m", b"x" * 100_000),
+        (f"{BASE}/desired/m", b"\xff\xfe"),
+        (f"{BASE}/desired/m", b""),
+        (f"{BASE}/desired", twin.encode(wanted("m"))),
+        (f"{BASE}/desired/kws", twin.encode(wanted("m"))),
         (f"{BASE}/ack", b'{"boot": 1}'),
         ("nonsense", b""),
     ):
         talk.link.hear(Message(topic, payload), NOW)
-    assert talk.device.entry == before
+    assert talk.device.models == ()
     assert talk.said() == []
     talk.close()
 

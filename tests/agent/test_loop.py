@@ -14,13 +14,14 @@ from agent.answering import Answering
 from agent.batch import Rules
 from agent.ipc import TensorBytes
 from agent.line import LateError, OverloadError
+from agent.roster import Roster
 from agent.server import Server
-from agent.serving import Serving
 from agent.supervisor import WorkerLimits
 from agent.windows import Windows
 from edgeml.bundle import Bundle
 from edgeml.clock import SystemClock
 from edgeml.errors import BackendError, EdgemlError
+from edgeml.ids import ModelName
 from edgeml.runtime import open_session
 from edgeml.tensors import DType
 
@@ -202,9 +203,10 @@ def test_batches_go_together_from_a_loop_too(supervisor, sample, bare):
 
 
 def test_many_clients_over_http_small_and_large_get_their_own_answers(supervisor, sample, bare):
-    serving = Serving(supervisor)
+    roster = Roster(supervisor)
+    serving = roster.seat(ModelName("sample"))
     serving.swap(supervisor.load(*sample, WorkerLimits(line=Rules(waiting_max=64))))
-    server = Server(Answering(serving, Windows(60.0), SystemClock()), "127.0.0.1:0")
+    server = Server(Answering(roster, Windows(60.0), SystemClock()), "127.0.0.1:0")
     server.start()
     wrong = []
 

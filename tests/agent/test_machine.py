@@ -31,7 +31,9 @@ def test_idle_is_reachable_from_every_state(state):
 
 
 def test_nothing_is_activated_that_was_not_verified_right_before():
-    """The only ways into ACTIVATING are from STAGED, which is entered only from VERIFYING, and a restart on trial."""
+    """The only ways into ACTIVATING are from STAGED, which is entered only from VERIFYING, be it through the shadow in
+    the same life, and a restart on trial.
+    """
     into = {
         (state, event)
         for (state, event), (after, _) in TRANSITIONS.items()
@@ -39,9 +41,16 @@ def test_nothing_is_activated_that_was_not_verified_right_before():
     }
     assert into == {
         (DeviceState.STAGED, Event.READY),
+        (DeviceState.COMPARING, Event.AGREED),
         (DeviceState.ACTIVATING, Event.RESTARTED),
         (DeviceState.TRIAL, Event.RESTARTED),
     }
+    for state, before in (
+        (DeviceState.COMPARING, {DeviceState.SHADOWING, DeviceState.COMPARING}),
+        (DeviceState.SHADOWING, {DeviceState.STAGED}),
+    ):
+        assert {s for (s, _), (after, _) in TRANSITIONS.items() if after is state} == before
+        assert TRANSITIONS[(state, Event.RESTARTED)][0] is DeviceState.VERIFYING
     assert {s for (s, _), (after, _) in TRANSITIONS.items() if after is DeviceState.STAGED} == {
         DeviceState.VERIFYING
     }

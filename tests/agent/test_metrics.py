@@ -13,11 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.answering import Answering
 from agent.metrics import METRICS_TYPE, Facts, StreamFacts, UpdateFacts, WorkerFacts, render
+from agent.roster import Roster
 from agent.server import Server
-from agent.serving import Serving, Toll
+from agent.serving import Toll
 from agent.windows import RELEASES_MAX, Observed, ReleaseKey, Total, Windows
 from edgeml.clock import SystemClock
-from edgeml.ids import Digest, ReleaseId
+from edgeml.ids import Digest, ModelName, ReleaseId
 from edgeml.telemetry import LATENCY_BINS, Counters, Loss, Stream, latency_bin
 from edgeml.twin import DeviceState, Outcome
 
@@ -36,13 +37,16 @@ def facts(releases, toll=None):
     return Facts(
         "0.1.0",
         releases,
-        WorkerFacts(ReleaseId("digits@1.1.0"), 52_428_800),
-        toll or Toll(3, 2),
+        (WorkerFacts(ReleaseId("digits@1.1.0"), 52_428_800), WorkerFacts(ReleaseId("kws@2"), 0)),
+        {ModelName("digits"): toll or Toll(3, 2), ModelName("kws"): Toll()},
         (
             StreamFacts(Stream.WINDOWS, Loss(100, 90, 3), 7),
             StreamFacts(Stream.EVENTS, Loss(5, 5, 0), 0),
         ),
-        UpdateFacts(DeviceState.TRIAL, Outcome.ROLLED_BACK),
+        (
+            UpdateFacts(ModelName("digits"), DeviceState.TRIAL, Outcome.ROLLED_BACK),
+            UpdateFacts(ModelName("kws"), DeviceState.IDLE, None),
+        ),
     )
 
 
@@ -61,6 +65,9 @@ def read(text):
         for family in text_string_to_metric_families(text)
         for one in family.samples
     }
+
+
+MODEL = ("model", "digits")
 
 
 def counters(text):
@@ -92,20 +99,24 @@ def test_prometheus_reads_it():
         2,
     ]
     assert values["edgeml_worker_memory_bytes", *digits] == 52_428_800
-    assert (values["edgeml_worker_crashes_total",], values["edgeml_worker_restarts_total",]) == (3, 2)
+    assert (values["edgeml_worker_crashes_total", MODEL], values["edgeml_worker_restarts_total", MODEL]) == (
+        3,
+        2,
+    )
     assert values["edgeml_telemetry_rows_held", ("stream", "windows")] == 7
     assert values["edgeml_telemetry_rows_dropped_total", ("stream", "windows")] == 3
     on = {key for key, value in values.items() if key[0].startswith("edgeml_update_") and value}
     assert on == {
-        ("edgeml_update_state", ("state", "trial")),
-        ("edgeml_update_outcome", ("outcome", "rolled_back")),
+        ("edgeml_update_state", MODEL, ("state", "trial")),
+        ("edgeml_update_state", ("model", "kws"), ("state", "idle")),
+        ("edgeml_update_outcome", MODEL, ("outcome", "rolled_back")),
     }
 
 
 def test_an_agent_that_has_done_nothing_says_so():
-    nothing = Facts("0", {}, None, Toll(), (), UpdateFacts(DeviceState.IDLE, None))
+    nothing = Facts("0", {}, (), {}, (), ())
     values = read(render(nothing))
-    assert ("edgeml_update_outcome", ("outcome", "committed")) in values
+    assert values["edgeml_build_info", ("version", "0")] == 1
     assert not any(key[0] == "edgeml_worker_memory_bytes" for key in values)
 
 
@@ -142,7 +153,7 @@ def test_no_counter_ever_shrinks_and_totals_are_the_windows_added_up(acts):
             case "failed", key:
                 windows.failed(key)
             case "labelled", label:
-                windows.labelled("r", label)
+                windows.labelled("digits", "r", label)
             case "close", key, low_confidence:
                 closed += windows.close(0, 0.0, {key: Observed(None, low_confidence, 0)})
         after = counters(render(facts(windows.totals())))
@@ -173,40 +184,45 @@ def test_totals_of_many_releases_are_bounded_and_those_at_work_stay():
 
 @pytest.mark.processes
 def test_a_real_worker_is_counted_over_windows_and_its_own_death(supervisor, worker, ask):
-    serving = Serving(supervisor)
+    roster = Roster(supervisor)
+    serving = roster.seat(ModelName("sample"))
     serving.swap(worker)
-    answering = Answering(serving, Windows(60.0), SystemClock())
+    answering = Answering(roster, Windows(60.0), SystemClock())
 
     def page():
         active = serving.active
         now = WorkerFacts(active.manifest.release, active.memory_bytes())
-        idle = UpdateFacts(DeviceState.IDLE, None)
-        return render(Facts("0.1.0", answering.totals(), now, serving.toll, (), idle))
+        idle = UpdateFacts(ModelName("sample"), DeviceState.IDLE, None)
+        return render(
+            Facts("0.1.0", answering.totals(), (now,), {ModelName("sample"): serving.toll}, (), (idle,))
+        )
 
     server = Server(answering, "127.0.0.1:0", metrics=page)
     server.start()
     try:
         with httpx.Client(base_url=server.url, timeout=10) as client:
             for _ in range(5):
-                answering.infer(ask(), "r")
+                answering.infer("sample", ask(), "r")
             first = client.get("/metrics")
             assert first.headers["Content-Type"] == METRICS_TYPE
             name, *labels = "edgeml_inferences_total", ("model", "sample"), ("version", "1.0.0")
             assert read(first.text)[name, *labels] == 5
             assert read(first.text)["edgeml_worker_memory_bytes", *labels] > 1 << 20
             answering.close(0)
-            answering.infer(ask(), "r")
+            answering.infer("sample", ask(), "r")
             os.kill(serving.active.pid, signal.SIGKILL)
             deadline_s = time.monotonic() + 20
             while serving.toll.restarts < 1 and time.monotonic() < deadline_s:
                 time.sleep(0.02)
-            answering.infer(ask(), "r")
+            answering.infer("sample", ask(), "r")
             last = client.get("/metrics").text
     finally:
         server.stop()
         serving.close()
     assert read(last)[name, *labels] == 7
-    assert (read(last)["edgeml_worker_crashes_total",], read(last)["edgeml_worker_restarts_total",]) == (1, 1)
+    values, of_sample = read(last), ("model", "sample")
+    assert values["edgeml_worker_crashes_total", of_sample] == 1
+    assert values["edgeml_worker_restarts_total", of_sample] == 1
     before, after = counters(first.text), counters(last)
     assert all(after[key] >= value for key, value in before.items())
 

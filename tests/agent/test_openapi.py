@@ -11,11 +11,12 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from agent.answering import Answering
 from agent.protocol import BODY_BYTES_MAX
+from agent.roster import Roster
 from agent.server import OPENAPI, Server, make_app
-from agent.serving import Serving
 from agent.windows import Windows
 from edgeml.clock import SystemClock
 from edgeml.errors import BackendError, BudgetError
+from edgeml.ids import ModelName
 from edgeml.inference import JSON_LENGTH_HEADER, infer_request
 
 DOCUMENT = json.loads(OPENAPI.read_text())
@@ -80,9 +81,10 @@ def check(answer, path, method):
 
 @pytest.fixture
 def running(supervisor, worker):
-    serving = Serving(supervisor)
+    roster = Roster(supervisor)
+    serving = roster.seat(ModelName("sample"))
     serving.swap(worker)
-    answering = Answering(serving, Windows(60.0), SystemClock())
+    answering = Answering(roster, Windows(60.0), SystemClock())
     server = Server(answering, "127.0.0.1:0", metrics=lambda: "# nothing\n")
     server.start()
     with httpx.Client(base_url=server.url, timeout=10) as client:

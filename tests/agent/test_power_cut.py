@@ -10,18 +10,21 @@ import hashlib
 
 import pytest
 
-from agent.device import Device, Moment
+from agent.device import Device
 from agent.executor import Delivery, Executor
 from agent.journal import Journal
 from agent.slots import SlotTable, demote, promote
+from agent.updater import Lane, Moment
 from edgeml import twin
 from edgeml.errors import BackendError, DigestMismatchError, StateError
-from edgeml.ids import DeploymentId, Digest, ReleaseId
+from edgeml.ids import DeploymentId, DeviceId, Digest, ModelName, ReleaseId, model_of
 from edgeml.manifest import RuntimeFamily
 from edgeml.trustfacts import SignedFacts, SignedTarget
 from edgeml.twin import Desired, DeviceState, Outcome
 
 PROFILE = "generic-x86-64"
+M, KWS = ModelName("m"), ModelName("kws")
+AT_REST = {DeviceState.IDLE, DeviceState.STRANDED}
 
 
 def content(version, quality="good"):
@@ -32,12 +35,12 @@ def digest(version, quality="good"):
     return Digest(hashlib.sha256(content(version, quality)).hexdigest())
 
 
-def desired(version, generation, quality="good", **policy):
+def desired(version, generation, quality="good", model=M, **policy):
     return Desired(
         generation=generation,
         deployment=DeploymentId(f"d{generation}"),
-        release=ReleaseId(f"m@{version}"),
-        target=f"m/{version}/v.edgeml",
+        release=ReleaseId(f"{model}@{version}"),
+        target=f"{model}/{version}/v.edgeml",
         digest=digest(version, quality),
         policy=twin.Policy(**policy),
     )
@@ -66,12 +69,21 @@ class CutJournal:
         self._journal = journal
         self._power = power
 
-    def load(self):
-        return self._journal.load()
+    @property
+    def models(self):
+        return self._journal.models
 
-    def write(self, entry):
+    def load(self, model):
+        return self._journal.load(model)
+
+    def write(self, model, entry):
         self._power.point()
-        self._journal.write(entry)
+        self._journal.write(model, entry)
+        self._power.point()
+
+    def forget(self, model):
+        self._power.point()
+        self._journal.forget(model)
         self._power.point()
 
 
@@ -81,11 +93,11 @@ class DiskInstaller:
     def __init__(self, table, power):
         self.table = table
         self.power = power
-        self.serving = None
+        self.serving = {}
+        self.wanted = frozenset
 
-    @property
-    def slots(self):
-        return self.table.slots
+    def slots(self, model):
+        return self.table.slots(model)
 
     def fetch(self, wanted, _source):
         version = wanted.release.partition("@")[2]
@@ -116,29 +128,30 @@ class DiskInstaller:
         self.verify(slot.digest)
         if self.table.path(slot.digest).read_bytes().startswith(b"bad"):
             raise BackendError("golden vectors differ")
-        self.serving = slot
+        self.serving[model_of(slot.release)] = slot
         self.power.point()
 
     def observe(self, slot):
-        assert self.serving == slot
+        assert self.serving[model_of(slot.release)] == slot
 
     def commit(self, slot):
         self.power.point()
-        self.table.write(promote(self.table.slots, slot))
+        model = model_of(slot.release)
+        self.table.write(model, promote(self.table.slots(model), slot))
         self.power.point()
-        self.table.clean()
+        self.table.clean(self.wanted)
         self.power.point()
 
-    def restore(self, condemned):
-        slots = self.table.slots
+    def restore(self, model, condemned):
+        slots = self.table.slots(model)
         if slots.current is None:
-            self.serving = None
+            self.serving.pop(model, None)
             return None
         while slots.current is not None:
             if slots.current.digest != condemned and self.whole(slots.current.digest):
                 self.power.point()
-                self.table.write(slots)
-                self.serving = slots.current
+                self.table.write(model, slots)
+                self.serving[model] = slots.current
                 self.power.point()
                 return slots.current
             slots = demote(slots)
@@ -152,7 +165,8 @@ class Life:
         self.journal = Journal(directory / "journal.db")
         self.table = SlotTable(directory)
         self.installer = DiskInstaller(self.table, power)
-        self.device = Device("cam", CutJournal(self.journal, power), self.table)
+        self.device = Device(DeviceId("cam"), CutJournal(self.journal, power), self.table)
+        self.installer.wanted = self.device.wanted
         self.executor = Executor(self.installer, PROFILE)
         self.clock = 0.0
 
@@ -161,29 +175,33 @@ class Life:
 
     def live(self, wanted):
         try:
-            if self.table.slots.current is not None:
-                self.installer.restore(None)
+            for model in self.table.models:
+                self.installer.restore(model, None)
             self.device.start(self.now())
             for one in wanted:
-                self.device.on_desired(twin.encode(one), self.now())
+                self.wish(one)
                 self.run()
         finally:
             self.journal.close()
 
+    def wish(self, one):
+        self.device.on_desired(model_of(one.release), twin.encode(one), self.now())
+
     def run(self):
-        for _ in range(200):
-            due = self.device.next_due_s()
-            if due is None:
+        for _ in range(400):
+            perform = self.device.next(self.now(), Lane.LOCAL) or self.device.next(self.now(), Lane.NETWORK)
+            if perform is not None:
+                self.device.done(perform, self.executor.perform(perform), self.now())
+            elif all(self.device.entry(model).state in AT_REST for model in self.device.models):
                 return
-            self.clock = max(self.clock, due)
-            perform = self.device.next(self.now())
-            self.device.done(perform, self.executor.perform(perform), self.now())
+            else:
+                self.clock += 1.0
         raise AssertionError("the device never comes to rest")
 
 
-def assert_one_good_current(directory, allowed):
+def assert_one_good_current(directory, allowed, model=M):
     table = SlotTable(directory)
-    current = table.slots.current
+    current = table.slots(model).current
     assert (current.release if current else None) in allowed
     if current is not None:
         assert hashlib.sha256(table.path(current.digest).read_bytes()).hexdigest() == current.digest
@@ -232,7 +250,7 @@ def test_a_cut_at_any_point_ends_as_without_it(tmp_path, name):
         # The retained messages arrive again after every restart; only the last is still there.
         life = Life(directory, Power())
         life.live(wanted[-1:])
-        report = life.device.reported(life.now())
+        report = life.device.reported(life.now())[M]
         assert_one_good_current(directory, ends_on)
         assert report.state is DeviceState.IDLE, f"cut {cut}"
         # A cut between the commit and the report may say it was there already; both are the truth.
@@ -254,6 +272,37 @@ def test_cuts_at_every_pair_of_points_during_an_update(tmp_path):
             assert_one_good_current(directory, ends_on)
 
 
+def test_a_cut_at_any_point_while_two_models_are_updated_leaves_both_good(tmp_path):
+    """Wishes for both come first, then everything goes on side by side."""
+    before = (desired("1", 1), desired("11", 1, model=KWS))
+    wanted = (desired("2", 2), desired("12", 2, "bad", model=KWS))
+
+    def live(life, wishes):
+        try:
+            for model in life.table.models:
+                life.installer.restore(model, None)
+            life.device.start(life.now())
+            for one in wishes:
+                life.wish(one)
+            life.run()
+        finally:
+            life.journal.close()
+
+    power = Power()
+    live(Life(tmp_path / "count", Power()), before)
+    live(Life(tmp_path / "count", power), wanted)
+    for cut in range(power.points):
+        directory = tmp_path / f"cut-{cut}"
+        live(Life(directory, Power()), before)
+        with pytest.raises(PowerCut):
+            live(Life(directory, Power(cut)), wanted)
+        assert_one_good_current(directory, {"m@1", "m@2"})
+        assert_one_good_current(directory, {"kws@11"}, KWS)
+        live(Life(directory, Power()), wanted)
+        assert_one_good_current(directory, {"m@2"})
+        assert_one_good_current(directory, {"kws@11"}, KWS)
+
+
 def test_restarts_without_end_during_a_trial_end_on_the_old_release(tmp_path):
     """A model that takes the whole agent down each time it is loaded."""
     Life(tmp_path, Power()).live((desired("1", 1),))
@@ -271,7 +320,7 @@ def test_restarts_without_end_during_a_trial_end_on_the_old_release(tmp_path):
         except PowerCut:
             continue
         break
-    report = life.device.reported(life.now())
+    report = life.device.reported(life.now())[M]
     assert report.outcome is Outcome.ROLLED_BACK
     assert "restarted 3 times" in report.reason
     assert_one_good_current(tmp_path, {"m@1"})
@@ -282,10 +331,10 @@ def test_a_worker_that_crashes_after_commit_is_rolled_back_to_the_previous_slot(
     life.live((desired("1", 1), desired("2", 2)))
     life = Life(tmp_path, Power())
     life.device.start(life.now())
-    life.device.crashed("the worker died 3 times", life.now())
+    life.device.crashed(M, "the worker died 3 times", life.now())
     life.run()
     assert_one_good_current(tmp_path, {"m@1"})
-    assert life.device.reported(life.now()).outcome is Outcome.ROLLED_BACK
+    assert life.device.reported(life.now())[M].outcome is Outcome.ROLLED_BACK
     life.journal.close()
 
 
@@ -295,12 +344,12 @@ def test_no_slot_left_is_said_plainly(tmp_path):
     life.table.path(digest("1")).write_bytes(b"rot")
     life = Life(tmp_path, Power())
     life.device.start(life.now())
-    life.device.crashed("the current slot cannot be loaded", life.now())
+    life.device.crashed(M, "the current slot cannot be loaded", life.now())
     life.run()
-    report = life.device.reported(life.now())
+    report = life.device.reported(life.now())[M]
     assert (report.state, report.outcome) == (DeviceState.STRANDED, Outcome.STRANDED)
     # A new deployment still rescues it.
-    life.device.on_desired(twin.encode(desired("2", 2)), life.now())
+    life.wish(desired("2", 2))
     life.run()
     assert_one_good_current(tmp_path, {"m@2"})
     life.journal.close()

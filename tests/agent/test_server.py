@@ -41,23 +41,28 @@ class Echo:
         self.asked = []
         self.labels = []
 
-    def manifest(self):
-        return self.loaded
+    def models(self):
+        return () if self.loaded is None else (self.loaded.model,)
 
-    def ready(self):
-        return self.loaded is not None and self.fails is None
+    def manifest(self, model):
+        return self.loaded if model in self.models() else None
 
-    async def infer_in_loop(self, tensors, request_id, deadline_s):
-        return self.infer(tensors, request_id, deadline_s)
+    def ready(self, model):
+        return model in self.models() and self.fails is None
 
-    def infer(self, tensors, request_id, deadline_s):
+    async def infer_in_loop(self, model, tensors, request_id, deadline_s):
+        return self.infer(model, tensors, request_id, deadline_s)
+
+    def infer(self, model, tensors, request_id, deadline_s):
+        assert model == "echo"
         if self.fails is not None:
             raise self.fails
         check_request(tensors, MANIFEST.inputs)
         self.asked.append(request_id)
         return Served(MANIFEST, "0" * 64, Answer(tuple(tensors), 12.34, 1))
 
-    def feedback(self, request_id, label):
+    def feedback(self, model, request_id, label):
+        assert model == "echo"
         if isinstance(label, str) and label not in MANIFEST.labels:
             raise ConfigError(f"the model has no label {label!r}")
         self.labels.append((request_id, label))
@@ -346,7 +351,7 @@ def test_a_long_answer_to_a_short_request_is_written_in_a_thread(echo, client, m
         server, "_reply", lambda *given: (threads.append(threading.current_thread().name), real(*given))[1]
     )
 
-    async def longer(tensors, _request_id, _deadline_s):
+    async def longer(_model, tensors, _request_id, _deadline_s):
         data = bytes(server.LOOP_BYTES_MAX + 4)
         return Served(
             MANIFEST, "0" * 64, Answer((tensors[0], TensorBytes(DType.INT8, (len(data),), data)), 1.0, None)

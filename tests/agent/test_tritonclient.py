@@ -11,12 +11,12 @@ from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
 from agent.answering import Answering
+from agent.roster import Roster
 from agent.server import Server
-from agent.serving import Serving
 from agent.windows import Windows
 from edgeml.bundle import Bundle, write_bundle
 from edgeml.clock import SystemClock
-from edgeml.ids import digest_of, digest_of_file
+from edgeml.ids import ModelName, digest_of, digest_of_file
 from edgeml.manifest import Manifest, Measurement, Provenance, RuntimeFamily
 from edgeml.runtime import open_session
 
@@ -59,12 +59,13 @@ def echo_bundle(path):
 
 @pytest.fixture
 def endpoint(supervisor):
-    serving = Serving(supervisor)
-    server = Server(Answering(serving, Windows(60.0), SystemClock()), "127.0.0.1:0")
+    roster = Roster(supervisor)
+    serving = roster.seat(ModelName("sample"))
+    server = Server(Answering(roster, Windows(60.0), SystemClock()), "127.0.0.1:0")
     server.start()
-    yield server.url.removeprefix("http://"), serving
+    yield server.url.removeprefix("http://"), serving, roster
     server.stop()
-    serving.close()
+    roster.close()
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ REFUSED = [
     ("no input", lambda: {"inputs": []}, "400", "the model takes ['x']"),
     ("output", lambda: {"outputs": [triton.InferRequestedOutput("scores")]}, "400", "no output 'scores'"),
     ("top classes", lambda: {"outputs": [triton.InferRequestedOutput("logits", class_count=2)]}, "400", "classification"),
-    ("model", lambda: {"model_name": "other"}, "404", "sample@1.0.0 is"),
+    ("model", lambda: {"model_name": "other"}, "404", "there are: sample"),
     ("version", lambda: {"model_version": "2"}, "404", "sample@1.0.0 is"),
     ("compression", lambda: {"request_compression_algorithm": "gzip"}, "415", "gzip"),
     ("request id", lambda: {"request_id": "i" * 129}, "400", "length"),
@@ -176,7 +177,7 @@ def test_shared_memory_is_refused_for_outputs_too(client):
 @pytest.mark.parametrize("binary", [True, False], ids=["bytes", "JSON"])
 def test_every_type_comes_back_as_it_went(endpoint, supervisor, tmp_path, binary):
     path, digest = echo_bundle(tmp_path / "echo.edgeml")
-    endpoint[1].swap(supervisor.load(path, digest))
+    endpoint[2].seat(ModelName("echo")).swap(supervisor.load(path, digest))
     arrays = {
         name: np.array([[0, 1], [2, 100], [7, 3]]).astype(numpy_type)
         for name, (numpy_type, _) in KINDS.items()

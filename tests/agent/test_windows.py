@@ -36,8 +36,8 @@ def close(windows, observations=None, now_s=160.0):
         (lambda w: w.answered(OLD, 10.0, 1, "r", slow=False), Counters(inferences=1)),
         (lambda w: w.answered(OLD, 10.0, None, "r", slow=True), Counters(inferences=1, slow=1)),
         (lambda w: w.failed(OLD), Counters(errors=1)),
-        (lambda w: (w.answered(OLD, 10.0, 1, "r", slow=False), w.labelled("r", 1)), Counters(inferences=1, labelled=1)),
-        (lambda w: (w.answered(OLD, 10.0, 1, "r", slow=False), w.labelled("r", 2)), Counters(inferences=1, labelled=1, wrong=1)),
+        (lambda w: (w.answered(OLD, 10.0, 1, "r", slow=False), w.labelled("m", "r", 1)), Counters(inferences=1, labelled=1)),
+        (lambda w: (w.answered(OLD, 10.0, 1, "r", slow=False), w.labelled("m", "r", 2)), Counters(inferences=1, labelled=1, wrong=1)),
     ],
     ids=["answered", "slow", "failed", "right", "wrong"],
 )  # fmt: skip
@@ -85,7 +85,7 @@ def test_a_late_label_counts_for_the_release_that_predicted_in_the_window_in_whi
     windows.answered(OLD, 10.0, 1, "old", slow=False)
     close(windows)
     windows.answered(NEW, 10.0, 1, "new", slow=False)
-    assert windows.labelled("old", 0)
+    assert windows.labelled("m", "old", 0)
     closed = close(windows)
     assert closed[OLD].counters == Counters(labelled=1, wrong=1)
     assert closed[NEW].counters == Counters(inferences=1)
@@ -95,16 +95,16 @@ def test_a_late_label_counts_for_the_release_that_predicted_in_the_window_in_whi
 def test_a_label_counts_once_and_one_for_an_unknown_request_not_at_all():
     windows = begun()
     windows.answered(OLD, 10.0, 1, "r", slow=False)
-    assert windows.labelled("r", 1)
-    assert not windows.labelled("r", 1)
-    assert not windows.labelled("never asked", 1)
+    assert windows.labelled("m", "r", 1)
+    assert not windows.labelled("m", "r", 1)
+    assert not windows.labelled("m", "never asked", 1)
     assert close(windows)[OLD].counters.labelled == 1
 
 
 def test_an_answer_that_is_no_class_cannot_be_labelled():
     windows = begun()
     windows.answered(OLD, 10.0, None, "r", slow=False)
-    assert not windows.labelled("r", 1)
+    assert not windows.labelled("m", "r", 1)
 
 
 def test_the_oldest_predictions_are_forgotten_first_and_a_repeated_id_is_new_again():
@@ -113,9 +113,9 @@ def test_the_oldest_predictions_are_forgotten_first_and_a_repeated_id_is_new_aga
         windows.answered(OLD, 10.0, 1, str(index), slow=False)
     windows.answered(OLD, 10.0, 1, "0", slow=False)
     windows.answered(OLD, 10.0, 1, "one more", slow=False)
-    assert not windows.labelled("1", 1)
-    assert windows.labelled("0", 1)
-    assert windows.labelled("2", 1)
+    assert not windows.labelled("m", "1", 1)
+    assert windows.labelled("m", "0", 1)
+    assert windows.labelled("m", "2", 1)
 
 
 def test_an_endless_id_is_counted_but_not_remembered():
@@ -123,8 +123,8 @@ def test_an_endless_id_is_counted_but_not_remembered():
     long = "x" * (REQUEST_ID_MAX + 1)
     windows.answered(OLD, 10.0, 1, long, slow=False)
     windows.answered(OLD, 10.0, 1, long[1:], slow=False)
-    assert not windows.labelled(long, 1)
-    assert windows.labelled(long[1:], 1)
+    assert not windows.labelled("m", long, 1)
+    assert windows.labelled("m", long[1:], 1)
     assert close(windows)[OLD].counters.inferences == 2
 
 
@@ -178,7 +178,7 @@ def test_no_outcome_is_lost_or_counted_twice_however_windows_are_cut(acts):
                 expected[key] = expected[key].plus(Counters(errors=1))
             case ("labelled", request, label):
                 known = remembered.pop(request, None)
-                assert windows.labelled(str(request), label) == (known is not None)
+                assert windows.labelled("m", str(request), label) == (known is not None)
                 if known is not None:
                     key, predicted = known
                     expected[key] = expected[key].plus(Counters(labelled=1, wrong=int(predicted != label)))

@@ -67,7 +67,8 @@ def test_every_error_is_documented_with_its_exit_code(error):
 @pytest.mark.parametrize("leaf", topics.RULES)
 def test_every_topic_is_documented_with_its_rule(leaf):
     rule = topics.RULES[leaf]
-    tail = f"{leaf.value}/{{stream}}" if leaf is topics.Leaf.TELEMETRY else leaf.value
+    tails = {topics.Tail.NOTHING: "", topics.Tail.STREAM: "/{stream}", topics.Tail.MODEL: "/{model}"}
+    tail = leaf.value + tails[rule.tail]
     row = next(
         line
         for line in DOCS["protocol.md"].splitlines()

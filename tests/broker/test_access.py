@@ -7,9 +7,9 @@ import time
 import pytest
 
 from edgeml import topics
-from edgeml.ids import DeviceId, TenantId
+from edgeml.ids import DeviceId, ModelName, TenantId
 from edgeml.telemetry import Stream
-from edgeml.topics import RULES, Direction, Leaf
+from edgeml.topics import RULES, Direction, Leaf, Tail
 
 pytestmark = pytest.mark.broker
 TENANT = TenantId("acme")
@@ -17,9 +17,8 @@ OWNER, OTHER, CONTROLLER = "cam-a", "cam-b", "controller"
 
 
 def topic_of(leaf: Leaf, device: str = OWNER) -> str:
-    return topics.device_topic(
-        TENANT, DeviceId(device), leaf, Stream.WINDOWS if leaf is Leaf.TELEMETRY else None
-    )
+    tails = {Tail.NOTHING: None, Tail.STREAM: Stream.WINDOWS, Tail.MODEL: ModelName("digits")}
+    return topics.device_topic(TENANT, DeviceId(device), leaf, tails[RULES[leaf].tail])
 
 
 def right_writer(leaf: Leaf) -> str:
@@ -32,9 +31,9 @@ def right_reader(leaf: Leaf) -> str:
 
 def filter_of(leaf: Leaf) -> str:
     """What the right reader subscribes to."""
-    if RULES[leaf].direction is Direction.DOWN:
-        return topic_of(leaf)
-    return next(one for one in topics.up_filters(TENANT) if f"/{leaf.value}" in one)
+    down = RULES[leaf].direction is Direction.DOWN
+    filters = topics.down_filters(TENANT, DeviceId(OWNER)) if down else topics.up_filters(TENANT)
+    return next(one for one in filters if f"/{leaf.value}" in one)
 
 
 @pytest.mark.parametrize(
@@ -80,18 +79,18 @@ def test_retained_desired_is_not_delivered_to_another_device(running):
     running.client(CONTROLLER).publish(topic_of(Leaf.DESIRED), b"for cam-a only", retain=True)
     nosy = running.client(OTHER)
     assert nosy.take(0.4) is None
-    for wanted in (topic_of(Leaf.DESIRED), "#", "em/#"):
+    for wanted in (topic_of(Leaf.DESIRED), filter_of(Leaf.DESIRED), "#", "em/#"):
         nosy.subscribe(wanted)
     assert nosy.take(0.4) is None
     owner = running.client(OWNER)
-    owner.subscribe(topic_of(Leaf.DESIRED))
+    owner.subscribe(filter_of(Leaf.DESIRED))
     assert owner.take() == (topic_of(Leaf.DESIRED), b"for cam-a only")
     running.client(CONTROLLER).publish(topic_of(Leaf.DESIRED), b"", retain=True)
 
 
 def test_last_will_on_a_foreign_topic_is_not_published(running):
     owner = running.client(OWNER)
-    owner.subscribe(topic_of(Leaf.DESIRED))
+    owner.subscribe(filter_of(Leaf.DESIRED))
     thief = running.client(OTHER, will=(topic_of(Leaf.DESIRED), b"stolen"))
     if thief.accepted:
         thief.drop()
@@ -99,7 +98,7 @@ def test_last_will_on_a_foreign_topic_is_not_published(running):
     time.sleep(0.5)
     assert b"stolen" not in owner.take_until(b"end")
     late = running.client(OWNER)
-    late.subscribe(topic_of(Leaf.DESIRED))
+    late.subscribe(filter_of(Leaf.DESIRED))
     assert late.take(0.3) is None
 
 

@@ -23,7 +23,8 @@ from fleet.broker import token_hash
 pytestmark = [pytest.mark.broker, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 TENANT = TenantId("acme")
 SECRET = b"for cam-b only"
-DESIRED_B = "em/v1/acme/d/cam-b/desired"
+DESIRED_B = "em/v1/acme/d/cam-b/desired/digits"
+DESIRED_OF_B = "em/v1/acme/d/cam-b/desired/+"
 
 
 def text(value: str) -> bytes:
@@ -112,7 +113,7 @@ async def close(*writers) -> None:
 
 async def heard_by_a_device_that_subscribed_to_nothing(broker: Broker, config) -> bytes:
     async with started(broker):
-        _, owner = await speak(config, connect("cam-b"), subscribe(DESIRED_B))
+        _, owner = await speak(config, connect("cam-b"), subscribe(DESIRED_OF_B))
         _, controller = await speak(config, connect("controller"), publish_retained(DESIRED_B, SECRET))
         await asyncio.sleep(0.1)
         reader, nosy = await speak(config, connect("cam-a"))
@@ -165,12 +166,12 @@ def test_silent_client_is_closed_after_its_keepalive(config):
 
 async def subscribe_during_a_broadcast(broker: Broker, config) -> None:
     async with started(broker):
-        _, owner = await speak(config, connect("cam-b"), subscribe(DESIRED_B))
+        _, owner = await speak(config, connect("cam-b"), subscribe(DESIRED_OF_B))
         await broker._shutdown_broadcast_loop()
         await broker._broadcast_message(None, DESIRED_B, b"x")
         walk = asyncio.ensure_future(broker._run_broadcast(deque()))
         await asyncio.sleep(0)
-        broker._subscriptions.setdefault("em/v1/acme/d/cam-a/desired", [])
+        broker._subscriptions.setdefault("em/v1/acme/d/cam-a/desired/+", [])
         await close(owner)
         await walk
 

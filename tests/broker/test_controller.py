@@ -6,7 +6,7 @@ import pytest
 
 from edgeml import topics, twin
 from edgeml.clock import SystemClock
-from edgeml.ids import DeviceId, TenantId
+from edgeml.ids import DeviceId, ModelName, TenantId
 from edgeml.mqtt import Login, PahoTransport
 from edgeml.topics import CONTROLLER_USER, Leaf
 from edgeml.twin import Desired
@@ -73,7 +73,7 @@ def test_desired_is_there_again_after_the_broker_came_back_empty(running, store,
     wanted = Desired(generation=1, deployment="d", release="digits@1.0.0", target="t", digest="a" * 64)
     with store.write() as connection:
         devices.save_desired(connection, CAM, wanted)
-    topic = topics.device_topic(TENANT, CAM, Leaf.DESIRED)
+    topic = topics.device_topic(TENANT, CAM, Leaf.DESIRED, ModelName("digits"))
     heard = []
 
     def arrives(client):
@@ -82,17 +82,17 @@ def test_desired_is_there_again_after_the_broker_came_back_empty(running, store,
         return bool(heard)
 
     first = running.client(CAM)
-    first.subscribe(topic)
+    first.subscribe(*topics.down_filters(TENANT, CAM))
     step_until(controller, lambda: arrives(first))
     assert heard.pop() == (topic, twin.encode(wanted))
     running.kill()
     running.start()
     second = running.client(CAM)
-    second.subscribe(topic)
+    second.subscribe(*topics.down_filters(TENANT, CAM))
     step_until(controller, lambda: arrives(second))
     assert heard.pop() == (topic, twin.encode(wanted))
     third = running.client(CAM)
-    third.subscribe(topic)
+    third.subscribe(*topics.down_filters(TENANT, CAM))
     assert third.take() == (topic, twin.encode(wanted)), "and it is retained"
 
 

@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from edgeml.errors import ConfigError, StorageError
-from edgeml.lock import Lock, is_held
+from edgeml.errors import ConfigError, StorageError, TransferError
+from edgeml.lock import Lock, is_held, waiting_lock
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,3 +49,29 @@ def test_a_place_where_no_lock_can_lie_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError):
         Lock(tmp_path / "file" / "one.lock", "", "")
+
+
+def test_who_can_wait_gets_the_lock_when_its_holder_dies(tmp_path):
+    path = tmp_path / "one.lock"
+    process = holder(path)
+    killer = threading.Timer(0.3, process.kill)
+    killer.start()
+    try:
+        with waiting_lock(path, 20.0):
+            assert process.wait(20) is not None
+            assert is_held(path)
+    finally:
+        killer.join()
+        process.communicate()
+    assert not is_held(path)
+
+
+def test_nobody_waits_for_ever(tmp_path):
+    path = tmp_path / "one.lock"
+    process = holder(path)
+    try:
+        with pytest.raises(TransferError, match="held by another process"), waiting_lock(path, 0.1):
+            pytest.fail("two have it")
+    finally:
+        process.kill()
+        process.communicate()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edgeml import golden, monitor, topics
 from edgeml.bundle import GOLDEN, MONITOR, Bundle, read_verified
 from edgeml.clock import Clock
-from edgeml.ids import DeviceId, TenantId, digest_of_file
+from edgeml.ids import DeviceId, ModelName, TenantId, digest_of_file
 from edgeml.manifest import RuntimeFamily
 from edgeml.observer import Observer
 from edgeml.runtime import open_session
@@ -36,7 +36,9 @@ TENANT = TenantId("acme")
 CAM, OTHER = DeviceId("cam-1"), DeviceId("cam-2")
 STATE = device_topic(TENANT, CAM, Leaf.STATE)
 BIRTH = device_topic(TENANT, CAM, Leaf.BIRTH)
-DESIRED = device_topic(TENANT, CAM, Leaf.DESIRED)
+MODEL = ModelName("digits")
+DESIRED = device_topic(TENANT, CAM, Leaf.DESIRED, MODEL)
+DESIRED_FILTER = f"em/v1/{TENANT}/d/{CAM}/desired/+"
 ACK = device_topic(TENANT, CAM, Leaf.ACK)
 ROWS = device_topic(TENANT, CAM, Leaf.TELEMETRY, Stream.WINDOWS)
 
@@ -215,14 +217,14 @@ class TestAccess:
         assert broker.refused == [(CAM, DESIRED)]
 
     @pytest.mark.parametrize(
-        "topic_filter", ["#", "em/v1/acme/d/+/desired", device_topic(TENANT, OTHER, Leaf.DESIRED)]
+        "topic_filter", ["#", "em/v1/acme/d/+/desired/+", "em/v1/acme/d/cam-2/desired/+"]
     )
     def test_a_device_may_not_subscribe_to_more_and_the_rest_still_works(self, broker, topic_filter):
         fleet = controller(broker)
-        cam = broker.connect(str(CAM), (topic_filter, DESIRED))
+        cam = broker.connect(str(CAM), (topic_filter, DESIRED_FILTER))
         cam.start()
         fleet.publish(Message(DESIRED, b"mine"))
-        fleet.publish(Message(device_topic(TENANT, OTHER, Leaf.DESIRED), b"not mine"))
+        fleet.publish(Message(device_topic(TENANT, OTHER, Leaf.DESIRED, MODEL), b"not mine"))
         assert payloads(cam) == [b"mine"]
         assert broker.refused == [(CAM, topic_filter)]
 

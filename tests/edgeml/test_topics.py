@@ -5,16 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeml import topics
-from edgeml.ids import DeviceId, TenantId
+from edgeml.ids import DeviceId, ModelName, TenantId
 from edgeml.telemetry import Stream
-from edgeml.topics import CONTROLLER_USER, RULES, Address, Direction, Leaf
+from edgeml.topics import CONTROLLER_USER, RULES, Address, Direction, Leaf, Tail
 
 TENANT = TenantId("acme")
 CAM, OTHER = DeviceId("cam-1"), DeviceId("cam-2")
+TAILS = {Tail.NOTHING: None, Tail.STREAM: Stream.WINDOWS, Tail.MODEL: ModelName("digits")}
 
 
 def topic_of(leaf, device=CAM, tenant=TENANT):
-    return topics.device_topic(tenant, device, leaf, Stream.WINDOWS if leaf is Leaf.TELEMETRY else None)
+    return topics.device_topic(tenant, device, leaf, TAILS[RULES[leaf].tail])
 
 
 ALL = [pytest.param(leaf, id=leaf.value) for leaf in Leaf]
@@ -22,8 +23,10 @@ ALL = [pytest.param(leaf, id=leaf.value) for leaf in Leaf]
 
 @pytest.mark.parametrize("leaf", ALL)
 def test_topic_that_is_written_is_read_back(leaf):
-    stream = Stream.WINDOWS if leaf is Leaf.TELEMETRY else None
-    assert topics.parse(topic_of(leaf)) == Address(TENANT, CAM, leaf, stream)
+    tail = RULES[leaf].tail
+    stream = TAILS[tail] if tail is Tail.STREAM else None
+    model = TAILS[tail] if tail is Tail.MODEL else None
+    assert topics.parse(topic_of(leaf)) == Address(TENANT, CAM, leaf, stream, model)
 
 
 @pytest.mark.parametrize("leaf", ALL)
@@ -57,7 +60,8 @@ def test_only_the_side_that_listens_may_receive(leaf, user):
         "+/#",
         "em/v1/#",
         f"em/v1/{TENANT}/#",
-        f"em/v1/{TENANT}/d/+/desired",
+        f"em/v1/{TENANT}/d/+/desired/+",
+        f"em/v1/{TENANT}/d/{CAM}/desired/#",
         f"em/v1/{TENANT}/d/{CAM}/#",
         "$SYS/#",
     ],
@@ -96,6 +100,12 @@ def test_controller_may_say_that_it_is_there():
         "em/v1/acme/d/cam-1/tele",
         "em/v1/acme/d/cam-1/tele/x",
         "em/v1/acme/d/cam-1/tele/windows/x",
+        "em/v1/acme/d/cam-1/desired",
+        "em/v1/acme/d/cam-1/desired/",
+        "em/v1/acme/d/cam-1/desired/+",
+        "em/v1/acme/d/cam-1/desired/a@1",
+        "em/v1/acme/d/cam-1/reported/digits/x",
+        "em/v1/acme/d/cam-1/ack/digits",
         "em/v2/acme/d/cam-1/state",
         "em/v1/acme/x/cam-1/state",
         "em/v1/acme/d/CAM/state",

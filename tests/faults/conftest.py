@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agent.slots import SlotTable, promote
-from edgeml.ids import ReleaseId
+from edgeml.ids import ModelName, ReleaseId
 from edgeml.testing import sample_bundle
 from edgeml.twin import Slot, Slots
 
@@ -86,7 +86,7 @@ class Agent:
         self.bundle = table.path(digest)
         self.bundle.parent.mkdir(parents=True)
         self.bundle.write_bytes(bundle.read_bytes())
-        table.write(promote(Slots(), Slot(ReleaseId("sample@1.0.0"), digest, "t", 1)))
+        table.write(ModelName("sample"), promote(Slots(), Slot(ReleaseId("sample@1.0.0"), digest, "t", 1)))
         self.content = self.bundle.read_bytes()
         self.settings = directory / "agent.toml"
         self.settings.write_text(

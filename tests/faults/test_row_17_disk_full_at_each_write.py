@@ -5,16 +5,17 @@ import contextlib
 import pytest
 
 from agent.buffer import Buffer
-from agent.journal import Entry, Journal
+from agent.journal import Entry, Journal, peek
 from agent.slots import SlotTable, promote
 from edgeml.errors import StorageError
-from edgeml.ids import Digest, ReleaseId
+from edgeml.ids import Digest, ModelName, ReleaseId
 from edgeml.telemetry import Event, Stream
 from edgeml.twin import Slot, Slots
 
 SIZE_BYTES = 512 << 10
 PAGE_BYTES = 4096
 ROWS = 300
+M = ModelName("m")
 
 
 def slot(version):
@@ -65,23 +66,23 @@ def test_the_journal_and_the_slots_with_any_number_of_pages_left(make_disk):
     for pages in range(40):
         storage = disk.path / str(pages)
         journal, table = Journal(storage / "journal.db"), SlotTable(storage)
-        table.write(promote(Slots(), slot(1)))
+        table.write(M, promote(Slots(), slot(1)))
         written = Entry(generation=1)
-        journal.write(written)
+        journal.write(M, written)
         disk.fill(pages * PAGE_BYTES)
         for generation in range(2, 30):
             entry = Entry(generation=generation, reason="r" * 250 * generation)
             try:
-                journal.write(entry)
+                journal.write(M, entry)
                 written = entry
             except StorageError:
                 refused += 1
-            assert journal.load() == written
-        slots = table.slots
+            assert peek(storage / "journal.db") == {M: written}
+        slots = table.slots(M)
         with contextlib.suppress(StorageError):
-            table.write(promote(slots, slot(2)))
-            slots = table.slots
-        assert SlotTable(storage).slots == slots
+            table.write(M, promote(slots, slot(2)))
+            slots = table.slots(M)
+        assert SlotTable(storage).slots(M) == slots
         # The power goes while the disk is full: an agent that cannot start says so, and loses nothing.
         journal.close()
         with contextlib.suppress(StorageError):
@@ -89,9 +90,9 @@ def test_the_journal_and_the_slots_with_any_number_of_pages_left(make_disk):
         disk.free()
         journal = Journal(storage / "journal.db")
         assert journal.quarantined is None
-        assert journal.load() == written
-        journal.write(Entry(generation=99))
-        assert journal.load() == Entry(generation=99)
+        assert journal.load(M) == written
+        journal.write(M, Entry(generation=99))
+        assert peek(storage / "journal.db") == {M: Entry(generation=99)}
         journal.close()
         for path in storage.iterdir():
             path.unlink()

@@ -4,7 +4,7 @@ from agent.buffer import LOG_PAGES, Buffer, BufferLimits
 from agent.journal import Entry, Journal
 from agent.slots import SlotTable, promote
 from edgeml.atomic import write_bytes
-from edgeml.ids import Digest, ReleaseId
+from edgeml.ids import Digest, ModelName, ReleaseId
 from edgeml.telemetry import Event, Stream
 from edgeml.twin import Slot, Slots
 
@@ -12,6 +12,7 @@ TELEMETRY_BYTES = 2 << 20
 LOG_BYTES = 4 * LOG_PAGES * 4096
 BUNDLE_BYTES = 1 << 20
 JOURNAL_BYTES = 256 << 10
+M = ModelName("m")
 
 
 def test_a_deployment_fits_beside_a_full_buffer(make_disk):
@@ -25,13 +26,13 @@ def test_a_deployment_fits_beside_a_full_buffer(make_disk):
     assert loss.produced == 20_000 == loss.dropped + buffer.held(Stream.EVENTS)
     slot = Slot(ReleaseId("m@1"), Digest("a" * 64), "t", 1)
     for generation in range(1, 20):
-        journal.write(Entry(generation=generation))
+        journal.write(M, Entry(generation=generation))
         write_bytes(table.path(slot.digest), bytes([generation]) * BUNDLE_BYTES)
         table.path(slot.digest).unlink()
     write_bytes(table.path(slot.digest), b"m" * BUNDLE_BYTES)
-    table.write(promote(Slots(), slot))
+    table.write(M, promote(Slots(), slot))
     # And telemetry goes on.
     buffer.append(Event(seq=0, kind="last", at_ms=1))
     buffer.close()
     journal.close()
-    assert SlotTable(disk.path).slots.current == slot
+    assert SlotTable(disk.path).slots(M).current == slot

@@ -7,12 +7,14 @@ import shutil
 import pytest
 
 from agent.buffer import Buffer
-from agent.journal import Entry, Journal
+from agent.journal import Entry, Journal, peek
 from agent.slots import SlotTable, promote
 from edgeml.errors import StorageError
-from edgeml.ids import Digest, ReleaseId
+from edgeml.ids import Digest, ModelName, ReleaseId
 from edgeml.telemetry import Event, Stream
 from edgeml.twin import Ack, Slot, Slots
+
+M = ModelName("m")
 
 
 @contextlib.contextmanager
@@ -69,26 +71,26 @@ def test_no_row_is_lost_or_counted_twice_when_writes_fail(tmp_path, above_bytes)
 def test_the_old_entry_and_the_old_slots_stand_when_writes_fail(tmp_path, above_bytes):
     journal, table = Journal(tmp_path / "journal.db"), SlotTable(tmp_path)
     written = Entry(generation=1)
-    journal.write(written)
-    table.write(promote(Slots(), slot(1)))
-    slots, refused = table.slots, 0
+    journal.write(M, written)
+    table.write(M, promote(Slots(), slot(1)))
+    slots, refused = table.slots(M), 0
     with failing_writes(above_bytes):
         for generation in range(2, 40):
             entry = Entry(generation=generation, reason="r" * 2000)
             try:
-                journal.write(entry)
+                journal.write(M, entry)
                 written = entry
             except StorageError:
                 refused += 1
-            assert journal.load() == written
+            assert peek(tmp_path / "journal.db") == {M: written}
         with contextlib.suppress(StorageError):
-            table.write(promote(slots, slot(2)))
-            slots = table.slots
+            table.write(M, promote(slots, slot(2)))
+            slots = table.slots(M)
     assert refused > 0
     journal.close()
     journal = Journal(tmp_path / "journal.db")
-    assert (journal.load(), journal.quarantined) == (written, None)
-    assert SlotTable(tmp_path).slots == slots
+    assert (journal.load(M), journal.quarantined) == (written, None)
+    assert SlotTable(tmp_path).slots(M) == slots
     journal.close()
 
 

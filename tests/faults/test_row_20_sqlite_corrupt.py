@@ -8,13 +8,15 @@ import pytest
 
 from agent.buffer import Buffer
 from agent.journal import Entry, Journal
+from edgeml.ids import ModelName
 from edgeml.telemetry import Event, Stream
 from edgeml.twin import Ack
 
 # The last four once kept an agent from starting, or its telemetry from moving: text in a schema or a column that is no
 # text, a length beyond all bounds, a file format that SQLite does not know, a row whose number is another's.
 SEEDS = (*range(60), 142, 339, 521, 736)
-ENTRY = Entry(generation=7, counters={"m": 3}, reason="r" * 6000)
+M = ModelName("m")
+ENTRY = Entry(generation=7, release_counter=3, reason="r" * 6000)
 
 
 def damage(path, seed):
@@ -67,7 +69,7 @@ def test_a_buffer_damaged_anywhere_opens_and_its_account_adds_up(tmp_path):
 def test_a_journal_damaged_anywhere_opens_and_can_be_written(tmp_path):
     sound = tmp_path / "sound.db"
     journal = Journal(sound)
-    journal.write(ENTRY)
+    journal.write(M, ENTRY)
     journal.close()
     set_aside = 0
     for seed in SEEDS:
@@ -76,24 +78,24 @@ def test_a_journal_damaged_anywhere_opens_and_can_be_written(tmp_path):
         shutil.copy(sound, path)
         damage(path, seed)
         journal = Journal(path)
-        assert journal.load() is not None, seed
+        assert journal.load(M) is not None, seed
         set_aside += journal.quarantined is not None
-        journal.write(Entry(generation=8))
-        assert journal.load() == Entry(generation=8)
+        journal.write(M, Entry(generation=8))
+        assert journal.load(M) == Entry(generation=8)
         journal.close()
-        assert Journal(path).load() == Entry(generation=8)
+        assert Journal(path).load(M) == Entry(generation=8)
     assert 0 < set_aside < len(SEEDS)
 
 
 def test_files_without_their_log_are_what_they_were_before_it(tmp_path):
     """A kill leaves the log; then it is gone."""
     journal, buffer = Journal(tmp_path / "journal.db"), Buffer(tmp_path / "telemetry.db", "b1")
-    journal.write(Entry(generation=1))
+    journal.write(M, Entry(generation=1))
     journal._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     buffer.append(Event(seq=0, kind="k", at_ms=1))
     buffer.flush()
     buffer._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    journal.write(Entry(generation=2))
+    journal.write(M, Entry(generation=2))
     buffer.append(Event(seq=0, kind="k", at_ms=2))
     buffer.flush()
     alone = tmp_path / "alone"
@@ -103,7 +105,7 @@ def test_files_without_their_log_are_what_they_were_before_it(tmp_path):
     journal.close()
     buffer.close()
     journal, buffer = Journal(alone / "journal.db"), Buffer(alone / "telemetry.db", "b2")
-    assert (journal.load(), journal.quarantined) == (Entry(generation=1), None)
+    assert (journal.load(M), journal.quarantined) == (Entry(generation=1), None)
     assert (buffer.held(Stream.EVENTS), buffer.quarantined) == (1, None)
     assert account(buffer)
     journal.close()
@@ -112,7 +114,7 @@ def test_files_without_their_log_are_what_they_were_before_it(tmp_path):
 
 def set_newer(storage):
     for name, statement in (
-        ("journal.db", "UPDATE journal SET version = 99"),
+        ("journal.db", "UPDATE machines SET version = 99"),
         ("telemetry.db", "PRAGMA user_version = 99"),
     ):
         connection = sqlite3.connect(storage / name)
@@ -150,7 +152,7 @@ def test_an_agent_of_before_a_newer_journal_does_not_start_and_says_why(make_age
     set_newer(agent.storage)
     agent.start()
     assert agent.process.wait(30) == 5
-    assert "the journal has version 99; this edgeml reads 1" in agent.words()
+    assert "the journal has version 99; this edgeml reads 2" in agent.words()
     assert "update edgeml" in agent.words()
     assert "Traceback" not in agent.words()
     assert agent.bundle.read_bytes() == agent.content

@@ -22,21 +22,22 @@ from fleet.store import Store
 
 TENANT = TenantId("main")
 OLD, NEW = ReleaseId("digits@1.0.0"), ReleaseId("digits@1.1.0")
-DIGESTS = {OLD: "a" * 64, NEW: "b" * 64}
+ALARMS_OLD, ALARMS_NEW = ReleaseId("alarms@1.0.0"), ReleaseId("alarms@2.0.0")
+DIGESTS = {OLD: "a" * 64, NEW: "b" * 64, ALARMS_OLD: "d" * 64, ALARMS_NEW: "e" * 64}
 PROFILE = "generic-x86-64"
 
 
 class Published:
-    """What is signed: both releases, for one profile."""
+    """What is signed: two releases of two models, for one profile."""
 
     def releases(self):
-        return [self.variant_for(OLD, PROFILE), self.variant_for(NEW, PROFILE)]
+        return [self.variant_for(release, PROFILE) for release in DIGESTS]
 
     def variant_for(self, release, profile):
         if release not in DIGESTS or profile != PROFILE:
             return None
         facts = SignedFacts(release, "v", 1, (PROFILE,), RuntimeFamily.ONNX, 1 << 18, "c" * 64)
-        return SignedTarget(f"digits/{release.partition('@')[2]}/v.edgeml", DIGESTS[release], 1000, facts)
+        return SignedTarget(f"{release.replace('@', '/')}/v.edgeml", DIGESTS[release], 1000, facts)
 
 
 class Cam:
@@ -50,8 +51,8 @@ class Cam:
         self.link = world.broker.connect(name, topics.down_filters(TENANT, self.name), will)
         self.heard = []
 
-    def topic(self, leaf, stream=None):
-        return topics.device_topic(self.tenant, self.name, leaf, stream)
+    def topic(self, leaf, tail=None):
+        return topics.device_topic(self.tenant, self.name, leaf, tail)
 
     def come(self):
         self.link.start()
@@ -63,7 +64,7 @@ class Cam:
     def presence(self, *, online, session=None):
         self.say(Leaf.STATE, Presence(online=online, session=session or self.session))
 
-    def report(self, release=OLD, outcome=None, desired=None, digest=None, reason=""):
+    def report(self, release=OLD, outcome=None, desired=None, digest=None, reason="", model="digits"):
         slots = Slots(Slot(release, digest or DIGESTS[release], "t", 1)) if release else Slots()
         generation, deployment = (desired.generation, desired.deployment) if desired else (0, None)
         self.say(
@@ -76,11 +77,12 @@ class Cam:
                 outcome=outcome,
                 reason=reason,
             ),
+            model,
         )
 
-    def say(self, leaf, message):
+    def say(self, leaf, message, model=None):
         rule = topics.RULES[leaf]
-        self.link.publish(Message(self.topic(leaf), twin.encode(message), rule.qos, rule.retain))
+        self.link.publish(Message(self.topic(leaf, model), twin.encode(message), rule.qos, rule.retain))
 
     def rows(self, *seqs, boot="b1", release=OLD, at_ms=0, **counters):
         made = tuple(
@@ -90,7 +92,8 @@ class Cam:
         self.raw(telemetry.encode_batch(Batch(boot, made, loss=Loss(produced=len(seqs)))))
 
     def raw(self, payload, leaf=Leaf.TELEMETRY, stream=Stream.WINDOWS):
-        self.link.publish(Message(self.topic(leaf, stream if leaf is Leaf.TELEMETRY else None), payload))
+        tails = {Leaf.TELEMETRY: stream, Leaf.REPORTED: "digits"}
+        self.link.publish(Message(self.topic(leaf, tails.get(leaf)), payload))
 
     def listen(self):
         # More than once: messages may be held back for a while.
@@ -100,11 +103,11 @@ class Cam:
                     self.heard.append(arrival)
         return self.heard
 
-    def desired(self):
+    def desired(self, model="digits"):
         found = [
             msgspec.json.decode(one.payload, type=Desired)
             for one in self.listen()
-            if one.topic.endswith("/desired")
+            if one.topic.endswith(f"/desired/{model}")
         ]
         return found[-1] if found else None
 

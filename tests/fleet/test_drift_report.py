@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgeml.drift import Verdict
-from edgeml.ids import DeviceId, Digest, ReleaseId, digest_of
+from edgeml.ids import DeviceId, Digest, ModelName, ReleaseId, digest_of
 from edgeml.monitor import Column, Monitor, Statistic, digest
 from edgeml.sketch import STANDARD_SCALE, Sketch
 from edgeml.telemetry import Counters, Window
@@ -25,6 +25,7 @@ MONITOR = Monitor(
 )
 KEY = digest(MONITOR)
 CAM = DeviceId("cam-1")
+M = ModelName("m")
 
 
 def sketch(rng: np.random.Generator, shifted: int | None = None, key: Digest = KEY) -> Sketch:
@@ -55,7 +56,9 @@ def drifting(rng: np.random.Generator, count: int = 8, release: str = "m@1") -> 
 
 
 def test_worst_device_comes_first_with_its_strongest_columns(rng: np.random.Generator) -> None:
-    rows = report({KEY: MONITOR}, {DeviceId("calm"): calm(rng), CAM: drifting(rng), DeviceId("silent"): []})
+    rows = report(
+        {KEY: MONITOR}, {DeviceId("calm"): {M: calm(rng)}, CAM: {M: drifting(rng)}, DeviceId("silent"): {}}
+    )
     assert [(row.device, row.verdict) for row in rows] == [
         ("cam-1", Verdict.PAGE),
         ("calm", Verdict.OK),
@@ -71,25 +74,25 @@ def test_worst_device_comes_first_with_its_strongest_columns(rng: np.random.Gene
 
 
 def test_only_windows_of_the_newest_release_count(rng: np.random.Generator) -> None:
-    (row,) = report({KEY: MONITOR}, {CAM: [*drifting(rng), *calm(rng, 3, "m@2")]})
+    (row,) = report({KEY: MONITOR}, {CAM: {M: [*drifting(rng), *calm(rng, 3, "m@2")]}})
     assert (row.verdict, row.release, row.rows) == (Verdict.OK, "m@2", 300)
 
 
 def test_unknown_monitor_is_unknown(rng: np.random.Generator) -> None:
     other = digest_of(b"other")
-    (row,) = report({KEY: MONITOR}, {CAM: [window(0, sketch(rng, key=other))]})
+    (row,) = report({KEY: MONITOR}, {CAM: {M: [window(0, sketch(rng, key=other))]}})
     assert (row.verdict, row.release, row.rows, row.columns) == (Verdict.UNKNOWN, "m@1", 0, ())
 
 
 def test_windows_without_sketches_are_unknown() -> None:
-    (row,) = report({KEY: MONITOR}, {CAM: [window(0, None)]})
+    (row,) = report({KEY: MONITOR}, {CAM: {M: [window(0, None)]}})
     assert row.verdict is Verdict.UNKNOWN
 
 
 def test_windows_of_another_monitor_are_left_out(rng: np.random.Generator) -> None:
     other = digest_of(b"other")
     mixed = [window(0, sketch(rng, shifted=3, key=other)), *calm(rng, 2)]
-    (row,) = report({KEY: MONITOR}, {CAM: mixed})
+    (row,) = report({KEY: MONITOR}, {CAM: {M: mixed}})
     assert (row.verdict, row.rows) == (Verdict.OK, 200)
 
 
@@ -111,15 +114,23 @@ def test_counts_that_do_not_fit_the_monitor_are_left_out(
 ) -> None:
     honest = calm(rng, 3)
     lies = [window(9, msgspec.structs.replace(sketch(rng), **lie))]
-    assert report({KEY: MONITOR}, {CAM: [*lies, *honest]})[0].rows == 300
-    (row,) = report({KEY: MONITOR}, {CAM: lies})
+    assert report({KEY: MONITOR}, {CAM: {M: [*lies, *honest]}})[0].rows == 300
+    (row,) = report({KEY: MONITOR}, {CAM: {M: lies}})
     assert (row.verdict, row.rows) == (Verdict.UNKNOWN, 0)
 
 
 def test_fleet_of_many_calm_devices_has_no_alarm(rng: np.random.Generator) -> None:
-    rows = report({KEY: MONITOR}, {DeviceId(f"d{i}"): calm(rng, 12) for i in range(60)})
+    rows = report({KEY: MONITOR}, {DeviceId(f"d{i}"): {M: calm(rng, 12)} for i in range(60)})
     assert {row.verdict for row in rows} == {Verdict.OK}
 
 
 def test_no_devices_have_no_rows() -> None:
     assert report({}, {}) == ()
+
+
+def test_each_model_of_a_device_has_its_row(rng: np.random.Generator) -> None:
+    rows = report({KEY: MONITOR}, {CAM: {M: calm(rng), ModelName("n"): drifting(rng, release="n@4")}})
+    assert [(row.device, row.model, row.release, row.verdict) for row in rows] == [
+        (CAM, "n", "n@4", Verdict.PAGE),
+        (CAM, "m", "m@1", Verdict.OK),
+    ]

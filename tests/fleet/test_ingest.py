@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgeml import telemetry, topics, twin
 from edgeml.errors import ManifestError
-from edgeml.ids import DeviceId, ReleaseId, TenantId
+from edgeml.ids import DeviceId, ModelName, ReleaseId, TenantId
 from edgeml.sketch import Sketch
 from edgeml.telemetry import Batch, Counters, Drops, Event, Loss, Stream, Window
 from edgeml.topics import Leaf
@@ -21,12 +21,13 @@ from fleet.ingest import BirthHeard, PresenceHeard, ReportHeard, RowsHeard
 TENANT = TenantId("main")
 CAM = DeviceId("cam-1")
 DIGEST = "a" * 64
+MODEL = ModelName("digits")
 RELEASE = ReleaseId("digits@1.0.0")
 NOW_MS = 1_800_000_000_000
 
 
 def topic(leaf, stream=None):
-    return topics.device_topic(TENANT, CAM, leaf, stream)
+    return topics.device_topic(TENANT, CAM, leaf, MODEL if leaf is Leaf.REPORTED else stream)
 
 
 def read(leaf, payload, stream=None):
@@ -54,7 +55,7 @@ def test_every_kind_of_message_is_read():
     events = Batch("b1", events=(Event(1, "crash", NOW_MS, "", RELEASE),))
     assert read(Leaf.STATE, twin.encode(presence)) == PresenceHeard(CAM, presence)
     assert read(Leaf.BIRTH, twin.encode(birth)) == BirthHeard(CAM, birth)
-    assert read(Leaf.REPORTED, twin.encode(reported)) == ReportHeard(CAM, reported)
+    assert read(Leaf.REPORTED, twin.encode(reported)) == ReportHeard(CAM, MODEL, reported)
     assert read_batch(batch) == RowsHeard(CAM, Stream.WINDOWS, batch)
     assert read_batch(events, Stream.EVENTS) == RowsHeard(CAM, Stream.EVENTS, events)
 
@@ -63,7 +64,9 @@ def test_every_kind_of_message_is_read():
     "wrong",
     [
         "em/v1/other/d/cam-1/state",
-        "em/v1/main/d/cam-1/desired",
+        "em/v1/main/d/cam-1/desired/digits",
+        "em/v1/main/d/cam-1/reported",
+        "em/v1/main/d/cam-1/reported/Digits",
         "em/v1/main/d/cam-1/ack",
         "em/v1/main/d/cam-1/tele",
         "em/v1/main/d/cam-1/tele/nonsense",
@@ -199,3 +202,14 @@ def test_window_counts_when_it_began_unless_the_clock_cannot_be_right(off_ms, be
 
 def test_window_of_a_device_that_woke_up_in_1970_counts_when_it_came():
     assert ingest.judged_at_ms(window(started_at_ms=5), NOW_MS) == NOW_MS
+
+
+@pytest.mark.parametrize("place", ["current", "previous", "factory"])
+def test_slot_of_another_model_is_refused(place):
+    def report(release):
+        return twin.encode(Reported(generation=1, slots=Slots(**{place: Slot(release, DIGEST, "t", 1)})))
+
+    assert read(Leaf.REPORTED, report("digits@9")).model == MODEL
+    for release in ("alarms@1", "digits2@1", "digit@1"):
+        with pytest.raises(ManifestError, match="on the topic of digits"):
+            read(Leaf.REPORTED, report(release))

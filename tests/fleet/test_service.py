@@ -183,13 +183,13 @@ def test_report_of_an_older_generation_does_not_undo_a_newer_one(world):
     cam.report(NEW, Outcome.COMMITTED, new)
     cam.report(OLD, Outcome.COMMITTED, old)
     world.step()
-    assert world.device("cam-1").release == NEW
+    assert world.device("cam-1").model("digits").release == NEW
     assert world.controller.refused["old report"] == 1
     cam.session = "after a new flash"
     cam.come()
     cam.report(OLD)
     world.step()
-    assert world.device("cam-1").release == OLD
+    assert world.device("cam-1").model("digits").release == OLD
 
 
 def test_heartbeat_says_what_was_refused(world):

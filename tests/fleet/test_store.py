@@ -230,12 +230,20 @@ def test_decisions_are_synced_to_the_disk(store):
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
 
 
-@pytest.mark.parametrize("version", ["2", "99", "x"])
+@pytest.mark.parametrize("version", ["3", "99", "x"])
 def test_database_of_a_newer_edgeml_is_refused(store, tmp_path, version):
     with store.write() as connection:
         connection.execute(schema.meta.update().values(value=version))
     with pytest.raises(StateError, match="schema"):
         Store(f"sqlite:///{tmp_path / 'fleet.db'}")
+
+
+def test_database_from_before_a_device_had_several_models_is_refused(store, tmp_path):
+    with store.write() as connection:
+        connection.execute(schema.meta.update().values(value="1"))
+    with pytest.raises(StateError, match="schema 1; this edgeml knows 2") as caught:
+        Store(f"sqlite:///{tmp_path / 'fleet.db'}")
+    assert "edgeml fleet init" in caught.value.hint
 
 
 def test_database_that_is_none_is_refused(tmp_path):

@@ -7,17 +7,18 @@ import pytest
 
 from agent.buffer import Buffer
 from agent.config import AgentConfig, BlobsConfig, BrokerConfig, TelemetryConfig
-from agent.device import Device, Moment
+from agent.device import Device
 from agent.executor import Executor
 from agent.journal import Journal
 from agent.link import Identity, Link
 from agent.simulation.installer import SharedInstaller
 from agent.simulation.world import Field, Shared
 from agent.slots import SlotTable
+from agent.updater import Lane, Moment
 from agent.uplink import Uplink
 from agent.windows import Observed, ReleaseKey, Windows
 from edgeml import topics
-from edgeml.ids import DeviceId, TenantId
+from edgeml.ids import DeviceId, ModelName, TenantId, model_of
 from edgeml.observer import Observer
 from edgeml.testing import FakeClock, LoopbackBroker, sample_bundle
 from edgeml.topics import CONTROLLER_USER
@@ -60,7 +61,7 @@ class LoopAgent:
         self.table = SlotTable(storage)
         self.installer = SharedInstaller(config, self.table, self.world.shared)
         self.executor = Executor(self.installer, PROFILE)
-        self.device = Device(self.name, self.journal, self.table)
+        self.device = Device(DeviceId(self.name), self.journal, self.table)
         self.buffer = Buffer(storage / "telemetry.db", self.journal.boot)
         identity = Identity(self.world.tenant, DeviceId(self.name), self.journal.boot)
         self.link = Link(
@@ -71,8 +72,8 @@ class LoopAgent:
         self.owed = []
         self.asked = 0
         self.transport = self.world.broker.connect(self.name, self.link.subscriptions, self.link.will)
-        if self.table.slots.current is not None:
-            self.installer.restore(None)
+        for model in self.table.models:
+            self.installer.restore(model, None)
         self.device.start(self.now())
         self.transport.start()
 
@@ -101,7 +102,9 @@ class LoopAgent:
     def tick(self):
         while (arrival := self.transport.receive(0)) is not None:
             self.link.hear(arrival, self.now())
-        while (perform := self.device.next(self.now())) is not None:
+        while (
+            perform := self.device.next(self.now(), Lane.LOCAL) or self.device.next(self.now(), Lane.NETWORK)
+        ) is not None:
             self.device.done(perform, self.executor.perform(perform), self.now())
         self.look()
         if self.windows.due(self.world.clock.monotonic_s()):
@@ -112,11 +115,12 @@ class LoopAgent:
 
     def look(self):
         owed, self.owed = self.owed, []
-        for request, label in owed:
-            assert self.windows.labelled(request, label)
-        serving = self.installer.serving
-        if serving is None:
-            return
+        for model, request, label in owed:
+            assert self.windows.labelled(model, request, label)
+        for serving in list(self.installer.serving.values()):
+            self.ask(serving)
+
+    def ask(self, serving):
         loaded = self.world.shared.load(serving.digest)
         picks = [self.random.randrange(len(self.world.shared.scene.images)) for _ in range(5)]
         images = self.world.shared.scene.images[picks]
@@ -131,7 +135,7 @@ class LoopAgent:
             self.windows.answered(
                 ReleaseKey(serving.release, serving.digest), 50.0, predicted, request, slow=False
             )
-            self.owed.append((request, int(self.world.shared.scene.labels[pick])))
+            self.owed.append((model_of(serving.release), request, int(self.world.shared.scene.labels[pick])))
 
     def close_windows(self):
         observations = {}
@@ -244,7 +248,7 @@ class World:
         """The release each device runs, by its own slots."""
         found = {}
         for name, agent in self.agents.items():
-            slot = agent.table.slots.current
+            slot = agent.table.slots(ModelName("sample")).current
             found.setdefault(slot.release if slot else None, []).append(name)
         return found
 

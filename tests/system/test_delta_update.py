@@ -6,7 +6,7 @@ import pytest
 
 from agent.config import AgentConfig
 from agent.installer import DeviceInstaller, Tools
-from agent.serving import Serving
+from agent.roster import Roster
 from agent.slots import SlotTable
 from agent.supervisor import Supervisor
 from edgeml.clock import SystemClock
@@ -73,8 +73,18 @@ def test_the_policy_of_a_deployment_reaches_the_fetching_child(house):
     root = house.home.repository / "metadata" / "1.root.json"
     (storage / "trust" / "root.json").write_bytes(root.read_bytes())
     supervisor, table = Supervisor(), SlotTable(storage)
-    with contextlib.closing(Serving(supervisor)) as serving:
-        tools = Tools(supervisor, serving, table, SystemClock(), lambda _worker: None, lambda _worker: None)
+    with contextlib.closing(Roster(supervisor)) as roster:
+        tools = Tools(
+            supervisor,
+            roster,
+            table,
+            SystemClock(),
+            lambda _worker: None,
+            lambda _worker: None,
+            lambda _model, _shadow: None,
+            dict,
+            frozenset,
+        )
         config = AgentConfig(device="cam-1", profile="generic-x86-64", storage=str(storage))
         installer = DeviceInstaller(config, tools)
         target = signed(house, "1.1.0")

@@ -97,9 +97,9 @@ class House:
     def new(self, kit):
         return NewDevice("cam-1", "generic-x86-64", kit, listen=f"127.0.0.1:{self.port}")
 
-    def publish(self, version, seed=0):
-        path = self.directory / f"{version}.edgeml"
-        sample_bundle(path, version, seed=seed)
+    def publish(self, version, seed=0, model="sample"):
+        path = self.directory / f"{model}-{version}.edgeml"
+        sample_bundle(path, version, seed=seed, model=model)
         founding.publish(self.home, self.store, [path], self.home.keys)
         return path
 
@@ -125,7 +125,7 @@ class House:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def start_rollout(self, release):
+    def start_rollout(self, release, *options):
         self.edgeml(
             "fleet",
             "rollout",
@@ -137,6 +137,7 @@ class House:
             "0s",
             "--trials",
             "1",
+            *options,
             "--dir",
             self.home.directory,
         )
@@ -148,10 +149,10 @@ class House:
     def device(self):
         return overview.status(self.store, 0).devices[0]
 
-    def ask(self, values=(1, 2, 3, 4)):
+    def ask(self, values=(1, 2, 3, 4), model="sample"):
         body = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": list(values)}]}
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/v2/models/sample/infer", json.dumps(body).encode(), method="POST"
+            f"http://127.0.0.1:{self.port}/v2/models/{model}/infer", json.dumps(body).encode(), method="POST"
         )
         with urllib.request.urlopen(request, timeout=5) as response:
             return json.load(response)
@@ -213,9 +214,9 @@ def test_a_release_reaches_a_real_device_answers_and_is_reported(house):
         house.ask()
     wait_for(lambda: house.stored_inferences() >= 21, "telemetry in the store")
     assert (
-        json.loads(house.edgeml("agent", "status", "-c", house.settings, "--json"))["slots"]["current"][
-            "release"
-        ]
+        json.loads(house.edgeml("agent", "status", "-c", house.settings, "--json"))["models"][0]["slots"][
+            "current"
+        ]["release"]
         == "sample@1.0.0"
     )
     # The agent dies and comes back: the same model, no second installation, nothing lost that was kept.
@@ -231,8 +232,10 @@ def test_a_release_reaches_a_real_device_answers_and_is_reported(house):
     said = house.metrics()
     assert said["edgeml_inferences_total", "sample", "1.0.0"] >= 2
     assert said["edgeml_worker_memory_bytes", "sample", "1.0.0"] > 1 << 20
-    assert (said["edgeml_worker_crashes_total",], said["edgeml_worker_restarts_total",]) == (1, 1)
-    assert said["edgeml_update_state", "idle"] == said["edgeml_update_outcome", "committed"] == 1
+    crashes, restarts = (said[f"edgeml_worker_{name}_total", "sample"] for name in ("crashes", "restarts"))
+    assert (crashes, restarts) == (1, 1)
+    assert said["edgeml_update_state", "sample", "idle"] == 1
+    assert said["edgeml_update_outcome", "sample", "committed"] == 1
     rows = [said[f"edgeml_telemetry_rows_{name}", "windows"] for name in
             ("produced_total", "acknowledged_total", "dropped_total", "held")]  # fmt: skip
     assert rows[1] > 0
@@ -292,7 +295,7 @@ def test_a_flashed_release_is_installed_without_any_network_and_a_changed_one_is
     blob.write_bytes(data)
 
     def outcome():
-        return json.loads(house.edgeml("agent", "status", "-c", alone, "--json"))["outcome"]
+        return json.loads(house.edgeml("agent", "status", "-c", alone, "--json"))["models"][0]["outcome"]
 
     wait_for(lambda: outcome() in {"failed", "rejected"}, "the changed one to be refused", 90)
     assert house.ask()["model_version"] == "1.0.0"

@@ -1,0 +1,140 @@
+"""Fetching, as the agent sees it: a child for each model that is fetched, which can be cancelled.
+
+Decides what the child is told, how long it may take, and which error of ours its words are. What it does is `fetch`'s
+business. It is a process of its own, so that cryptography and hostile bytes leave with it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edgeml import errors
+from edgeml.clock import Clock
+from edgeml.errors import BackendError, BudgetError, ConfigError, EdgemlError, TransferError
+from edgeml.ids import ModelName, model_of
+from edgeml.trustfacts import SignedTarget
+from edgeml.twin import Desired
+
+from .config import AgentConfig, read_secret
+from .executor import Delivery
+from .fetch import Answer, Job
+
+FETCH_TIMEOUT_S: Final = 3600.0
+LINE_BYTES_MAX: Final = 1 << 20
+
+
+class Fetching:
+    """Children that fetch. Fetches of different models may run in several threads."""
+
+    def __init__(self, config: AgentConfig, store: Path, clock: Clock) -> None:
+        self._config = config
+        self._store = store
+        self._clock = clock
+        self._children: dict[ModelName, subprocess.Popen[bytes]] = {}
+        self.clock_trusted = True
+        """Whether this machine's clock was believable when metadata were last checked."""
+
+    def fetch(self, desired: Desired, source: str) -> Delivery:
+        """Let a child check the signed metadata and fetch the bundle.
+
+        Args:
+            desired: what is wanted.
+            source: a directory with a repository; empty for the fleet's server.
+
+        Raises:
+            EdgemlError: What the child says went wrong.
+            BackendError: The child died.
+        """
+        blobs, broker = self._config.blobs, self._config.broker
+        if not source and (blobs is None or broker is None):
+            raise ConfigError(
+                "this device has no server to fetch from", hint="set [blobs] and [broker], or flash it"
+            )
+        job = Job(
+            target=desired.target,
+            trust_directory=str(Path(self._config.storage) / "trust"),
+            store_directory=str(self._store),
+            repository=source or (blobs.url if blobs else ""),
+            now_ms=self._clock.now_ms(),
+            length_max_bytes=self._config.budget.storage_bytes,
+            full_download=desired.policy.full_download,
+            username="" if source else self._config.device,
+            password="" if source or broker is None else read_secret(Path(broker.password_file)),
+        )
+        answer = self._run_child(model_of(desired.release), job)
+        self.clock_trusted = answer.clock_trusted
+        if answer.digest is None or answer.facts is None:
+            raise BackendError("the fetching child gave no answer")
+        target = SignedTarget(answer.path, answer.digest, answer.length_bytes, answer.facts)
+        return Delivery(target, answer.received_bytes)
+
+    def cancel(self, model: ModelName) -> None:
+        """End a fetch of this model that is under way; it can be resumed."""
+        child = self._children.get(model)
+        if child is not None:
+            child.terminate()
+
+    def _run_child(self, model: ModelName, job: Job) -> Answer:
+        """Run the fetching child and return its last answer."""
+        name = f"{__package__}.fetch"
+        command = [sys.executable, "-P", "-m", name]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment()
+        ) as child:
+            self._children[model] = child
+            guard = threading.Timer(FETCH_TIMEOUT_S, child.kill)
+            guard.start()
+            try:
+                assert child.stdin is not None
+                assert child.stdout is not None
+                child.stdin.write(msgspec.json.encode(job))
+                child.stdin.close()
+                last = Answer()
+                while line := child.stdout.readline(LINE_BYTES_MAX):
+                    last = msgspec.json.decode(line, type=Answer)
+            except (msgspec.MsgspecError, BrokenPipeError) as error:
+                child.kill()
+                raise BackendError(f"the fetching child said nothing sensible: {error}") from error
+            finally:
+                guard.cancel()
+                del self._children[model]
+        if last.error:
+            raise _error(last)
+        if not last.finished:
+            # Killed, or out of memory: what it verified is kept, so trying again is right.
+            raise TransferError(f"the fetching child ended with {child.returncode}")
+        return last
+
+
+def _error(answer: Answer) -> EdgemlError:
+    """Make the child's error this process' error."""
+    kind = getattr(errors, answer.error, None)
+    if kind is BudgetError:
+        return BudgetError(answer.message, budget=0, observed=0, unit="bytes", hint=answer.hint)
+    if isinstance(kind, type) and issubclass(kind, EdgemlError):
+        return kind(answer.message, hint=answer.hint)
+    return BackendError(answer.message, hint=answer.hint)
+
+
+def _environment() -> dict[str, str]:
+    """Only what Python, proxies and certificates need."""
+    kept = (
+        "PATH",
+        "PYTHONPATH",
+        "LANG",
+        "LC_ALL",
+        "TMPDIR",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "HTTPS_PROXY",
+        "HTTP_PROXY",
+        "NO_PROXY",
+    )
+    return {name: os.environ[name] for name in kept if name in os.environ}

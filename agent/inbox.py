@@ -1,0 +1,69 @@
+"""The inbox of a running device: starts what was flashed, and clears away what has ended.
+
+Decides when to look, and which of several flashed releases of one model goes first: the first by name, the others when
+it is done with. What lies there, and how much it is trusted, is `flash`'s business.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Final
+
+from edgeml.errors import ManifestError
+
+from . import flash
+from .device import Device
+from .updater import Moment
+
+logger = logging.getLogger(__name__)
+
+EVERY_S: Final = 5.0
+
+
+class Inbox:
+    """Deployments that came without a network."""
+
+    def __init__(self, storage: Path, device: Device) -> None:
+        self._storage = storage
+        self._device = device
+        self._begun: list[flash.Offline] = []
+        self._next_s = 0.0
+
+    def look(self, now: Moment) -> None:
+        """Look, if it is time to.
+
+        Raises:
+            StorageError: The journal could not be written.
+        """
+        if now.monotonic_s < self._next_s:
+            return
+        self._next_s = now.monotonic_s + EVERY_S
+        self._clear()
+        try:
+            for waiting in flash.waiting(self._storage):
+                self._consider(waiting, now)
+        except ManifestError as error:
+            logger.warning("%s", error.message)
+
+    def _clear(self) -> None:
+        for begun in list(self._begun):
+            entry = self._device.entry(begun.model)
+            if entry.desired == begun.desired and entry.outcome is None:
+                continue
+            # It has ended, or the fleet wanted something else of this model meanwhile: what came later counts.
+            self._begun.remove(begun)
+            flash.clear(begun)
+
+    def _consider(self, waiting: flash.Offline, now: Moment) -> None:
+        if any(begun.model == waiting.model for begun in self._begun):
+            return
+        entry = self._device.entry(waiting.model)
+        self._begun.append(waiting)
+        if entry.desired == waiting.desired and entry.outcome is not None:
+            return  # it ended in an earlier life
+        logger.info("found %s in the inbox", waiting.desired.release)
+        self._device.on_offline(waiting.desired, waiting.repository, now)
+        if self._device.entry(waiting.model).desired != waiting.desired:
+            # The machine is busy with something else; its turn will come.
+            self._begun.remove(waiting)
