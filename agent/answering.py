@@ -21,6 +21,7 @@ from edgeml.telemetry import Window
 
 from .ipc import TensorBytes
 from .line import NO_DEADLINE
+from .misfit import MisfitError
 from .roster import Roster
 from .serving import NoModelError, Served, Serving
 from .shadow import Shadow
@@ -73,6 +74,9 @@ class Answering:
         seat = self._seat(model)
         try:
             served = seat.infer(tensors, deadline_s)
+        except MisfitError as error:
+            self.misfit(model, error)
+            raise
         except BackendError:
             self._failed(seat)
             raise
@@ -90,6 +94,9 @@ class Answering:
         seat = self._seat(model)
         try:
             served = await seat.infer_in_loop(tensors, deadline_s)
+        except MisfitError as error:
+            self.misfit(model, error)
+            raise
         except BackendError:
             self._failed(seat)
             raise
@@ -124,6 +131,14 @@ class Answering:
                 key, answer.latency_us, answer.predicted, request_id, slow=self._is_slow(served)
             )
         return served
+
+    def misfit(self, model: str, error: MisfitError) -> None:
+        """Count a request to a model whose tensors are not what it takes."""
+        seat = self._roster.find(model)
+        active = None if seat is None else seat.active
+        if active is not None:
+            with self.lock:
+                self._windows.misfit(ReleaseKey(active.manifest.release, active.digest), error.counted)
 
     def feedback(self, model: str, request_id: str, label: int | str) -> bool:
         """Hear what an earlier request to a model really showed; False if that request is not remembered.
@@ -171,12 +186,16 @@ class Answering:
 
     def close(self, now_ms: int) -> list[Window]:
         """Close the open windows and return all that are closed and were not returned yet."""
+        volumes = {}
         for worker in self._roster.workers.values():
             self.retire(worker)
+            expected = worker.manifest.expected
+            if expected is not None and expected.volume is not None:
+                volumes[ReleaseKey(worker.manifest.release, worker.digest)] = expected.volume
         with self.lock:
             observations, self._retired = self._retired, {}
             closed, self._closed = self._closed, []
-            return closed + self._windows.close(now_ms, self._clock.monotonic_s(), observations)
+            return closed + self._windows.close(now_ms, self._clock.monotonic_s(), observations, volumes)
 
     def _keep(self, key: ReleaseKey, observed: Observed) -> None:
         earlier = self._retired.get(key)
@@ -188,6 +207,7 @@ class Answering:
                 sketch,
                 earlier.low_confidence + observed.low_confidence,
                 max(earlier.memory_bytes, observed.memory_bytes),
+                earlier.quality.plus(observed.quality),
             )
         self._retired[key] = observed
 
@@ -214,4 +234,4 @@ class Answering:
 
 def _observed(worker: Worker) -> Observed:
     taken = worker.take()
-    return Observed(taken.sketch, taken.low_confidence, taken.memory_bytes)
+    return Observed(taken.sketch, taken.low_confidence, taken.memory_bytes, taken.quality)

@@ -87,7 +87,12 @@ def plan(waiting: Sequence[Waiting], now_s: float, rules: Rules) -> Plan:
 
 
 def may_batch(manifest: Manifest) -> bool:
-    """Tell whether a model leaves the first dimension of everything to the caller, and nothing else."""
+    """Tell whether a model leaves the first dimension of everything to the caller, and nothing else.
+
+    Steps and expectations are about one request, so a model with them answers one by one.
+    """
+    if manifest.processing is not None or manifest.expected is not None:
+        return False
     return all(
         spec.shape[:1] == (BATCH,) and all(size > 0 for size in spec.sample_shape)
         for spec in (*manifest.inputs, *manifest.outputs)

@@ -217,8 +217,8 @@ class _Inside:
     def __init__(self, path: Path, digest: Digest, threads: int) -> None:
         self._model = LoadedModel(LoadRequest(str(path), digest, threads))
         self._manifest = self._model.manifest
-        self._names = [spec.name for spec in self._manifest.inputs]
-        self._outputs = [spec.name for spec in self._manifest.outputs]
+        self._names = [spec.name for spec in self._manifest.surface.inputs]
+        self._outputs = [spec.name for spec in self._manifest.surface.outputs]
         # A LiteRT interpreter is for one thread at a time.
         self._turn = threading.Lock()
         self._fitting: list[tuple[np.dtype[np.generic], tuple[int, ...]]] = []
@@ -237,7 +237,7 @@ class _Inside:
         arrays = _ordered(inputs, self._names)
         looks = [(array.dtype, array.shape) for array in arrays]
         if looks != self._fitting:
-            check_request([_tensor(array) for array in arrays], self._manifest.inputs)
+            check_request([_tensor(array) for array in arrays], self._manifest.surface.inputs)
             self._fitting = looks
         if deadline_s == NO_DEADLINE:
             self._turn.acquire()
@@ -246,7 +246,7 @@ class _Inside:
         try:
             started_ns = time.perf_counter_ns()
             try:
-                outputs, predicted = self._model.answer(arrays)
+                _, _, outputs, predicted = self._model.answer(self._model.guard.admit(arrays))
             except EdgemlError:
                 raise
             except Exception as error:  # what a worker would answer, in the same words
@@ -272,7 +272,7 @@ class _Outside:
             self._supervisor.close()
             raise
         self._manifest = worker.manifest
-        self._names = [spec.name for spec in worker.manifest.inputs]
+        self._names = [spec.name for spec in worker.manifest.surface.inputs]
         self._serving = Serving(self._supervisor)
         self._serving.swap(worker)
 
@@ -320,7 +320,7 @@ class _Device:
             raise NoModelError(
                 f"no model {model[:60]} serves on this device", hint="assign or flash a release of it"
             )
-        tensors = _packed(inputs, [spec.name for spec in manifest.inputs])
+        tensors = _packed(inputs, [spec.name for spec in manifest.surface.inputs])
         name = request_id or uuid.uuid4().hex
         return _unpacked(self._service.answering.infer(model, tensors, name, deadline_s), name)
 
@@ -383,7 +383,7 @@ def _unpacked(served: Served, request_id: str) -> Prediction:
     answer = served.answer
     outputs = {
         spec.name: np.frombuffer(one.data, _NUMPY[one.dtype]).reshape(one.shape)
-        for spec, one in zip(served.manifest.outputs, answer.outputs, strict=True)
+        for spec, one in zip(served.manifest.surface.outputs, answer.outputs, strict=True)
     }
     return _prediction(served.manifest, request_id, outputs, answer.latency_us, answer.predicted)
 

@@ -21,6 +21,7 @@ from edgeml.errors import BackendError, BudgetError, EdgemlError, ManifestError
 from edgeml.ids import Digest
 from edgeml.manifest import Manifest
 from edgeml.sketch import Sketch
+from edgeml.telemetry import NO_VIOLATIONS, InputQuality
 from edgeml.tensors import DType
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ class Taken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sketch: Sketch | None
     low_confidence: int
     memory_bytes: int
+    quality: InputQuality = NO_VIOLATIONS
 
 
 class Failure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -33,6 +33,10 @@ _COUNTERS: Final = (
     ("wrong", "Answers that proved to be wrong."),
 )
 
+_VIOLATIONS: Final = (
+    "schema", "dtype", "out_of_range", "missing", "non_finite", "volume_low", "volume_high",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerFacts:
@@ -91,6 +95,28 @@ def _lines(facts: Facts) -> Iterator[str]:
     for name, text in _COUNTERS:
         samples = [_Sample(labels, _count(total.counters, name)) for labels, total in releases]
         yield from _family(f"edgeml_{name}_total", "counter", text, samples)
+    yield from _family(
+        "edgeml_input_violations_total",
+        "counter",
+        "Requests whose inputs were not as expected, by kind, as of the last closed window; windows, for volume.",
+        (
+            _Sample((*labels, ("kind", kind)), getattr(total.quality, kind))
+            for labels, total in releases
+            for kind in _VIOLATIONS
+        ),
+    )
+    yield from _family(
+        "edgeml_input_refused_total",
+        "counter",
+        "Requests that the model's bundle refused for their inputs, as of the last closed window.",
+        [_Sample(labels, total.quality.refused) for labels, total in releases],
+    )
+    yield from _family(
+        "edgeml_input_clipped_total",
+        "counter",
+        "Requests that were served with clipped inputs, as of the last closed window.",
+        [_Sample(labels, total.quality.clipped) for labels, total in releases],
+    )
     buckets = (one for labels, total in releases for one in _buckets(labels, total))
     yield from _family(
         "edgeml_inference_latency_seconds", "histogram", "Time in the model of each answer.", buckets

@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 
 from edgeml.errors import ConfigError
+from edgeml.flow import Meaning
 from edgeml.inference import ID_LENGTH_MAX, Feedback, ReplyParameters
 from edgeml.manifest import Manifest
 from edgeml.tensors import DType
 
 from .ipc import RANK_MAX, TENSORS_MAX, TensorBytes
+from .misfit import DTYPE, SCHEMA, MisfitError
 
 if TYPE_CHECKING:
     from .serving import Served
@@ -35,6 +37,8 @@ JSON_BYTES_MAX: Final = 4 << 20
 """Numbers grow about twentyfold while they are JSON; larger tensors come through the binary extension."""
 BODY_BYTES_MAX: Final = 32 << 20
 DIMENSION_MAX: Final = 1 << 40
+LABELS_MAX: Final = 1000
+"""Classes of an output that are named; of more, a caller looks the names up in the model's metadata."""
 _ARRAY_CODES: Final = {
     DType.FLOAT32: "f", DType.FLOAT64: "d", DType.INT8: "b", DType.UINT8: "B",
     DType.INT16: "h", DType.UINT16: "H", DType.INT32: "i", DType.INT64: "q",
@@ -104,11 +108,19 @@ class _Request(msgspec.Struct, frozen=True):
     parameters: _RequestParameters = _RequestParameters()
 
 
+class _OutputParameters(msgspec.Struct, frozen=True, omit_defaults=True):
+    binary_data_size: int | None = None
+    labels: list[str | None] | None = None
+
+
+_NOTHING_SAID: Final = _OutputParameters()
+
+
 class _Output(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str
     datatype: str
     shape: tuple[int, ...]
-    parameters: _TensorParameters = _TensorParameters()
+    parameters: _OutputParameters = _NOTHING_SAID
     data: list[float] | list[int] | list[bool] | None = None
 
 
@@ -129,7 +141,7 @@ def decode_call(body: bytes, json_length: int, manifest: Manifest) -> Call:
         manifest: the model that is asked.
 
     Raises:
-        ConfigError: It does not follow the protocol, or names what the model has not.
+        ConfigError: It does not follow the protocol, or names what the model has not (for inputs, a MisfitError).
     """
     if not 0 <= json_length <= min(len(body), JSON_BYTES_MAX):
         raise ConfigError(
@@ -153,9 +165,9 @@ def decode_call(body: bytes, json_length: int, manifest: Manifest) -> Call:
             at += size
     if at != len(body):
         raise ConfigError(f"{len(body) - at} bytes follow the inputs")
-    names = [spec.name for spec in manifest.inputs]
+    names = [spec.name for spec in manifest.surface.inputs]
     if set(given) != set(names):
-        raise ConfigError(f"inputs {sorted(given)} given, the model takes {names}")
+        raise MisfitError(f"inputs {sorted(given)} given, the model takes {names}", SCHEMA)
     return Call(
         request.id or uuid.uuid4().hex,
         tuple(given[name] for name in names),
@@ -182,29 +194,42 @@ def encode_reply(served: Served, call: Call) -> Reply:
     outputs, blobs = [], []
     for wanted in call.wanted:
         tensor = answer.outputs[wanted.index]
-        name = manifest.outputs[wanted.index].name
+        name = manifest.surface.outputs[wanted.index].name
+        labels = _labels(manifest, wanted.index, tensor)
         if wanted.binary:
             blobs.append(tensor.data)
-            size = _TensorParameters(binary_data_size=len(tensor.data))
-            outputs.append(_Output(name, tensor.dtype.protocol_name, tensor.shape, size))
+            parameters, data = _OutputParameters(len(tensor.data), labels), None
         else:
-            outputs.append(_Output(name, tensor.dtype.protocol_name, tensor.shape, data=_numbers(tensor)))
+            # The very default where nothing is said: only then is it left out.
+            parameters = _NOTHING_SAID if labels is None else _OutputParameters(labels=labels)
+            data = _numbers(tensor)
+        outputs.append(_Output(name, tensor.dtype.protocol_name, tensor.shape, parameters, data))
     predicted = answer.predicted
     label = None
     if predicted is not None and predicted < len(manifest.labels):
         label = manifest.labels[predicted]
-    parameters = ReplyParameters(round(answer.latency_us, 1), predicted, label)
-    head = msgspec.json.encode(_Reply(manifest.model, manifest.version, call.request_id, parameters, outputs))
+    more = ReplyParameters(round(answer.latency_us, 1), predicted, label)
+    head = msgspec.json.encode(_Reply(manifest.model, manifest.version, call.request_id, more, outputs))
     if not blobs:
         return Reply(head, 0)
     return Reply(b"".join((head, *blobs)), len(head))
 
 
+def _labels(manifest: Manifest, index: int, tensor: TensorBytes) -> list[str | None] | None:
+    """Names of the classes that a step found, element by element; None for any other output, or for too many."""
+    is_classes = manifest.results[index].meaning is Meaning.CLASSES
+    if not is_classes or not manifest.labels or len(tensor.data) > LABELS_MAX * tensor.dtype.item_bytes:
+        return None
+    known = len(manifest.labels)
+    return [manifest.labels[int(one)] if 0 <= one < known else None for one in _numbers(tensor)]
+
+
 def _wanted(request: _Request, manifest: Manifest) -> tuple[WantedOutput, ...]:
     by_default = request.parameters.binary_data_output
+    outputs = manifest.surface.outputs
     if not request.outputs:
-        return tuple(WantedOutput(index, by_default) for index in range(len(manifest.outputs)))
-    names = [spec.name for spec in manifest.outputs]
+        return tuple(WantedOutput(index, by_default) for index in range(len(outputs)))
+    names = [spec.name for spec in outputs]
     wanted = []
     for one in request.outputs:
         if one.name not in names:
@@ -228,7 +253,7 @@ def _dtype(tensor: _Input) -> DType:
     try:
         return DType.from_protocol_name(tensor.datatype)
     except ValueError as error:
-        raise ConfigError(f"input {tensor.name}: {error}", hint="for example FP32") from error
+        raise MisfitError(f"input {tensor.name}: {error}", DTYPE, hint="for example FP32") from error
 
 
 def _packed(tensor: _Input) -> bytes:

@@ -27,6 +27,7 @@ from .ipc import TensorBytes
 from .line import NO_DEADLINE, LateError, OverloadError
 from .listener import Exposure, Listener, parse_listen
 from .metrics import METRICS_TYPE
+from .misfit import MisfitError
 from .protocol import (
     BODY_BYTES_MAX,
     Call,
@@ -79,6 +80,10 @@ class Inference(Protocol):
         self, model: str, tensors: Sequence[TensorBytes], request_id: str, deadline_s: float
     ) -> Served:
         """The same in the endpoint's event loop. Raises EdgemlError."""
+        ...
+
+    def misfit(self, model: str, error: MisfitError) -> None:
+        """Count a request that was refused before it could be asked."""
         ...
 
     def feedback(self, model: str, request_id: str, label: int | str) -> bool:
@@ -224,7 +229,7 @@ class _Endpoints:
         if len(body) > LOOP_BYTES_MAX:
             return await _in_thread(self._answer, manifest, body, length, arrived_s)
         async with _foreseen():
-            call = decode_call(body, length, manifest)
+            call = self._call(body, length, manifest)
             deadline_s = _deadline_s(call, arrived_s)
             served = await self._inference.infer_in_loop(
                 manifest.model, call.tensors, call.request_id, deadline_s
@@ -242,9 +247,16 @@ class _Endpoints:
         return _json({"matched": True})
 
     def _answer(self, manifest: Manifest, body: bytes, json_length: int, arrived_s: float) -> Response:
-        call = decode_call(body, json_length, manifest)
+        call = self._call(body, json_length, manifest)
         deadline_s = _deadline_s(call, arrived_s)
         return _reply(self._inference.infer(manifest.model, call.tensors, call.request_id, deadline_s), call)
+
+    def _call(self, body: bytes, json_length: int, manifest: Manifest) -> Call:
+        try:
+            return decode_call(body, json_length, manifest)
+        except MisfitError as error:
+            self._inference.misfit(manifest.model, error)
+            raise
 
     def _manifest(self, request: Request) -> Manifest:
         """Find the model that the path names."""

@@ -43,6 +43,7 @@ from .ipc import (
     encode_tensors,
 )
 from .line import NO_DEADLINE, Line
+from .misfit import DTYPE, SCHEMA, MisfitError
 from .sensors import Sensors
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ class Worker:
         """Answer one request when its turn comes.
 
         Args:
-            tensors: the manifest's inputs, in its order.
+            tensors: what callers of the manifest give, in its order.
             deadline_s: until when it may wait for its turn, on the monotonic clock.
 
         Raises:
@@ -255,7 +256,7 @@ class Worker:
         known = self._known
         if known is not None and looks == known[0]:
             return known[1]
-        check_request(tensors, self.manifest.inputs)
+        check_request(tensors, self.manifest.surface.inputs)
         heads = encode_heads(tensors)
         self._known = (looks, heads)
         return heads
@@ -311,28 +312,35 @@ def check_request(tensors: Sequence[TensorBytes], inputs: Sequence[TensorSpec]) 
     """Check that tensors are what a model takes: number, types, shapes, lengths.
 
     Raises:
-        ConfigError: They are not.
+        MisfitError: They are not.
+        ConfigError: They are longer than a frame.
     """
     if len(tensors) != len(inputs):
-        raise ConfigError(
+        raise MisfitError(
             f"{len(tensors)} inputs given, the model takes {len(inputs)}",
+            SCHEMA,
             hint=f"give {', '.join(spec.name for spec in inputs)}",
         )
     total = 0
     for tensor, spec in zip(tensors, inputs, strict=True):
         if tensor.dtype is not spec.dtype:
-            raise ConfigError(f"{spec.name} is {tensor.dtype.value}, the model takes {spec.dtype.value}")
+            raise MisfitError(
+                f"{spec.name} is {tensor.dtype.value}, the model takes {spec.dtype.value}", DTYPE
+            )
         shape = tensor.shape
         if shape != spec.shape and not _fits(shape, spec.shape):
-            raise ConfigError(
+            raise MisfitError(
                 f"{spec.name} has shape {list(shape)}, the model takes {list(spec.shape)}",
+                SCHEMA,
                 hint="-1 is a dimension that you choose",
             )
         size = spec.dtype.item_bytes
         for dimension in shape:
             size *= dimension
         if len(tensor.data) != size:
-            raise ConfigError(f"{spec.name} has {len(tensor.data)} bytes of data, its shape needs {size}")
+            raise MisfitError(
+                f"{spec.name} has {len(tensor.data)} bytes of data, its shape needs {size}", SCHEMA
+            )
         total += size
     if total > TENSOR_BYTES_MAX:
         raise ConfigError(f"the inputs have {total} bytes, more than {TENSOR_BYTES_MAX}")

@@ -13,9 +13,17 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Final
 
+from edgeml.expectation import Volume
 from edgeml.ids import Digest, ReleaseId
 from edgeml.sketch import Sketch
-from edgeml.telemetry import LATENCY_BINS, Counters, Window, latency_bin
+from edgeml.telemetry import (
+    LATENCY_BINS,
+    NO_VIOLATIONS,
+    Counters,
+    InputQuality,
+    Window,
+    latency_bin,
+)
 
 PREDICTIONS_MAX: Final = 4096
 """Predictions of a model that are remembered for late labels."""
@@ -43,6 +51,7 @@ class Observed:
     sketch: Sketch | None
     low_confidence: int
     memory_bytes: int
+    quality: InputQuality = NO_VIOLATIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +59,21 @@ class Total:
     """What a release did since the agent started. Never shrinks.
 
     `latency` has a count for each bin of `edgeml.telemetry.LATENCY_BINS`, `latency_ns` is the sum. Answers of low
-    confidence are those of closed windows: only the worker knows of them, until it is asked.
+    confidence and most of `quality` are those of closed windows: only the worker knows of them, until it is asked.
     """
 
     counters: Counters = _NOTHING
     latency: tuple[int, ...] = (0,) * LATENCY_BINS
     latency_ns: int = 0
+    quality: InputQuality = NO_VIOLATIONS
 
-    def plus(self, opened: _Open, low_confidence: int) -> Total:
+    def plus(self, opened: _Open, low_confidence: int, quality: InputQuality) -> Total:
         """Add what a window counted."""
         return Total(
             self.counters.plus(opened.counters(low_confidence)),
             tuple(map(sum, zip_longest(self.latency, opened.latency, fillvalue=0))),
             self.latency_ns + opened.latency_ns,
+            self.quality.plus(quality),
         )
 
 
@@ -77,6 +88,7 @@ class _Open:
     wrong: int = 0
     latency: list[int] = field(default_factory=lambda: [0] * LATENCY_BINS)
     latency_ns: int = 0
+    quality: InputQuality = NO_VIOLATIONS
 
     def counters(self, low_confidence: int) -> Counters:
         """Say what was counted."""
@@ -122,6 +134,11 @@ class Windows:
         """Count a request that got no answer."""
         self._window(key).errors += 1
 
+    def misfit(self, key: ReleaseKey, counted: InputQuality) -> None:
+        """Count a request whose tensors are not what the model takes."""
+        window = self._window(key)
+        window.quality = window.quality.plus(counted)
+
     def labelled(self, model: str, request_id: str, label: int) -> bool:
         """Count a label; False if the model's prediction is not remembered (any more), or had its label."""
         found = self._predictions.get(model, OrderedDict()).pop(request_id, None)
@@ -140,7 +157,7 @@ class Windows:
         """
         totals = dict(self._past)
         for key, opened in self._open.items():
-            totals[key.release] = totals.get(key.release, Total()).plus(opened, 0)
+            totals[key.release] = totals.get(key.release, Total()).plus(opened, 0, opened.quality)
         return totals
 
     def due(self, now_s: float) -> bool:
@@ -149,8 +166,18 @@ class Windows:
             self._began_s = now_s
         return now_s - self._began_s >= self._window_s
 
-    def close(self, now_ms: int, now_s: float, observations: Mapping[ReleaseKey, Observed]) -> list[Window]:
-        """Return the windows that have something to say, and begin new ones."""
+    def close(
+        self,
+        now_ms: int,
+        now_s: float,
+        observations: Mapping[ReleaseKey, Observed],
+        volumes: Mapping[ReleaseKey, Volume] | None = None,
+    ) -> list[Window]:
+        """Return the windows that have something to say, and begin new ones.
+
+        `volumes` are how many requests are expected of what serves. Windows that were closed early are not judged by it.
+        """
+        is_whole = self._began_s is not None and now_s - self._began_s >= self._window_s
         began_s = now_s if self._began_s is None else self._began_s
         duration_ms = max(0, round((now_s - began_s) * 1000))
         closed = []
@@ -159,9 +186,13 @@ class Windows:
             observed = observations.get(key, Observed(None, 0, 0))
             counters = opened.counters(observed.low_confidence)
             seen = observed.sketch is not None and observed.sketch.rows > 0
-            if counters == Counters() and not seen:
+            quality = opened.quality.plus(observed.quality)
+            volume = (volumes or {}).get(key)
+            if volume is not None and is_whole:
+                quality = quality.plus(_judged(volume, counters, quality, duration_ms / 1000))
+            if counters == Counters() and not seen and quality == NO_VIOLATIONS:
                 continue
-            self._remember(key.release, opened, counters.low_confidence)
+            self._remember(key.release, opened, counters.low_confidence, quality)
             while opened.latency and not opened.latency[-1]:
                 opened.latency.pop()
             closed.append(
@@ -176,15 +207,18 @@ class Windows:
                     latency=tuple(opened.latency),
                     sketch=observed.sketch if seen else None,
                     memory_bytes=observed.memory_bytes,
+                    quality=quality,
                 )
             )
         self._open = {}
         self._began_s = now_s
         return closed
 
-    def _remember(self, release: ReleaseId, opened: _Open, low_confidence: int) -> None:
+    def _remember(
+        self, release: ReleaseId, opened: _Open, low_confidence: int, quality: InputQuality
+    ) -> None:
         # Taken out and put in again, so that the first one is the one that has been idle for longest.
-        self._past[release] = self._past.pop(release, Total()).plus(opened, low_confidence)
+        self._past[release] = self._past.pop(release, Total()).plus(opened, low_confidence, quality)
         if len(self._past) > RELEASES_MAX:
             del self._past[next(iter(self._past))]
 
@@ -193,6 +227,14 @@ class Windows:
         if window is None:
             window = self._open[key] = _Open()
         return window
+
+
+def _judged(volume: Volume, counters: Counters, quality: InputQuality, duration_s: float) -> InputQuality:
+    # Whatever became of them: a sensor that sends nonsense still sends.
+    requests = counters.inferences + counters.errors + quality.schema + quality.dtype + quality.refused
+    return InputQuality(
+        volume_low=volume.is_low(requests, duration_s), volume_high=volume.is_high(requests, duration_s)
+    )
 
 
 __all__ = ["PREDICTIONS_MAX", "RELEASES_MAX", "REQUEST_ID_MAX", "Observed", "ReleaseKey", "Total", "Windows"]

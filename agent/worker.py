@@ -1,7 +1,7 @@
 """The worker: the process that holds one model.
 
 Decides what happens between a request's bytes and an answer's, and nothing else: it loads one verified bundle, answers
-one request at a time in its only thread, counts what it saw, and exits when the supervisor is gone. Native code of
+one request at a time in its only thread through the bundle's steps and model, counts what it saw, and exits when the supervisor is gone. Native code of
 runtimes may crash here without hurting anyone. Starting, timing out and restarting it is `supervisor`'s business.
 """
 
@@ -27,11 +27,13 @@ from edgeml.errors import EdgemlError, IncompatibleError
 from edgeml.manifest import GOLDEN, MONITOR, Manifest, Task
 from edgeml.monitor import Monitor
 from edgeml.observer import Observer
+from edgeml.pipeline import Pipeline
 from edgeml.runtime import Session, open_session
 from edgeml.tensors import DType, TensorSpec
 
 from .area import Areas
 from .channel import JOINED_BYTES_MAX, Channel, Frame
+from .guard import Guard
 from .health import GoldenRun
 from .ipc import (
     Answer,
@@ -143,15 +145,15 @@ class Service:
 
     def _infer(self, model: LoadedModel, frame: Frame) -> None:
         started_ns = time.perf_counter_ns()
-        inputs = self._inputs.view(frame.payload)
-        outputs, predicted = model.answer(inputs)
+        given = model.guard.admit(self._inputs.view(frame.payload))
+        inputs, outputs, results, predicted = model.answer(given)
         latency_us = (time.perf_counter_ns() - started_ns) / 1000
-        answer = Answer(tuple(map(tensor_bytes, outputs)), latency_us, predicted)
+        answer = Answer(tuple(map(tensor_bytes, results)), latency_us, predicted)
         self._channel.send(Kind.ANSWER, frame.request_id, encode_answer(answer))
         # Counting comes after the answer is on its way: the caller never waits for it.
         if model.observer is not None:
             try:
-                model.observer.observe(inputs, outputs)
+                model.observer.observe(model.pipeline.watched(given, inputs), outputs)
             except (
                 Exception
             ):  # the answer is out, so there is no one to tell; serving matters more than counting
@@ -175,6 +177,8 @@ class LoadedModel:
             self.session: Session = open_session(bundle.model(), self.manifest.runtime, request.threads)
         _check_alike(self.session.inputs, self.manifest.inputs, "inputs")
         _check_alike(self.session.outputs, self.manifest.outputs, "outputs")
+        self.guard = Guard(self.manifest.expected, self.manifest.surface.inputs)
+        self.pipeline = Pipeline(self.manifest)
         self.latency_slow_ms = None if monitor is None else monitor.latency_slow_ms
         self.observer = None if monitor is None else self._observer(monitor)
         self._path = path
@@ -182,8 +186,9 @@ class LoadedModel:
         self._classifies = self.manifest.task is Task.CLASSIFICATION
 
     def _observer(self, monitor: Monitor) -> Observer | None:
+        watched = self.manifest.watched
         used = {column.tensor for column in monitor.columns}
-        specs = [spec for spec in (*self.manifest.inputs, *self.manifest.outputs) if spec.name in used]
+        specs = [spec for spec in (*watched.inputs, *watched.outputs) if spec.name in used]
         missing = used - {spec.name for spec in specs}
         if missing:
             raise IncompatibleError(
@@ -193,16 +198,24 @@ class LoadedModel:
         if free:
             logger.warning("%s has no fixed shape; nothing is counted", free[0])
             return None
-        return Observer(monitor, self.manifest)
+        return Observer(monitor, watched)
 
-    def answer(self, inputs: Sequence[Array]) -> tuple[list[Array], int | None]:
-        """Answer one request: outputs, and the class if there is one sample and the model classifies.
+    def answer(
+        self, given: Sequence[Array]
+    ) -> tuple[Sequence[Array], list[Array], Sequence[Array], int | None]:
+        """Answer one request that the guard has admitted.
+
+        Returns:
+            What the model took, what it gave, what the caller gets, and the class if there is one sample and the
+            model classifies.
 
         Raises:
-            BackendError: The runtime refused the arrays or failed.
+            EdgemlError: A step or the runtime refused the arrays or failed.
         """
+        inputs = self.pipeline.prepare(given)
         outputs = self.session.run(inputs)
-        return outputs, self._predicted(inputs, outputs)
+        predicted = self._predicted(inputs, outputs)
+        return inputs, outputs, self.pipeline.finish(inputs, outputs), predicted
 
     def _predicted(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> int | None:
         if not self._classifies or (inputs[0].ndim and len(inputs[0]) != 1) or not outputs[0].size:
@@ -222,11 +235,11 @@ class LoadedModel:
         requests = [
             [array[i : i + step] for array in recorded.inputs] for i in range(0, recorded.samples, step)
         ]
-        answers = [self.session.run(request) for request in requests]
+        answers = [self.pipeline.answer(self.session.run, request) for request in requests]
         durations_ns = []
         for request in requests:
             started_ns = time.perf_counter_ns()
-            self.session.run(request)
+            self.pipeline.answer(self.session.run, request)
             durations_ns.append(time.perf_counter_ns() - started_ns)
         observed = [np.concatenate([answer[i] for answer in answers]) for i in range(len(recorded.outputs))]
         result = golden_vectors.compare(recorded.outputs, observed, self.manifest)
@@ -241,10 +254,11 @@ class LoadedModel:
     def take(self, memory: PeakMemory) -> Taken:
         """Return what was counted since the last call."""
         highest_bytes = memory.restart()
+        quality = self.guard.take()
         if self.observer is None:
-            return Taken(None, 0, highest_bytes)
+            return Taken(None, 0, highest_bytes, quality)
         observation = self.observer.take()
-        return Taken(observation.sketch, observation.low_confidence, highest_bytes)
+        return Taken(observation.sketch, observation.low_confidence, highest_bytes, quality)
 
 
 class PeakMemory:

@@ -151,6 +151,9 @@ class Direct:
         """The same in the endpoint's event loop."""
         return await self.serving.infer_in_loop(tensors, deadline_s)
 
+    def misfit(self, _model, _error):
+        """Count nothing."""
+
     def feedback(self, _model, _request_id, _label):
         """Remember nothing."""
         return False

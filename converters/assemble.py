@@ -19,6 +19,7 @@ from edgeml.errors import BudgetError, ConfigError
 from edgeml.golden import GOLDEN_BYTES_MAX, SAMPLES, Golden
 from edgeml.ids import digest_of_file
 from edgeml.manifest import Manifest, Measurement, ScoreKind, Task
+from edgeml.pipeline import Pipeline
 from edgeml.probe import ProbeResult
 from edgeml.profile import HardwareProfile
 from edgeml.reference import build_monitor
@@ -50,9 +51,13 @@ class Meaning:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What goes into a bundle: the model, and what it answered to `inputs` [samples, ...] on its runtime."""
+    """What goes into a bundle: the model, and what it answered to `inputs` [samples, ...] on its runtime.
+
+    `given` is what steps made those inputs of; the same where there are none.
+    """
 
     model: bytes
+    given: tuple[Array, ...]
     inputs: tuple[Array, ...]
     result: ProbeResult
     report: bytes | None
@@ -113,18 +118,26 @@ def members_of(manifest: Manifest, content: Content) -> dict[str, bytes]:
     Raises:
         ConfigError: The samples do not make a monitor.
     """
-    count = golden_samples(content.inputs)
+    count = golden_samples(content.given)
+    pipeline = Pipeline(manifest)
     recorded = Golden(
-        tuple(array[:count] for array in content.inputs),
-        tuple(array[:count] for array in content.result.answers),
+        tuple(array[:count] for array in content.given),
+        tuple(
+            pipeline.finish(
+                [array[:count] for array in content.inputs],
+                [array[:count] for array in content.result.answers],
+            )
+        ),
     )
     members = {manifest.runtime.model_member: content.model, bundle.GOLDEN: golden.encode(recorded)}
     if content.with_monitor:
-        inputs = {spec.name: array for spec, array in zip(manifest.inputs, content.inputs, strict=True)}
+        watched = manifest.watched
+        arrays = pipeline.watched(content.given, content.inputs)
+        inputs = {spec.name: array for spec, array in zip(watched.inputs, arrays, strict=True)}
         outputs = {
-            spec.name: array for spec, array in zip(manifest.outputs, content.result.answers, strict=True)
+            spec.name: array for spec, array in zip(watched.outputs, content.result.answers, strict=True)
         }
-        members[bundle.MONITOR] = monitor.encode(build_monitor(manifest, inputs, outputs))
+        members[bundle.MONITOR] = monitor.encode(build_monitor(watched, inputs, outputs))
     if content.report is not None:
         members[bundle.REPORT] = content.report
     return members

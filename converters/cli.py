@@ -6,6 +6,7 @@ Parses, calls one function, prints. torch, onnx and rich are loaded inside the b
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -105,10 +106,26 @@ def convert(
     show_default=True,
     help="What the scores are.",
 )
+@click.option(
+    "--processing",
+    type=click.Path(path_type=Path),
+    help=".json or .toml with the steps before and after the model.",
+)
+@click.option(
+    "--expected",
+    type=click.Path(path_type=Path),
+    help=".json or .toml with what is expected of inputs; default: the range of the data, only counted.",
+)
 @OUT
 @JSON
 def package(
-    model: Path, data: Path | None, profiles: tuple[str, ...], out: Path, as_json: bool, **options: str | None
+    model: Path,
+    *,
+    data: Path | None,
+    profiles: tuple[str, ...],
+    out: Path,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Bundle an existing MODEL (.onnx or .tflite) as it is, checked in a child process first.
 
@@ -122,17 +139,21 @@ def package(
     from .assemble import ReleaseName
     from .existing import PackagingOrder
     from .existing import package as run
+    from .expected_file import read_expected
+    from .processing_file import read_processing
     from .show import print_json, steps, tell_packaging
 
     order = PackagingOrder(
         model=model,
         profiles=tuple(load(profile) for profile in profiles),
-        release=ReleaseName(str(options["name"]), str(options["version"])),
+        release=ReleaseName(options["name"], options["version"]),
         out=out,
         data=data,
         task=Task(options["task"]) if options["task"] else None,
         scores=ScoreKind(options["scores"]),
-        labels=tuple(label for label in (options["labels"] or "").split(",") if label),
+        labels=tuple(label for label in options["labels"].split(",") if label),
+        processing=read_processing(options["processing"]) if options["processing"] else None,
+        expected=read_expected(options["expected"]) if options["expected"] else None,
     )
     with steps(quiet=as_json) as on_step:
         packaging = run(order, on_step)

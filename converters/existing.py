@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
 from edgeml.errors import ArtifactError, BackendError, BudgetError, ConfigError, IncompatibleError
+from edgeml.expectation import Expected
 from edgeml.golden import SAMPLES
 from edgeml.ids import digest_of, parse_name
-from edgeml.manifest import Manifest, Provenance, Quality, RuntimeFamily, ScoreKind, Task
-from edgeml.probe import describe, probe
+from edgeml.manifest import Manifest, Measurement, Provenance, Quality, RuntimeFamily, ScoreKind, Task
+from edgeml.pipeline import Pipeline
+from edgeml.probe import Description, describe, probe
 from edgeml.profile import DeviceRuntime, HardwareProfile
+from edgeml.steps import Processing
 from edgeml.tensors import BATCH, DType, TensorSpec
 
 from .assemble import (
@@ -36,7 +40,9 @@ from .assemble import (
     write,
 )
 from .dataset import Dataset, check_classes, read_evaluation
+from .expected_file import expected_of
 from .metrics import ACCURACY, classes_of
+from .processing_file import check_fit, check_samples, sized
 from .provenance import PACKAGING_LIBRARIES, git_commit, libraries
 from .report import Packaging
 from .select import size
@@ -56,7 +62,9 @@ Step = Callable[[str], None]
 class PackagingOrder:
     """What to bundle and for whom.
 
-    `data` is an .npz with `evaluation_x` and, to score a classifier, `evaluation_y`; None if there are no data.
+    `data` is an .npz with `evaluation_x` and, to score a classifier, `evaluation_y`; None if there are no data. With
+    `processing`, samples are what callers give: the steps are applied to them. What is `expected` of an input replaces what
+    the data show of it.
     `task` None means: a classifier if `evaluation_y` is given.
     """
 
@@ -68,6 +76,8 @@ class PackagingOrder:
     task: Task | None = None
     scores: ScoreKind = ScoreKind.LOGITS
     labels: tuple[str, ...] = ()
+    processing: Processing | None = None
+    expected: Expected | None = None
 
 
 def package(order: PackagingOrder, on_step: Step = lambda _: None) -> Packaging:
@@ -85,10 +95,13 @@ def package(order: PackagingOrder, on_step: Step = lambda _: None) -> Packaging:
     model = _read(order.model, family)
     data = None if order.data is None else read_evaluation(order.data)
     on_step("checking the model in a child process")
-    if data is None:
-        inputs = random_inputs(describe(model, family, limits=LIMITS).inputs)
-    else:
-        inputs = (data.evaluation_x,)
+    draft = _draft(order, family, describe(model, family, limits=LIMITS))
+    check_fit(draft)
+    given = random_inputs(sized(draft)) if data is None else (data.evaluation_x,)
+    if data is not None and order.processing is not None:
+        check_samples(draft.surface.inputs[0], data.evaluation_x)
+    expected = expected_of(draft, None if data is None else given, order.expected)
+    inputs = given if order.processing is None else Pipeline(draft).prepare_samples(given)
     on_step("running it on its runtime")
     result = probe(model, family, inputs, limits=LIMITS)
     _check_budget(len(model), result.peak_memory_bytes, order.profiles)
@@ -100,15 +113,10 @@ def package(order: PackagingOrder, on_step: Step = lambda _: None) -> Packaging:
         check_meaning(meaning, result.outputs[0], answers)
     quality = _quality(data, answers)
     origin = RANDOM_ORIGIN if data is None else "evaluation samples"
-    manifest = Manifest(
-        model=order.release.model,
-        version=order.release.version,
-        variant=f"{family.value}-as-is",
-        runtime=family,
-        profiles=tuple(sorted(profile.name for profile in order.profiles)),
+    manifest = msgspec.structs.replace(
+        draft,
         inputs=result.inputs,
         outputs=result.outputs,
-        files=(),
         measurement=measurement_of(result, LIMITS.threads),
         provenance=Provenance(
             source=order.model.name,
@@ -122,9 +130,11 @@ def package(order: PackagingOrder, on_step: Step = lambda _: None) -> Packaging:
         scores=meaning.scores,
         labels=meaning.labels,
         quality=quality,
+        expected=expected,
     )
+    check_fit(manifest)
     on_step("writing the bundle")
-    members = members_of(manifest, Content(model, inputs, result, None, with_monitor=data is not None))
+    members = members_of(manifest, Content(model, given, inputs, result, None, with_monitor=data is not None))
     check_storage(members, order.profiles)
     return Packaging(
         bundle=write(order.out, manifest, members),
@@ -136,9 +146,28 @@ def package(order: PackagingOrder, on_step: Step = lambda _: None) -> Packaging:
         metric=ACCURACY,
         value=None if quality is None else quality.value,
         samples=0 if data is None else len(data.evaluation_x),
-        golden_samples=golden_samples(inputs),
+        golden_samples=golden_samples(given),
         golden_origin=origin,
         has_monitor=data is not None,
+        processing=order.processing,
+        expected=expected,
+    )
+
+
+def _draft(order: PackagingOrder, family: RuntimeFamily, described: Description) -> Manifest:
+    """What is known of the bundle before the model ran."""
+    return Manifest(
+        model=order.release.model,
+        version=order.release.version,
+        variant=f"{family.value}-as-is",
+        runtime=family,
+        profiles=tuple(sorted(profile.name for profile in order.profiles)),
+        inputs=described.inputs,
+        outputs=described.outputs,
+        files=(),
+        measurement=Measurement("", described.runtime, LIMITS.threads, 0.0, 0.0, 0),
+        provenance=Provenance(order.model.name, digest_of(b"")),
+        processing=order.processing,
     )
 
 

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 import msgspec
 
+from edgeml.expectation import Expected
 from edgeml.ids import Digest
+from edgeml.steps import Processing
 
 from .candidate import Candidate, Failed, Measured
 from .select import Floor, Selection
@@ -84,6 +86,8 @@ class Packaging(msgspec.Struct, frozen=True, kw_only=True):
     golden_samples: int
     golden_origin: str
     has_monitor: bool
+    processing: Processing | None = None
+    expected: Expected | None = None
 
 
 def candidate_rows(

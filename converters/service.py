@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from edgeml.errors import BackendError, ConfigError
@@ -29,6 +30,7 @@ from .assemble import (
 )
 from .candidate import Measured, Recipe
 from .dataset import Dataset, check_classes, read_dataset
+from .expected_file import expected_of
 from .metrics import Judge, check_scores
 from .onnx_export import export_onnx
 from .onnx_quantize import prepare, quantize
@@ -201,9 +203,10 @@ class _Record:
                 one.candidate.outcome.agreement,
             ),
         )
-        members = members_of(
-            manifest, Content(one.model, (self.data.evaluation_x,), one.result, report, with_monitor=True)
-        )
+        samples = (self.data.evaluation_x,)
+        manifest = msgspec.structs.replace(manifest, expected=expected_of(manifest, samples, None))
+        content = Content(one.model, samples, samples, one.result, report, with_monitor=True)
+        members = members_of(manifest, content)
         check_storage(members, [profile for profile in self.order.profiles if profile.name in names])
         return manifest, members
 

@@ -18,6 +18,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from edgeml.errors import ConfigError
+from edgeml.expectation import Expected
+from edgeml.steps import Processing, Step
 
 from .report import CandidateRow, Conversion, Packaging
 from .select import Verdict, size
@@ -142,8 +144,46 @@ def tell_packaging(packaging: Packaging) -> None:
     console.print(
         f"golden vectors: {packaging.golden_samples} samples, {packaging.golden_origin}", soft_wrap=True
     )
+    for line in _steps(packaging.processing):
+        console.print(line, soft_wrap=True, markup=False)
+    for line in _expected(packaging.expected):
+        console.print(line, soft_wrap=True, markup=False)
     if not packaging.has_monitor:
         console.print("no monitor: give --data to have drift told")
+
+
+def _steps(processing: Processing | None) -> Iterator[str]:
+    """Say in a line each what happens before and after the model."""
+    if processing is None:
+        return
+    for one in processing.before:
+        given = (
+            f"{one.given.name} {one.given.dtype.value} {list(one.given.shape)} {one.given.layout}".rstrip()
+        )
+        yield f"before the model: {given} -> {' -> '.join(map(_step, one.steps))} -> {one.input}"
+    if processing.after:
+        yield f"after the model: {' -> '.join(map(_step, processing.after))}"
+    if processing.results:
+        yield f"callers get: {', '.join(processing.results)}"
+
+
+def _expected(expected: Expected | None) -> Iterator[str]:
+    """Say in a line each what is expected of inputs."""
+    if expected is None:
+        return
+    for one in expected.inputs:
+        low, high = ("any" if bound is None else f"{bound:.6g}" for bound in (one.low, one.high))
+        missing = f", {one.missing_max:.3g} of it may be missing" if one.missing_max else ""
+        yield f"expected of {one.input}: {low} to {high}{missing}; otherwise: {one.policy.value}"
+    if expected.volume is not None:
+        most = expected.volume.per_hour_max
+        yield f"expected: {expected.volume.per_hour_min:g} to {'any number' if most is None else f'{most:g}'} requests an hour"
+
+
+def _step(step: Step) -> str:
+    said = msgspec.to_builtins(step)
+    kind = said.pop("kind")
+    return f"{kind}({', '.join(f'{name} {value}' for name, value in said.items())})" if said else str(kind)
 
 
 def _figures(row: CandidateRow) -> tuple[str, str, str, str]:

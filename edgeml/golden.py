@@ -2,7 +2,8 @@
 
 Decides their file (a stored npz without pickles) and when two answers count as the same. Integer kernels differ by a
 step or two between runtimes (two of them gave argmax agreement 1.000 with differences up to 2 steps), so equality is
-never asked; the class must agree on nearly all samples and values must be close.
+never asked; the class must agree on nearly all samples and values must be close. Where a bundle has steps around its
+model they are part of what is proven: inputs are recorded as callers give them, outputs as callers get them.
 """
 
 from __future__ import annotations
@@ -17,20 +18,23 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import ManifestError
-from .manifest import Manifest, Task
+from .flow import Meaning
+from .manifest import Manifest
 
 GOLDEN_BYTES_MAX: Final = 64 << 20
 SAMPLES: Final = 16
 AGREEMENT_MIN: Final = 0.9
 TOLERANCE_FRACTION: Final = 0.05
 """Largest difference, as a fraction of the recorded outputs' range, that is no failure."""
+_SCORES: Final = frozenset({Meaning.SCORES, Meaning.PROBABILITIES})
+_DISCRETE: Final = frozenset({Meaning.CLASSES, Meaning.FLAGS})
 
 Array = npt.NDArray[np.generic]
 
 
 @dataclass(frozen=True)
 class Golden:
-    """Recorded requests: `inputs[i]` and `outputs[i]` are [samples, ...] of the manifest's i-th input and output."""
+    """Recorded requests: `inputs[i]` and `outputs[i]` are [samples, ...] of the i-th input and output of its surface."""
 
     inputs: tuple[Array, ...]
     outputs: tuple[Array, ...]
@@ -66,11 +70,12 @@ def encode(golden: Golden) -> bytes:
 
 
 def decode(data: bytes, manifest: Manifest) -> Golden:
-    """Read golden vectors for a manifest's tensors.
+    """Read golden vectors for a manifest's tensors, as callers see them.
 
     Raises:
         ManifestError: Too long, compressed, pickled, or not of the manifest's tensors.
     """
+    manifest = manifest.surface
     if len(data) > GOLDEN_BYTES_MAX:
         raise ManifestError(f"the golden vectors have {len(data)} bytes, more than {GOLDEN_BYTES_MAX}")
     try:
@@ -96,20 +101,28 @@ def decode(data: bytes, manifest: Manifest) -> Golden:
 
 
 def compare(recorded: Sequence[Array], observed: Sequence[Array], manifest: Manifest) -> GoldenResult:
-    """Compare answers with the recorded ones, output by output."""
+    """Compare answers with the recorded ones, output by output.
+
+    A classifier's scores agree on a sample if the highest is of the same class; classes and flags that a step found, if
+    all are equal. Values are compared on the samples whose classes and flags agree: a box that swapped its place with
+    another one is not compared with it.
+    """
     difference = 0.0
-    for want, got in zip(recorded, observed, strict=True):
-        if want.shape != got.shape:
+    same = np.ones(len(recorded[0]), bool)
+    agreement = 1.0
+    for want, got, traced in zip(recorded, observed, manifest.results, strict=True):
+        if want.shape != got.shape or not np.isfinite(got.astype(np.float64)).all():
             return GoldenResult(0.0, 1.0, passed=False)
-        wanted, gotten = want.astype(np.float64), got.astype(np.float64)
-        if not np.isfinite(gotten).all():
-            return GoldenResult(0.0, 1.0, passed=False)
-        span = float(wanted.max() - wanted.min()) or 1.0
-        difference = max(difference, float(np.abs(wanted - gotten).max()) / span)
-    if manifest.task is Task.CLASSIFICATION:
-        agreement = float((_classes(recorded[0]) == _classes(observed[0])).mean())
-    else:
-        agreement = 1.0
+        if traced.meaning in _DISCRETE:
+            same &= (want == got).reshape(len(want), -1).all(axis=1)
+        elif traced.meaning in _SCORES:
+            agreement = float((_classes(want) == _classes(got)).mean())
+    for want, got, traced in zip(recorded, observed, manifest.results, strict=True):
+        if traced.meaning not in _DISCRETE and same.any():
+            wanted, gotten = want.astype(np.float64), got.astype(np.float64)
+            span = float(wanted.max() - wanted.min()) or 1.0
+            difference = max(difference, float(np.abs(wanted - gotten)[same].max(initial=0.0)) / span)
+    agreement = min(agreement, float(same.mean()))
     return GoldenResult(
         agreement, difference, agreement >= AGREEMENT_MIN and difference <= TOLERANCE_FRACTION
     )

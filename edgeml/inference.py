@@ -74,7 +74,8 @@ class ModelMetadata(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, manifest: Manifest) -> ModelMetadata:
-        """Describe a variant."""
+        """Describe a variant as its callers see it: before and after the steps around the model."""
+        manifest = manifest.surface
         return cls(
             manifest.model,
             (manifest.version,),
@@ -109,8 +110,9 @@ class ReplyParameters(msgspec.Struct, frozen=True, omit_defaults=True):
     label: str | None = None
 
 
-class _Size(msgspec.Struct, frozen=True):
+class _Size(msgspec.Struct, frozen=True, omit_defaults=True):
     binary_data_size: int
+    labels: tuple[str | None, ...] | None = None
 
 
 class _Tensor(msgspec.Struct, frozen=True):
@@ -183,7 +185,8 @@ class Prediction:
     """A model's answer.
 
     `outputs` are read-only arrays by name, in the model's order. `predicted` and `label` are a classifier's choice for a
-    single sample. `latency_us` is the time in the model. `request_id` names the request in feedback.
+    single sample. `latency_us` is the time in the model. `request_id` names the request in feedback. `labels` are names of
+    the classes in those outputs that a step of the bundle found, flattened; None where there is no class.
     """
 
     model: str
@@ -193,6 +196,7 @@ class Prediction:
     latency_us: float
     predicted: int | None = None
     label: str | None = None
+    labels: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
 
 
 def model_path(name: str) -> str:
@@ -296,6 +300,7 @@ def read_prediction(response: Response) -> Prediction:
         more.latency_us,
         more.predicted,
         more.label,
+        {one.name: one.parameters.labels for one in answer.outputs if one.parameters.labels is not None},
     )
 
 

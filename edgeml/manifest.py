@@ -9,12 +9,18 @@ is `edgeml.bundle`'s business. Format: docs/bundle-format.md.
 from __future__ import annotations
 
 import enum
+from contextlib import suppress
+from functools import cached_property
 from typing import Final
 
 import msgspec
 
+from . import expectation, flow
 from .errors import IncompatibleError, ManifestError
+from .expectation import Expected
+from .flow import Meaning, Traced
 from .ids import Digest, ReleaseId, is_digest, is_name, release_id
+from .steps import Processing, unknown_kind
 from .tensors import TensorSpec
 
 FORMAT_VERSION: Final = 1
@@ -103,8 +109,12 @@ class Provenance(Record, frozen=True):
     libraries: tuple[str, ...] = ()
 
 
-class Manifest(Record, frozen=True):
-    """What a device must know to run a variant and to watch it."""
+class Manifest(Record, frozen=True, dict=True):
+    """What a device must know to run a variant and to watch it.
+
+    `inputs` and `outputs` are the model's own. What a caller gives and gets is `surface`, which is the same where there
+    is no `processing`.
+    """
 
     model: str
     version: str
@@ -120,7 +130,52 @@ class Manifest(Record, frozen=True):
     scores: ScoreKind = ScoreKind.NONE
     labels: tuple[str, ...] = ()
     quality: Quality | None = None
+    processing: Processing | None = None
+    expected: Expected | None = None
     format_version: int = FORMAT_VERSION
+
+    @cached_property
+    def results(self) -> tuple[Traced, ...]:
+        """What a caller gets.
+
+        Raises:
+            ManifestError: The steps do not fit; never of a manifest that `decode` gave.
+        """
+        classifies = self.task is Task.CLASSIFICATION
+        processing = self.processing or Processing()
+        return flow.results(self.inputs, self.outputs, processing, classifies=classifies)
+
+    @cached_property
+    def surface(self) -> Manifest:
+        """The variant as a caller sees it: inputs before all steps, outputs and scores after them.
+
+        Raises:
+            ManifestError: As `results`.
+        """
+        if self.processing is None:
+            return self
+        scores = {Meaning.SCORES: self.scores, Meaning.PROBABILITIES: ScoreKind.PROBABILITIES}
+        return msgspec.structs.replace(
+            self,
+            inputs=flow.given(self.inputs, self.processing),
+            outputs=tuple(one.spec for one in self.results),
+            scores=scores.get(self.results[0].meaning, ScoreKind.NONE),
+            processing=None,
+        )
+
+    @cached_property
+    def watched(self) -> Manifest:
+        """The variant as drift is counted on it.
+
+        Inputs as they are given where their shape is fixed, else as the model takes them; outputs as the model gives them.
+
+        Raises:
+            ManifestError: As `results`.
+        """
+        if self.processing is None:
+            return self
+        inputs = flow.watched(self.inputs, self.processing)
+        return msgspec.structs.replace(self, inputs=inputs, processing=None)
 
     @property
     def release(self) -> ReleaseId:
@@ -153,17 +208,19 @@ def decode(data: bytes) -> Manifest:
 
     Raises:
         ManifestError: Too long, no JSON, or not of this format.
-        IncompatibleError: Of a newer format.
+        IncompatibleError: Of a newer format, or with a kind of step that is not known here.
     """
     if len(data) > MANIFEST_BYTES_MAX:
         raise ManifestError(f"the manifest has {len(data)} bytes, more than {MANIFEST_BYTES_MAX}")
     try:
-        version = msgspec.json.decode(data, type=_Versioned).format_version
+        head = msgspec.json.decode(data, type=_Head)
+        version = head.format_version
         if version != FORMAT_VERSION:
             raise IncompatibleError(
                 f"the manifest has format {version}; this edgeml reads format {FORMAT_VERSION}",
                 hint="update edgeml, or build the bundle with an older one",
             )
+        _refuse_unknown_steps(head)
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestError(f"the manifest is not valid: {error}") from error
@@ -171,8 +228,23 @@ def decode(data: bytes) -> Manifest:
     return manifest
 
 
-class _Versioned(msgspec.Struct):
+class _Head(msgspec.Struct):
     format_version: int = FORMAT_VERSION
+    processing: msgspec.Raw = msgspec.Raw()
+
+
+def _refuse_unknown_steps(head: _Head) -> None:
+    """Refuse a bundle that asks for what a newer edgeml does, in words that say so; the rest is read strictly anyway."""
+    if head.processing == msgspec.Raw():
+        return
+    kind = None
+    with suppress(msgspec.ValidationError):
+        kind = unknown_kind(head.processing)
+    if kind is not None:
+        raise IncompatibleError(
+            f"the manifest asks for a step {kind[:64]!r}, which this edgeml does not know",
+            hint="update edgeml, or build the bundle without it",
+        )
 
 
 def _check(manifest: Manifest) -> None:
@@ -188,3 +260,20 @@ def _check(manifest: Manifest) -> None:
         seen.add(entry.name)
     if manifest.runtime.model_member not in seen:
         raise ManifestError(f"the manifest lists no {manifest.runtime.model_member}")
+    if manifest.processing is not None:
+        _check_names(manifest)
+    if manifest.expected is not None:
+        expectation.check(manifest.expected, (spec.name for spec in manifest.surface.inputs))
+
+
+def _check_names(manifest: Manifest) -> None:
+    """Check that steps fit, and that a monitor's column can mean only one tensor."""
+    outputs = {spec.name for spec in manifest.outputs}
+    renamed = {
+        mine.name
+        for mine, model in zip(manifest.surface.inputs, manifest.inputs, strict=True)
+        if mine.name != model.name
+    }
+    taken = outputs | {spec.name for spec in manifest.inputs}
+    if renamed & taken:
+        raise ManifestError(f"what callers give is called {min(renamed & taken)!r}, as another tensor is")

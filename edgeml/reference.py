@@ -7,7 +7,8 @@ order statistics of an iid continuous sample (Dirichlet); for discrete data the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -15,9 +16,10 @@ import numpy.typing as npt
 
 from .columns import Extractor, Floats, thin, thinned_size
 from .errors import ConfigError
+from .expectation import InputExpectation
 from .manifest import Manifest, Task
 from .monitor import Column, Monitor, Statistic
-from .tensors import TensorSpec
+from .tensors import DType, TensorSpec
 
 ELEMENTS_MAX: Final = 64
 """Tensors of rank one with at most so many elements are counted element by element."""
@@ -28,6 +30,8 @@ CODES_MAX: Final = 254
 LOW_CONFIDENCE_FRACTION: Final = 0.05
 """The fraction of reference answers that count as of low confidence."""
 ROWS_MIN: Final = 32
+MARGIN_FRACTION: Final = 0.1
+"""By how much of the reference's range an input may leave it before that is called a violation."""
 _PLACEHOLDER: Final = (1.0, 1.0)
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
@@ -72,6 +76,32 @@ def build_monitor(
     )
     low = None if confidence is None else float(np.quantile(confidence, LOW_CONFIDENCE_FRACTION))
     return Monitor(columns=columns, reference_rows=rows, confidence_low=low, latency_slow_ms=latency_slow_ms)
+
+
+def expectations(specs: Sequence[TensorSpec], inputs: Arrays) -> tuple[InputExpectation, ...]:
+    """Say in which range each input lies, judged by reference data: theirs, wider by MARGIN_FRACTION of it on both sides.
+
+    Args:
+        specs: the inputs, as callers give them.
+        inputs: per input name, [rows, ...], finite.
+
+    Integers whose whole type is in range have no bounds, flags and inputs without elements no expectation at all.
+    """
+    expected = []
+    for spec in specs:
+        array = np.asarray(inputs[spec.name])
+        if spec.dtype is DType.BOOL or not array.size:
+            continue
+        lowest, highest = float(array.min()), float(array.max())
+        margin = (highest - lowest) * MARGIN_FRACTION
+        low, high = lowest - margin, highest + margin
+        if array.dtype.kind in "iu":
+            limits = np.iinfo(spec.dtype.value)
+            if low <= limits.min and high >= limits.max:
+                continue
+            low, high = max(math.floor(low), limits.min), min(math.ceil(high), limits.max)
+        expected.append(InputExpectation(spec.name, float(low), float(high)))
+    return tuple(expected)
 
 
 def plan(manifest: Manifest) -> tuple[Column, ...]:

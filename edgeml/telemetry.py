@@ -54,6 +54,37 @@ class Counters(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
 
+class InputQuality(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What was wrong with requests in a window. Each kind counts a request once, whatever its size."""
+
+    schema: int = 0
+    """Tensors of other names, number, shapes or lengths than the model takes; never served."""
+    dtype: int = 0
+    """Tensors of another type; never served."""
+    out_of_range: int = 0
+    missing: int = 0
+    """More NaN than the bundle allows."""
+    non_finite: int = 0
+    """Infinities."""
+    refused: int = 0
+    """Not served because the bundle's policy says so."""
+    clipped: int = 0
+    """Served after values were brought into their range."""
+    volume_low: int = 0
+    """Windows with fewer requests than expected."""
+    volume_high: int = 0
+    """Windows with more."""
+
+    def plus(self, other: InputQuality) -> InputQuality:
+        """Add field by field."""
+        sums = [getattr(self, name) + getattr(other, name) for name in InputQuality.__struct_fields__]
+        # The very default where nothing is counted: only then does the codec leave it out.
+        return InputQuality(*map(int, sums)) if any(sums) else NO_VIOLATIONS
+
+
+NO_VIOLATIONS: Final = InputQuality()
+
+
 class Window(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one release did on one device in a closed span of time."""
 
@@ -68,6 +99,7 @@ class Window(msgspec.Struct, frozen=True, omit_defaults=True):
     sketch: Sketch | None = None
     memory_bytes: int = 0
     """Highest resident memory of the worker in the window."""
+    quality: InputQuality = NO_VIOLATIONS
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):

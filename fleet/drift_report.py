@@ -6,7 +6,7 @@ what a row says. Evidence, effect and verdict are `edgeml.drift`'s.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,7 +14,7 @@ from edgeml.drift import ColumnDrift, DeviceDrift, DriftTest, Verdict, verdicts
 from edgeml.ids import DeviceId, Digest, ModelName, ReleaseId
 from edgeml.monitor import Monitor
 from edgeml.sketch import Sketch
-from edgeml.telemetry import Window
+from edgeml.telemetry import NO_VIOLATIONS, InputQuality, Window
 
 COLUMNS_MAX: Final = 5
 """How many columns a row names, strongest evidence first."""
@@ -36,6 +36,8 @@ class DriftRow:
     rows: int
     """Inferences looked at."""
     columns: tuple[ColumnDrift, ...]
+    inputs: InputQuality = NO_VIOLATIONS
+    """What was wrong with inputs of that release in the windows looked at."""
 
 
 WindowsByModel = Mapping[DeviceId, Mapping[ModelName, Sequence[Window]]]
@@ -89,12 +91,21 @@ def _fits(sketch: Sketch, monitor: Monitor) -> bool:
     )
 
 
+def _summed(qualities: Iterable[InputQuality]) -> InputQuality:
+    total = NO_VIOLATIONS
+    for one in qualities:
+        total = total.plus(one)
+    return total
+
+
 def _rows(windows: WindowsByModel) -> Iterator[tuple[DriftRow, Sequence[Window]]]:
     """Every row that is to be filled, with the windows it is about."""
     for device, models in windows.items():
         heard = {model: sent for model, sent in models.items() if sent}
         for model, sent in heard.items():
-            yield DriftRow(device, model, sent[-1].release, Verdict.UNKNOWN, 0.0, 0.0, 0, ()), sent
+            release = sent[-1].release
+            inputs = _summed(one.quality for one in sent if one.release == release)
+            yield DriftRow(device, model, release, Verdict.UNKNOWN, 0.0, 0.0, 0, (), inputs), sent
         if not heard:
             yield DriftRow(device, None, None, Verdict.UNKNOWN, 0.0, 0.0, 0, ()), ()
 
@@ -108,5 +119,13 @@ def _filled(row: DriftRow, drift: DeviceDrift | None, verdict: Verdict | None) -
         return row
     columns = drift.columns[:COLUMNS_MAX]
     return DriftRow(
-        row.device, row.model, row.release, verdict, drift.log_e, drift.effect, drift.rows, columns
+        row.device,
+        row.model,
+        row.release,
+        verdict,
+        drift.log_e,
+        drift.effect,
+        drift.rows,
+        columns,
+        row.inputs,
     )

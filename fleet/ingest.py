@@ -184,6 +184,8 @@ def _check_window(window: Window) -> None:
         _check_count(getattr(window, name), name)
     for name in telemetry.Counters.__struct_fields__:
         _check_count(getattr(window.counters, name), name)
+    for name in telemetry.InputQuality.__struct_fields__:
+        _check_count(getattr(window.quality, name), name)
     if len(window.latency) > LATENCY_BINS:
         raise ManifestError(f"a latency histogram of {len(window.latency)} bins, more than {LATENCY_BINS}")
     for count in window.latency:

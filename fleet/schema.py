@@ -135,6 +135,8 @@ windows = Table(
     Column("latency", Text, nullable=False),
     Column("monitor", Text),
     Column("sketch", Text),
+    # What was wrong with inputs; NULL: nothing.
+    Column("quality", Text),
     UniqueConstraint("device", "boot", "seq", name="windows_key"),
     Index("windows_release", "device", "release", "at_ms"),
     Index("windows_time", "at_ms"),

@@ -132,6 +132,7 @@ def _check_version(connection: sa.Connection) -> None:
         return
     stored = connection.scalar(sa.select(schema.meta.c.value).where(schema.meta.c.key == "schema_version"))
     if stored == str(schema.SCHEMA_VERSION):
+        _add_columns(connection)
         return
     older = stored is not None and stored.isdecimal() and int(stored) < schema.SCHEMA_VERSION
     raise StateError(
@@ -141,6 +142,13 @@ def _check_version(connection: sa.Connection) -> None:
         if older
         else "update edgeml, or restore the database that belongs to this version",
     )
+
+
+def _add_columns(connection: sa.Connection) -> None:
+    """Give a database of before the columns that came since; all may be NULL, so an older controller works with it too."""
+    present = {column["name"] for column in sa.inspect(connection).get_columns(schema.windows.name)}
+    if schema.windows.c.quality.name not in present:
+        connection.exec_driver_sql("ALTER TABLE windows ADD COLUMN quality TEXT")
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from edgeml.telemetry import InputQuality
+
 from .overview import DeviceView, FleetView, ModelView, Part, RolloutView
 from .rollout import FINISHED, MetricEvidence, Rollout, RolloutState
 
@@ -156,7 +158,7 @@ def rollout(view: RolloutView) -> RenderableType:
 def drift_table(rows: Iterable[DriftRow]) -> Table:
     """One line a device and model."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("DEVICE", "RUNS", "VERDICT", "LOG E", "EFFECT", "INFERENCES", "MOST IN"):
+    for column in ("DEVICE", "RUNS", "VERDICT", "LOG E", "EFFECT", "INFERENCES", "MOST IN", "INPUTS"):
         table.add_column(
             column,
             overflow="fold",
@@ -171,6 +173,7 @@ def drift_table(rows: Iterable[DriftRow]) -> Table:
             f"{row.effect:.2f}",
             str(row.rows),
             ", ".join(column.column for column in row.columns[:3]),
+            violations(row.inputs),
         )
     return table
 
@@ -182,6 +185,17 @@ def _model_cells(model: ModelView) -> tuple[str, str, str, str]:
     said = model.outcome or model.state
     state = words(said) if said else "-"
     return model.model, model.release or "-", wanted, f"{state}: {model.reason}" if model.reason else state
+
+
+def violations(quality: InputQuality) -> str:
+    """Say what was wrong with inputs.
+
+    >>> violations(InputQuality()), violations(InputQuality(out_of_range=12, refused=3))
+    ('-', '12 out of range, 3 refused')
+    """
+    counts = {name: getattr(quality, name) for name in InputQuality.__struct_fields__}
+    said = [f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count]
+    return ", ".join(said) or "-"
 
 
 def _bars(view: RolloutView) -> Table:

@@ -17,7 +17,7 @@ from edgeml.monitor import Monitor
 from edgeml.monitor import decode as decode_monitor
 from edgeml.monitor import encode as encode_monitor
 from edgeml.sketch import Sketch
-from edgeml.telemetry import Counters, Event, Loss, Stream, Window
+from edgeml.telemetry import NO_VIOLATIONS, Counters, Event, InputQuality, Loss, Stream, Window
 
 from . import schema
 from .ingest import RowsHeard, judged_at_ms
@@ -244,6 +244,7 @@ def _window(row: Any) -> Window:
         latency=msgspec.json.decode(row.latency, type=tuple[int, ...]),
         sketch=msgspec.json.decode(row.sketch, type=Sketch) if row.sketch else None,
         memory_bytes=row.memory_bytes,
+        quality=msgspec.json.decode(row.quality, type=InputQuality) if row.quality else NO_VIOLATIONS,
     )
 
 
@@ -263,6 +264,7 @@ def _window_row(heard: RowsHeard, window: Window, received_at_ms: int) -> dict[s
         "latency": msgspec.json.encode(window.latency).decode(),
         "monitor": window.sketch.monitor if window.sketch else None,
         "sketch": msgspec.json.encode(window.sketch).decode() if window.sketch else None,
+        "quality": None if window.quality == NO_VIOLATIONS else msgspec.json.encode(window.quality).decode(),
     }
     return row
 

@@ -138,10 +138,11 @@ class SimulatedDevice:
         key = ReleaseKey(serving.release, serving.digest)
         observer = self._observer(serving.digest, loaded)
         begun = time.perf_counter_ns()
-        outputs = loaded.session.run([images])
+        inputs = loaded.pipeline.prepare([images])
+        outputs = loaded.session.run(inputs)
         latency_us = (time.perf_counter_ns() - begun) / 1000 / count
         if observer is not None:
-            observer.observe([images], outputs)
+            observer.observe(loaded.pipeline.watched([images], inputs), outputs)
         scores = to_real(outputs[0].reshape(count, -1), loaded.manifest.outputs[0])
         slow = (
             loaded.monitor is not None
@@ -166,7 +167,7 @@ class SimulatedDevice:
         if loaded.monitor is None:
             return None
         if digest not in self._observers:
-            self._observers[digest] = Observer(loaded.monitor, loaded.manifest)
+            self._observers[digest] = Observer(loaded.monitor, loaded.manifest.watched)
         return self._observers[digest]
 
     def _close_windows(self) -> None:

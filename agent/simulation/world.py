@@ -21,6 +21,7 @@ from edgeml import bundle, golden, monitor
 from edgeml.errors import BackendError, ConfigError
 from edgeml.ids import Digest
 from edgeml.manifest import Manifest
+from edgeml.pipeline import Pipeline
 from edgeml.runtime import Session, open_session
 
 Array = npt.NDArray[np.generic]
@@ -51,6 +52,7 @@ class Loaded:
 
     manifest: Manifest
     session: Session
+    pipeline: Pipeline
     monitor: monitor.Monitor | None
 
 
@@ -75,18 +77,19 @@ class Shared:
         if digest not in self.models:
             with bundle.read_verified(self.directory / "store" / f"{digest}.edgeml", digest) as opened:
                 session = open_session(opened.model(), opened.manifest.runtime)
+                pipeline = Pipeline(opened.manifest)
                 watch = monitor.decode(opened.read(bundle.MONITOR)) if opened.has(bundle.MONITOR) else None
                 if opened.has(bundle.GOLDEN):
                     recorded = golden.decode(opened.read(bundle.GOLDEN), opened.manifest)
                     answers = [
-                        session.run([array[i : i + 1] for array in recorded.inputs])
+                        pipeline.answer(session.run, [array[i : i + 1] for array in recorded.inputs])
                         for i in range(recorded.samples)
                     ]
                     observed = [np.concatenate(parts) for parts in zip(*answers, strict=True)]
                     result = golden.compare(recorded.outputs, observed, opened.manifest)
                     if not result.passed:
                         raise BackendError(f"golden vectors differ: {result.describe()}")
-                self.models[digest] = Loaded(opened.manifest, session, watch)
+                self.models[digest] = Loaded(opened.manifest, session, pipeline, watch)
         return self.models[digest]
 
     def refresh_scenario(self) -> None:

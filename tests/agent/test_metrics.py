@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -19,7 +19,7 @@ from agent.serving import Toll
 from agent.windows import RELEASES_MAX, Observed, ReleaseKey, Total, Windows
 from edgeml.clock import SystemClock
 from edgeml.ids import Digest, ModelName, ReleaseId
-from edgeml.telemetry import LATENCY_BINS, Counters, Loss, Stream, latency_bin
+from edgeml.telemetry import LATENCY_BINS, Counters, InputQuality, Loss, Stream, latency_bin
 from edgeml.twin import DeviceState, Outcome
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics.txt"
@@ -52,7 +52,7 @@ def facts(releases, toll=None):
 
 SAMPLE = facts(
     {
-        ReleaseId("digits@1.1.0"): Total(Counters(5, 1, 2, 1, 3, 2), histogram(3.0, 100.0, 1000.0, 1e7), 10_001_103_000),
+        ReleaseId("digits@1.1.0"): Total(Counters(5, 1, 2, 1, 3, 2), histogram(3.0, 100.0, 1000.0, 1e7), 10_001_103_000, InputQuality(1, 2, 3, 4, 5, 6, 7, 8, 9)),
         ReleaseId("digits@1.0.0"): Total(Counters(inferences=1), histogram(20.0), 20_000),
     }
 )  # fmt: skip
@@ -138,11 +138,13 @@ ACTS = st.one_of(
     st.tuples(st.just("answered"), st.sampled_from(KEYS), st.floats(0.1, 1e7), st.booleans()),
     st.tuples(st.just("failed"), st.sampled_from(KEYS)),
     st.tuples(st.just("labelled"), st.integers(0, 1)),
+    st.tuples(st.just("misfit"), st.sampled_from(KEYS)),
     st.tuples(st.just("close"), st.sampled_from(KEYS), st.integers(0, 5)),
 )
 
 
 @given(st.lists(ACTS, max_size=40))
+@settings(deadline=None)
 def test_no_counter_ever_shrinks_and_totals_are_the_windows_added_up(acts):
     windows = Windows(60.0)
     before, closed = {}, []
@@ -154,8 +156,12 @@ def test_no_counter_ever_shrinks_and_totals_are_the_windows_added_up(acts):
                 windows.failed(key)
             case "labelled", label:
                 windows.labelled("digits", "r", label)
+            case "misfit", key:
+                windows.misfit(key, InputQuality(schema=1))
             case "close", key, low_confidence:
-                closed += windows.close(0, 0.0, {key: Observed(None, low_confidence, 0)})
+                closed += windows.close(
+                    0, 0.0, {key: Observed(None, low_confidence, 0, InputQuality(missing=low_confidence))}
+                )
         after = counters(render(facts(windows.totals())))
         assert before.keys() <= after.keys()
         assert all(after[key] >= value for key, value in before.items())
@@ -163,10 +169,11 @@ def test_no_counter_ever_shrinks_and_totals_are_the_windows_added_up(acts):
     closed += windows.close(0, 0.0, {})
     for release, total in windows.totals().items():
         mine = [one for one in closed if one.release == release]
-        added = Counters()
+        added, quality = Counters(), InputQuality()
         for one in mine:
             added = added.plus(one.counters)
-        assert total.counters == added
+            quality = quality.plus(one.quality)
+        assert (total.counters, total.quality) == (added, quality)
         assert sum(total.latency) == sum(sum(one.latency) for one in mine) == added.inferences
 
 

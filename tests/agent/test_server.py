@@ -40,6 +40,7 @@ class Echo:
         self.fails = None
         self.asked = []
         self.labels = []
+        self.misfits = []
 
     def models(self):
         return () if self.loaded is None else (self.loaded.model,)
@@ -60,6 +61,9 @@ class Echo:
         check_request(tensors, MANIFEST.inputs)
         self.asked.append(request_id)
         return Served(MANIFEST, "0" * 64, Answer(tuple(tensors), 12.34, 1))
+
+    def misfit(self, model, error):
+        self.misfits.append(error.counted)
 
     def feedback(self, model, request_id, label):
         assert model == "echo"

@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.windows import PREDICTIONS_MAX, REQUEST_ID_MAX, Observed, ReleaseKey, Windows
+from edgeml.expectation import Volume
 from edgeml.ids import Digest, ReleaseId
 from edgeml.sketch import Sketch
-from edgeml.telemetry import LATENCY_BINS, Counters, encode_row, latency_bin
+from edgeml.telemetry import LATENCY_BINS, NO_VIOLATIONS, Counters, InputQuality, encode_row, latency_bin
 
 OLD = ReleaseKey(ReleaseId("m@1"), Digest("aa" * 32))
 NEW = ReleaseKey(ReleaseId("m@2"), Digest("bb" * 32))
@@ -194,3 +195,44 @@ def test_no_outcome_is_lost_or_counted_twice_however_windows_are_cut(acts):
     for window in closed:
         assert sum(window.latency) == window.counters.inferences
         assert encode_row(window)
+
+
+class TestInputs:
+    EXPECTED = Volume(per_hour_min=120, per_hour_max=240)
+
+    def close(self, windows, observations=None, now_s=160.0):
+        closed = windows.close(1_000_000, now_s, observations or {}, {OLD: self.EXPECTED})
+        return {ReleaseKey(one.release, one.digest): one.quality for one in closed}
+
+    @pytest.mark.parametrize(
+        ("requests", "low", "high"), [(0, 1, 0), (1, 1, 0), (2, 0, 0), (4, 0, 0), (5, 0, 1)]
+    )
+    def test_a_window_with_too_few_or_too_many_requests_is_counted(self, requests, low, high):
+        windows = begun()
+        for _ in range(requests):
+            windows.answered(OLD, 10.0, None, "r", slow=False)
+        quality = self.close(windows).get(OLD, NO_VIOLATIONS)
+        if not requests:
+            quality = self.close(begun(), {OLD: Observed(None, 0, 5)})[OLD]
+        assert quality == InputQuality(volume_low=low, volume_high=high)
+
+    def test_requests_that_were_refused_were_requests(self):
+        windows = begun()
+        windows.misfit(OLD, InputQuality(schema=1))
+        assert self.close(windows, {OLD: Observed(None, 0, 5, InputQuality(missing=1, refused=1))})[OLD] == InputQuality(
+            schema=1, missing=1, refused=1
+        )  # fmt: skip
+
+    def test_a_window_that_is_closed_early_is_not_judged(self):
+        assert self.close(begun(), {OLD: Observed(None, 0, 5)}, now_s=130.0) == {}
+
+    def test_what_does_not_serve_is_not_judged(self):
+        assert self.close(begun(), {NEW: Observed(None, 0, 5)}) == {}
+
+    def test_totals_never_shrink(self):
+        windows = begun()
+        windows.misfit(OLD, InputQuality(dtype=1))
+        assert windows.totals()[OLD.release].quality == InputQuality(dtype=1)
+        self.close(windows, {OLD: Observed(None, 0, 5, InputQuality(clipped=3))})
+        windows.misfit(OLD, InputQuality(dtype=1))
+        assert windows.totals()[OLD.release].quality == InputQuality(dtype=2, clipped=3, volume_low=1)

@@ -29,6 +29,7 @@ PURE_FILES = (
     "converters/select.py",
     "edgeml/evidence.py", "edgeml/drift.py", "edgeml/sketch.py", "edgeml/monitor.py", "edgeml/columns.py",
     "edgeml/observer.py", "edgeml/reference.py", "edgeml/manifest.py", "edgeml/twin.py", "edgeml/telemetry.py",
+    "edgeml/expectation.py", "agent/guard.py", "agent/misfit.py", "edgeml/steps.py", "edgeml/flow.py", "edgeml/kernels.py", "edgeml/pipeline.py",
     "edgeml/topics.py", "edgeml/tensors.py", "edgeml/errors.py", "edgeml/ids.py",
 )  # fmt: skip
 ONLY_HERE = {

@@ -12,6 +12,7 @@ from edgeml import golden
 from edgeml.errors import ManifestError
 from edgeml.golden import AGREEMENT_MIN, TOLERANCE_FRACTION, Golden, compare
 from edgeml.manifest import Manifest, Measurement, Provenance, RuntimeFamily, ScoreKind, Task
+from edgeml.steps import Processing, TopK
 from edgeml.tensors import BATCH, DType, TensorSpec
 
 MANIFEST = Manifest(
@@ -140,3 +141,35 @@ class TestTheComparison:
         assert result.agreement == pytest.approx(1 - wrong / 20)
         assert result.passed is (1 - wrong / 20 >= AGREEMENT_MIN)
         assert compare((recorded,), (observed,), OTHER).passed
+
+
+class TestWhatStepsFound:
+    """Top two of five classes, [samples, 2] scores and [samples, 2] classes."""
+
+    ABOUT = msgspec.structs.replace(
+        MANIFEST,
+        outputs=(TensorSpec("y", DType.FLOAT32, (BATCH, 5)),),
+        processing=Processing(after=(TopK("y", 2),), results=("scores", "classes")),
+    )
+    SCORES = np.tile(np.array([[3.0, 1.0]], np.float32), (20, 1))
+    CLASSES = np.tile(np.array([[4, 0]]), (20, 1))
+
+    def compared(self, swapped, other_score=1.0):
+        scores, classes = self.SCORES.copy(), self.CLASSES.copy()
+        classes[:swapped] = [0, 4]
+        scores[:swapped, 1] = other_score
+        return golden.compare((self.SCORES, self.CLASSES), (scores, classes), self.ABOUT)
+
+    def test_classes_must_be_equal_on_most_samples(self):
+        assert (self.compared(2).passed, self.compared(2).agreement) == (True, 0.9)
+        assert not self.compared(3).passed
+
+    def test_values_are_compared_where_classes_agree(self):
+        assert self.compared(2, other_score=-50.0).difference_fraction == 0.0
+        moved = self.SCORES + np.float32(0.2)
+        result = golden.compare((self.SCORES, self.CLASSES), (moved, self.CLASSES), self.ABOUT)
+        assert not result.passed
+        assert result.difference_fraction == pytest.approx(0.1)
+
+    def test_nothing_in_common_fails(self):
+        assert (self.compared(20).passed, self.compared(20).agreement) == (False, 0.0)

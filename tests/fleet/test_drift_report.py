@@ -10,7 +10,7 @@ from edgeml.drift import Verdict
 from edgeml.ids import DeviceId, Digest, ModelName, ReleaseId, digest_of
 from edgeml.monitor import Column, Monitor, Statistic, digest
 from edgeml.sketch import STANDARD_SCALE, Sketch
-from edgeml.telemetry import Counters, Window
+from edgeml.telemetry import Counters, InputQuality, Window
 from fleet.drift_report import COLUMNS_MAX, report
 
 BINS = 10
@@ -134,3 +134,16 @@ def test_each_model_of_a_device_has_its_row(rng: np.random.Generator) -> None:
         (CAM, "n", "n@4", Verdict.PAGE),
         (CAM, "m", "m@1", Verdict.OK),
     ]
+
+
+def test_what_was_wrong_with_inputs_is_that_of_the_newest_release(rng: np.random.Generator) -> None:
+    def bad(row: Window, quality: InputQuality) -> Window:
+        return msgspec.structs.replace(row, quality=quality)
+
+    old = [bad(one, InputQuality(missing=100)) for one in calm(rng, 2)]
+    new = [bad(one, InputQuality(out_of_range=3, refused=1)) for one in calm(rng, 2, "m@2")]
+    rows = report({KEY: MONITOR}, {CAM: {M: [*old, *new]}, DeviceId("silent"): {}})
+    assert {row.device: row.inputs for row in rows} == {
+        CAM: InputQuality(out_of_range=6, refused=2),
+        "silent": InputQuality(),
+    }

@@ -11,7 +11,7 @@ from edgeml import telemetry, topics, twin
 from edgeml.errors import ManifestError
 from edgeml.ids import DeviceId, ModelName, ReleaseId, TenantId
 from edgeml.sketch import Sketch
-from edgeml.telemetry import Batch, Counters, Drops, Event, Loss, Stream, Window
+from edgeml.telemetry import Batch, Counters, Drops, Event, InputQuality, Loss, Stream, Window
 from edgeml.topics import Leaf
 from edgeml.transport import Message
 from edgeml.twin import Birth, DeviceState, Outcome, Presence, Reported, Slot, Slots
@@ -107,6 +107,8 @@ BAD_BATCHES = {
     "no digest": Batch("b1", (window(digest="../../x"),)),
     "long histogram": Batch("b1", (window(latency=(1,) * 81),)),
     "negative histogram": Batch("b1", (window(latency=(-1,)),)),
+    "negative violations": Batch("b1", (window(quality=InputQuality(missing=-1)),)),
+    "huge violations": Batch("b1", (window(quality=InputQuality(volume_high=1 << 60)),)),
     "negative loss": Batch("b1", (window(),), loss=Loss(dropped=-1)),
     "negative reason": Batch("b1", (window(),), loss=Loss(9, 0, 9, Drops(evicted=-1))),
     "huge reason": Batch("b1", (window(),), loss=Loss(9, 0, 9, Drops(refused=1 << 60))),

@@ -3,12 +3,13 @@
 import threading
 from typing import NamedTuple
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 
 from edgeml.errors import ConfigError, StateError, StorageError
 from edgeml.ids import DeviceId, ReleaseId
-from edgeml.telemetry import Batch, Counters, Event, Loss, Stream, Window
+from edgeml.telemetry import NO_VIOLATIONS, Batch, Counters, Event, InputQuality, Loss, Stream, Window
 from edgeml.twin import Outcome
 from fleet import devices, rollout_store, schema, telemetry_store
 from fleet.ingest import RowsHeard
@@ -279,3 +280,32 @@ def test_statements_compile_for_postgresql():
     assert "ON CONFLICT DO NOTHING" in str(statement.compile(dialect=postgresql.dialect()))
     for table in schema.metadata.sorted_tables:
         assert "CREATE TABLE" in str(sa.schema.CreateTable(table).compile(dialect=postgresql.dialect()))
+
+
+def test_what_was_wrong_with_inputs_is_stored_with_its_window(store):
+    enrol(store)
+    quality = InputQuality(schema=1, out_of_range=7, refused=2, volume_low=1)
+    batch = Batch("b1", (window(1), msgspec.structs.replace(window(2), quality=quality)))
+    with store.write() as connection:
+        telemetry_store.store_rows(connection, [RowsHeard(DeviceId(CAM), Stream.WINDOWS, batch)], NOW_MS)
+    with store.read() as connection:
+        found = telemetry_store.recent_windows(connection, DeviceId(CAM), RELEASE, 0, 10)
+    assert [one.quality for one in found] == [NO_VIOLATIONS, quality]
+
+
+def test_a_database_of_before_gets_the_column_and_keeps_its_rows(tmp_path):
+    url = f"sqlite:///{tmp_path / 'fleet.db'}"
+    first = Store(url)
+    enrol(first)
+    with first.write() as connection:
+        store_one(connection, rows(1))
+        connection.exec_driver_sql("ALTER TABLE windows DROP COLUMN quality")
+    first.close()
+    for _ in range(2):
+        again = Store(url)
+        with again.write() as connection:
+            store_one(connection, rows(2))
+        with again.read() as connection:
+            found = telemetry_store.recent_windows(connection, DeviceId(CAM), RELEASE, 0, 10)
+        assert [(one.seq, one.quality) for one in found] == [(1, NO_VIOLATIONS), (2, NO_VIOLATIONS)]
+        again.close()

@@ -15,6 +15,7 @@ import numpy as np
 
 from edgeml import delta, golden, manifest, monitor, telemetry, topics, twin
 from edgeml.bundle import Bundle, write_bundle
+from edgeml.expectation import Expected, InputExpectation, Policy, Volume
 from edgeml.ids import DeploymentId, DeviceId, Digest, ReleaseId, TenantId, digest_of_file
 from edgeml.manifest import (
     FileEntry,
@@ -28,7 +29,28 @@ from edgeml.manifest import (
 )
 from edgeml.monitor import Column, Monitor, Statistic
 from edgeml.sketch import Sketch
-from edgeml.telemetry import Batch, Counters, Event, Loss, Window
+from edgeml.steps import (
+    BoxForm,
+    Cast,
+    Crop,
+    Dequantise,
+    Interpolation,
+    MeanSquaredError,
+    Normalise,
+    Preparation,
+    Processing,
+    Quantise,
+    Reshape,
+    Resize,
+    Sigmoid,
+    Softmax,
+    Standardise,
+    SuppressOverlaps,
+    Threshold,
+    TopK,
+    Transpose,
+)
+from edgeml.telemetry import Batch, Counters, Event, InputQuality, Loss, Window
 from edgeml.tensors import BATCH, DType, TensorSpec
 from edgeml.testing import sample_bundle
 from edgeml.twin import DeviceState, Outcome, Slot, Slots
@@ -55,6 +77,34 @@ MANIFEST = Manifest(
     scores=ScoreKind.LOGITS,
     labels=("zero", "one", "zwölf"),
     quality=Quality("accuracy", 0.96875, 0.984375, 512, 0.9921875),
+)  # fmt: skip
+MORE = msgspec.structs.replace(
+    MANIFEST,
+    outputs=(
+        TensorSpec("scores", DType.INT8, (BATCH, 3), scale=0.25, zero_point=-7),
+        TensorSpec("boxes", DType.FLOAT32, (BATCH, 9, 4)),
+        TensorSpec("odds", DType.FLOAT32, (BATCH, 9, 2)),
+        TensorSpec("rebuilt", DType.UINT8, (BATCH, 1, 8, 8), scale=0.5, zero_point=3),
+    ),
+    processing=Processing(
+        before=(
+            Preparation(
+                "image",
+                TensorSpec("photo", DType.UINT8, (BATCH, BATCH, BATCH, 1), "NHWC"),
+                (
+                    Crop(24, 24), Resize(12, 12, Interpolation.NEAREST), Resize(8, 8), Normalise(0.5, (0.25,), (2.0,)),
+                    Standardise(0.125), Transpose("NCHW"), Reshape((64, 1)), Reshape((1, 8, 8)), Cast(DType.FLOAT16), Quantise(),
+                ),
+            ),
+        ),
+        after=(
+            Dequantise("scores"), Softmax("scores", "likely"), TopK("likely", 2, "top-scores", "top-classes"),
+            Sigmoid("odds"), SuppressOverlaps("boxes", "odds", 5, 0.25, 0.75, BoxForm.CENTRE, "found", "sure", "kinds"),
+            Dequantise("rebuilt"), Dequantise("image"), MeanSquaredError("rebuilt", "image"), Threshold("score", 1.5, "odd"),
+        ),
+        results=("top-classes", "top-scores", "found", "kinds", "score", "odd"),
+    ),
+    expected=Expected((InputExpectation("photo", 1.0, 254.5, 0.25, Policy.CLIP),), Volume(30.0, 7200.0)),
 )  # fmt: skip
 MONITOR = Monitor(
     columns=(
@@ -129,6 +179,10 @@ WINDOWS = Batch(
     ),
     loss=Loss(produced=50, acknowledged=39, dropped=9),
 )
+QUALITY = Batch(
+    boot="00000003-a1b2c3",
+    windows=(msgspec.structs.replace(WINDOWS.windows[1], quality=InputQuality(1, 2, 3, 4, 5, 6, 7, 8, 9)),),
+)
 EVENTS = Batch(
     boot="00000003-a1b2c3",
     events=(Event(1, "rolled_back", 1_790_000_000_000, "golden vectors: agreement 0.5", RELEASE), Event(2, "note", 0)),
@@ -186,6 +240,7 @@ def decode_delta(data: bytes) -> str:
 
 FORMATS = {
     "manifest.json": Format(MANIFEST, manifest.encode, manifest.decode),
+    "manifest-with-more.json": Format(MORE, manifest.encode, manifest.decode),
     "monitor.json": Format(MONITOR, monitor.encode, monitor.decode),
     "golden.npz": Format(GOLDEN, golden.encode, lambda data: golden.decode(data, MANIFEST), is_canonical=False),
     "desired.json": message(DESIRED),
@@ -194,6 +249,7 @@ FORMATS = {
     "birth.json": message(BIRTH),
     "ack.json": message(ACK),
     "windows.batch": Format(WINDOWS, telemetry.encode_batch, telemetry.decode_batch, is_canonical=False),
+    "windows-with-quality.batch": Format(QUALITY, telemetry.encode_batch, telemetry.decode_batch, is_canonical=False),
     "events.batch": Format(EVENTS, telemetry.encode_batch, telemetry.decode_batch, is_canonical=False),
     "moved.delta": Format("1.1.0", encode_delta, decode_delta, is_canonical=False),
     "mosquitto.acl": Format(
