@@ -3,6 +3,7 @@
 import math
 import struct
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -22,7 +23,9 @@ from agent.batch import (
     tails,
 )
 from agent.ipc import Answer, TensorBytes
+from edgeml.expectation import Expected
 from edgeml.manifest import Manifest, Measurement, Provenance, RuntimeFamily, Task
+from edgeml.steps import Processing
 from edgeml.tensors import DType, TensorSpec
 
 TIMES = st.floats(0, 10)
@@ -145,6 +148,17 @@ def test_a_model_may_batch_if_its_first_dimension_is_free_everywhere_and_no_othe
         (TensorSpec("y", DType.INT8, gives_shape),), (), Measurement("", "", 1, 1.0, 1.0, 0), Provenance("", "0" * 64),
     )  # fmt: skip
     assert may_batch(manifest) is allowed
+
+
+def test_a_model_with_steps_or_expectations_answers_one_by_one():
+    spec = TensorSpec("x", DType.FLOAT32, (-1, 4))
+    manifest = Manifest(
+        "m", "1", "v", RuntimeFamily.ONNX, ("p",), (spec,), (spec,), (), Measurement("", "", 1, 1.0, 1.0, 0),
+        Provenance("", "0" * 64),
+    )  # fmt: skip
+    assert may_batch(manifest)
+    assert not may_batch(msgspec.structs.replace(manifest, processing=Processing()))
+    assert not may_batch(msgspec.structs.replace(manifest, expected=Expected()))
 
 
 def test_tails_are_types_and_shapes_without_the_first_dimension():
