@@ -26,6 +26,7 @@ from .roster import Roster
 from .serving import NoModelError, Served, Serving
 from .shadow import Shadow
 from .supervisor import Worker
+from .turnstile import Turnstile
 from .windows import Observed, ReleaseKey, Total, Windows
 
 logger = logging.getLogger(__name__)
@@ -37,9 +38,12 @@ MODEL_CHARACTERS_MAX: Final = 80
 class Answering:
     """What the local endpoint asks, and what the windows are closed from."""
 
-    def __init__(self, roster: Roster, windows: Windows, clock: Clock) -> None:
+    def __init__(
+        self, roster: Roster, windows: Windows, clock: Clock, turnstile: Turnstile | None = None
+    ) -> None:
         self.lock = threading.Lock()
         """Guards the windows."""
+        self._turnstile = turnstile or Turnstile()
         self._roster = roster
         self._windows = windows
         self._clock = clock
@@ -69,11 +73,13 @@ class Answering:
 
         Raises:
             NoModelError: No model of this name serves.
+            ShedError: The request was turned away to spare the device.
             EdgemlError: As `Serving.infer`.
         """
         seat = self._seat(model)
         try:
-            served = seat.infer(tensors, deadline_s)
+            with self._turnstile.passing(model):
+                served = seat.infer(tensors, deadline_s)
         except MisfitError as error:
             self.misfit(model, error)
             raise
@@ -91,9 +97,15 @@ class Answering:
         Raises:
             EdgemlError: As `infer`.
         """
+        if not self._turnstile.is_open(model):
+            import asyncio  # 4 MB, which a loop has already and a device without an endpoint never needs
+
+            # Whoever is slowed down waits, and a loop must not.
+            return await asyncio.to_thread(self.infer, model, tensors, request_id, deadline_s)
         seat = self._seat(model)
         try:
-            served = await seat.infer_in_loop(tensors, deadline_s)
+            with self._turnstile.passing(model):
+                served = await seat.infer_in_loop(tensors, deadline_s)
         except MisfitError as error:
             self.misfit(model, error)
             raise

@@ -17,6 +17,7 @@ from edgeml.ids import is_name
 
 from .batch import Rules
 from .listener import absolute_listen
+from .schedule import Metered, Policy, parse_window
 
 LOCK: Final = "agent.lock"
 """In the storage directory: one agent works there at a time."""
@@ -68,12 +69,20 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BudgetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a model may use of this device."""
+    """What all models together may use of this device; None is no limit."""
 
     memory_bytes: int | None = None
-    """Peak memory of a model's worker, above which a variant on trial is refused."""
+    """All workers and what they share, without the agent's own process, which no model makes larger."""
+    cpu_cores: float | None = None
+    """Processor time of all workers, in cores."""
     storage_bytes: int = 1 << 31
-    """Largest bundle that may be fetched."""
+    """All bundles, what was fetched in part, and deltas."""
+    network_bytes_per_day: int | None = None
+    """Fetches stop there and go on the next day. Telemetry counts, and goes on."""
+    network_bytes_per_s: int | None = None
+    """All fetches together."""
+    temperature_c: float | None = None
+    """Of the processor, from which on models are slowed down, then turn requests away, then are taken away."""
     latency_ms: float | None = None
     """Median latency on the golden vectors above which a variant on trial is refused."""
     threads: int = 1
@@ -85,6 +94,23 @@ class UpdateConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     parallel_downloads: int = 2
     """Models that may be fetched at once, each by a process of its own."""
+    download_window: str = ""
+    """Hours in which bundles are fetched, local time; empty is any."""
+    apply_window: str = ""
+    """Hours in which a new release is tried; empty is any."""
+    metered: Metered = Metered.ALWAYS
+    """Whether bundles are fetched over a link that costs by the byte."""
+    metered_file: str = ""
+    """A file that is there while the link is metered; empty: it never is."""
+
+    @property
+    def policy(self) -> Policy:
+        """The hours, read.
+
+        Raises:
+            ConfigError: They are none.
+        """
+        return Policy(parse_window(self.download_window), parse_window(self.apply_window), self.metered)
 
 
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -134,12 +160,29 @@ def load(path: Path) -> AgentConfig:
         raise ConfigError(f"{path}: window_s must be positive and threads at least 1")
     if not 1 <= config.update.parallel_downloads <= PARALLEL_DOWNLOADS_MAX:
         raise ConfigError(f"{path}: parallel_downloads must be from 1 to {PARALLEL_DOWNLOADS_MAX}")
+    _check_budget(path, config.budget)
+    try:
+        config.update.policy  # noqa: B018 - read here, so that the agent does not start with a window that is none
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
     folder = path.resolve().parent
     broker = config.broker
     if broker is not None:
         broker = msgspec.structs.replace(broker, password_file=str(folder / broker.password_file))
     serve = msgspec.structs.replace(config.serve, listen=absolute_listen(config.serve.listen, folder))
-    return msgspec.structs.replace(config, storage=str(folder / config.storage), broker=broker, serve=serve)
+    update = config.update
+    if update.metered_file:
+        update = msgspec.structs.replace(update, metered_file=str(folder / update.metered_file))
+    return msgspec.structs.replace(
+        config, storage=str(folder / config.storage), broker=broker, serve=serve, update=update
+    )
+
+
+def _check_budget(path: Path, budget: BudgetConfig) -> None:
+    for name in BudgetConfig.__struct_fields__:
+        value = getattr(budget, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"{path}: budget.{name} must be positive", hint="leave it out for no limit")
 
 
 def read_secret(path: Path) -> str:

@@ -19,6 +19,7 @@ from edgeml.errors import (
     DowngradeError,
     EdgemlError,
     IncompatibleError,
+    PostponedError,
     TrustError,
 )
 from edgeml.ids import Digest, ModelName, model_of
@@ -56,6 +57,10 @@ class Installer(Protocol):
 
     def verify(self, digest: Digest) -> None:
         """Check the bundle on this device's disk against its digest. Raises EdgemlError."""
+        ...
+
+    def permit(self) -> None:
+        """Say that a staged release may be tried now. Raises PostponedError if not."""
         ...
 
     def activate(self, slot: Slot) -> None:
@@ -110,6 +115,7 @@ class Executor:
                     self._installer.verify(_wanted(entry).digest)
                     return Result(Event.VERIFIED)
                 case Action.WAIT:
+                    self._installer.permit()
                     return Result(self._after_staging(perform.model, entry))
                 case Action.SHADOW:
                     self._installer.shadow(self._slot(entry), _wanted(entry).policy.shadow_share)
@@ -180,6 +186,8 @@ def _result_of(action: Action, error: EdgemlError) -> Result:
     """Tell again from never."""
     refused = isinstance(error, ArtifactError | ConfigError)
     match action:
+        case Action.FETCH | Action.WAIT if isinstance(error, PostponedError):
+            return Result(Event.POSTPONED, error.message, wait_s=error.wait_s)
         case Action.FETCH if isinstance(error, DigestMismatchError | TrustError) and not isinstance(
             error, DowngradeError
         ):

@@ -49,6 +49,12 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """Process id; None while there is none."""
+        process = self._process
+        return None if process is None else process.pid
+
     def start(self) -> None:
         """Start the process, which imports its modules meanwhile; returns at once.
 

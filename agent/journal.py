@@ -68,7 +68,10 @@ def peek(path: Path) -> dict[ModelName, Entry]:
     try:
         connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)
         try:
-            rows = connection.execute("SELECT model, entry FROM machines ORDER BY model").fetchall()
+            # An agent that starts for the first time makes the file before it makes the table.
+            found = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'machines'").fetchone()
+            wanted = "SELECT model, entry FROM machines ORDER BY model"
+            rows = connection.execute(wanted).fetchall() if found else []
         finally:
             connection.close()
         return {ModelName(model): msgspec.json.decode(entry, type=Entry) for model, entry in rows}

@@ -36,6 +36,7 @@ from .protocol import (
     encode_reply,
 )
 from .serving import NoModelError, Served
+from .turnstile import ShedError
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -382,7 +383,7 @@ async def _report(_request: Request, error: EdgemlError) -> Response:
     status = _status(error)
     response = _json({"error": f"{error.message} ({error.hint})" if error.hint else error.message}, status)
     if status in {429, 503}:
-        seconds = error.retry_after_s if isinstance(error, OverloadError) else RETRY_AFTER_S
+        seconds = error.retry_after_s if isinstance(error, OverloadError | ShedError) else RETRY_AFTER_S
         response.headers["Retry-After"] = str(seconds)
     return response
 

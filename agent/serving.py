@@ -165,6 +165,10 @@ class Serving:
             seat = self._seat
             if seat is None:
                 raise NoModelError("no model serves on this device", hint="assign or flash a release")
+            if seat.held:
+                raise NoModelError(
+                    f"{seat.worker.manifest.release} was taken away: {seat.held}", hint="ask again later"
+                )
             if seat.down:
                 raise NoModelError(
                     f"{seat.worker.manifest.release} is being restarted", hint="try again in a moment"
@@ -198,6 +202,23 @@ class Serving:
             self._changed.wait_for(lambda: old.in_flight == 0, longest_s)
         return old.worker
 
+    def evict(self, reason: str) -> None:
+        """Kill the worker and start no other until `let_back`. That is no crash. Doing it twice changes nothing."""
+        with self._changed:
+            seat = self._seat
+            if seat is None or seat.held:
+                return
+            seat.held, seat.down = reason, True
+            self._changed.notify_all()
+        seat.worker.kill(f"was taken away: {reason}")
+
+    def let_back(self) -> None:
+        """Start a worker again for a model that was evicted."""
+        with self._changed:
+            if self._seat is not None:
+                self._seat.held = ""
+                self._changed.notify_all()
+
     def close(self) -> None:
         """Serve nothing any more and stop the worker."""
         old = self.swap(None)
@@ -212,22 +233,31 @@ class Serving:
                 if seat is not self._seat:
                     return
                 seat.down = True
-            self._count_crash(seat, seat.worker.end())
+                held = seat.held
+            end = seat.worker.end()
+            if held:
+                logger.warning("the worker of %s %s", seat.worker.manifest.release, end)
+            else:
+                self._count_crash(seat, end)
             fresh = self._restart(seat)
             if fresh is None:
                 return
             with self._changed:
-                if seat is self._seat:
-                    seat.worker, seat.down = fresh, False
+                counts, held = seat is self._seat, seat.held
+                if counts:
+                    seat.worker, seat.down = fresh, bool(held)
                     self._toll = Toll(self._toll.crashes, self._toll.restarts + 1)
-                    continue
-            fresh.stop()
-            return
+            if not counts:
+                fresh.stop()
+                return
+            if held:
+                fresh.kill(f"was taken away: {held}")
 
     def _restart(self, seat: _Seat) -> Worker | None:
         """Load the variant again until that works; None if the seat no longer counts."""
         while True:
             with self._changed:
+                self._changed.wait_for(lambda: seat is not self._seat or not seat.held)
                 delay_s = self._crashes.delay_s
                 if self._changed.wait_for(lambda: seat is not self._seat, delay_s):
                     return None
@@ -249,9 +279,11 @@ class Serving:
 class _Seat:
     """The place of the active worker, which outlives it."""
 
-    __slots__ = ("down", "in_flight", "worker")
+    __slots__ = ("down", "held", "in_flight", "worker")
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.in_flight = 0
         self.down = False
+        self.held = ""
+        """Why no worker may be started; empty if one may."""

@@ -14,12 +14,12 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
 from edgeml.errors import BackendError, BudgetError, ConfigError
-from edgeml.ids import Digest
+from edgeml.ids import Digest, ModelName
 from edgeml.manifest import Manifest
 from edgeml.tensors import DType, TensorSpec
 
@@ -60,19 +60,34 @@ _MODULES: Final = {
 
 
 class WorkerLimits(msgspec.Struct, frozen=True):
-    """How long a worker may take, how many threads its runtime may use, and how requests wait for it."""
+    """How long a worker may take, what it may use, for which model, and how requests wait for it."""
 
     load_timeout_s: float = 60.0
     request_timeout_s: float = 10.0
     threads: int = 1
     line: Rules = Rules()
+    memory_bytes: int | None = None
+    """The most it may take where the kernel can be told; None is no limit."""
+    model: ModelName = ModelName("model")
+    """Names its control group."""
+
+
+class Confines(Protocol):
+    """What holds a worker to its budget."""
+
+    def place(self, pid: int, model: ModelName, memory_bytes: int | None) -> None:
+        """Confine a process that has not loaded anything yet."""
+        ...
 
 
 class Worker:
     """A loaded variant, answering. Safe to use from several threads: one call is in flight at a time."""
 
-    def __init__(self, forkserver: ForkServer, path: Path, digest: Digest, limits: WorkerLimits) -> None:
-        """Fork a process and wait until it has loaded the bundle.
+    def __init__(
+        self, forkserver: ForkServer, path: Path, digest: Digest, limits: WorkerLimits,
+        confines: Confines | None = None,
+    ) -> None:  # fmt: skip
+        """Fork a process, confine it, and wait until it has loaded the bundle.
 
         Raises:
             ArtifactError: What the worker refused the bundle for.
@@ -87,6 +102,8 @@ class Worker:
         self._turn = threading.Lock()
         started_s = time.monotonic()
         self._child = Child(forkserver)
+        if confines is not None:
+            confines.place(self._child.pid, limits.model, limits.memory_bytes)
         request = LoadRequest(str(path), digest, limits.threads)
         decode = partial(decode_message, kind=LoadResult)
         try:
@@ -164,6 +181,10 @@ class Worker:
             return self._child.ask(Kind.TAKE, [], partial(decode_message, kind=Taken), timeout_s)
         finally:
             self._turn.release()
+
+    def kill(self, reason: str) -> None:
+        """End the process at once; whoever waits for an answer gets a BackendError with the reason."""
+        self._child.kill(reason)
 
     def memory_bytes(self) -> int:
         """Resident memory now; 0 when the worker is dead."""
@@ -265,8 +286,9 @@ class Worker:
 class Supervisor:
     """Where workers come from."""
 
-    def __init__(self, forkserver: ForkServer | None = None) -> None:
+    def __init__(self, forkserver: ForkServer | None = None, confines: Confines | None = None) -> None:
         """Take workers from a forkserver; by default from a new one with the first runtime that is installed."""
+        self._confines = confines
         self._forkserver = forkserver or ForkServer(installed_preload())
         self._owned = forkserver is None
         self._listing = threading.Lock()
@@ -276,6 +298,11 @@ class Supervisor:
         """Start the forkserver, which needs about a second for its imports; returns at once."""
         self._forkserver.start()
 
+    def shared_bytes(self) -> int:
+        """Memory that all workers share, about: the forkserver's. 0 before there is one."""
+        pid = self._forkserver.pid
+        return 0 if pid is None else Sensors().rss_bytes(pid) or 0
+
     def load(self, path: Path, digest: Digest, limits: WorkerLimits | None = None) -> Worker:
         """Load a bundle into a new worker, which checks its digest first.
 
@@ -284,7 +311,7 @@ class Supervisor:
             ConfigError: The bundle cannot be read.
             BackendError: The worker hung or died while it loaded.
         """
-        worker = Worker(self._forkserver, path.resolve(), digest, limits or WorkerLimits())
+        worker = Worker(self._forkserver, path.resolve(), digest, limits or WorkerLimits(), self._confines)
         with self._listing:
             self._workers = [*(one for one in self._workers if one.alive), worker]
         return worker

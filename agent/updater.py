@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import msgspec
@@ -100,6 +100,8 @@ class Result:
     fetched_bytes: int = 0
     poisoned: bool = False
     """The content itself is bad: never try this digest again."""
+    wait_s: float = 0.0
+    """How long to wait, if it was postponed."""
 
 
 class Updater:
@@ -180,6 +182,9 @@ class Updater:
             fetched_bytes=self._entry.fetched_bytes + result.fetched_bytes,
         )
         event = result.event
+        if event is Event.POSTPONED:
+            self._postpone(performed.action, entry, now, result.wait_s)
+            return
         if event is Event.FAILED:
             entry = msgspec.structs.replace(entry, attempt=entry.attempt + 1)
             most = RESTORES_MAX if entry.state is DeviceState.ROLLING_BACK else _attempts_max(entry)
@@ -248,6 +253,16 @@ class Updater:
         else:
             event = Event.ASSIGNED
         self._apply(event, entry, now)
+
+    def _postpone(self, action: Action, entry: Entry, now: Moment, wait_s: float) -> None:
+        """Do the same again later. It is said once, not each time it is looked at."""
+        if entry == self._entry:
+            self._pending = Perform(self.model, action, entry, now.monotonic_s + wait_s)
+            return
+        self._apply(Event.POSTPONED, entry, now)
+        pending = self._pending
+        if pending is not None and pending.action is action:
+            self._pending = replace(pending, not_before_s=now.monotonic_s + wait_s)
 
     def _apply(self, event: Event, entry: Entry, now: Moment) -> None:
         """Write the journal, then let the action be performed."""

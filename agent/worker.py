@@ -55,7 +55,8 @@ logger = logging.getLogger(__name__)
 
 PROCESS_NAME: Final = "edgeml-worker"
 OOM_SCORE: Final = 500
-"""When memory runs out, the kernel takes a worker before the supervisor or anything else on the device."""
+"""Above the supervisor's: when memory runs out, the kernel takes a worker before it or anything else on the device."""
+OOM_SCORE_MAX: Final = 1000
 _BUFFERS: Final = 3
 """A channel's own, and two slots of shared memory."""
 _RESET_PEAK: Final = b"5"
@@ -351,7 +352,8 @@ def _fit(found: TensorSpec, stated: TensorSpec) -> bool:
 def _settle(kept: frozenset[int]) -> None:
     """Make a forked process a worker: its own name, no foreign descriptors, first to go when memory is short."""
     _write("/proc/self/comm", PROCESS_NAME.encode())
-    _write("/proc/self/oom_score_adj", str(OOM_SCORE).encode())
+    inherited = Sensors().oom_score_adj(os.getpid()) or 0
+    _write("/proc/self/oom_score_adj", str(min(inherited + OOM_SCORE, OOM_SCORE_MAX)).encode())
     for descriptor in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
         if descriptor > 2 and descriptor not in kept:
             # The listing's own descriptor is closed already.

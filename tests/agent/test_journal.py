@@ -118,6 +118,18 @@ def test_a_journal_can_be_looked_at_while_an_agent_uses_it(tmp_path):
     journal.close()
 
 
+@pytest.mark.parametrize("made", [b"", None])
+def test_a_journal_that_is_just_being_made_has_no_entries(tmp_path, made):
+    path = tmp_path / "journal.db"
+    if made is None:
+        connection = sqlite3.connect(path)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.close()
+    else:
+        path.write_bytes(made)
+    assert peek(path) == {}
+
+
 def test_slots_survive_and_a_broken_table_is_set_aside(tmp_path):
     table = SlotTable(tmp_path)
     table.write(M, promote(promote(Slots(), slot(1)), slot(2)))

@@ -17,6 +17,7 @@ from agent.protocol import BODY_BYTES_MAX, JSON_BYTES_MAX
 from agent.server import Server
 from agent.serving import NoModelError, Served
 from agent.supervisor import check_request
+from agent.turnstile import ShedError
 from edgeml.errors import BackendError, BudgetError, ConfigError
 from edgeml.inference import JSON_LENGTH_HEADER
 from edgeml.manifest import Manifest, Measurement, Provenance, RuntimeFamily, ScoreKind, Task
@@ -287,6 +288,7 @@ def test_a_body_above_the_limit_is_refused_before_it_is_read(running, echo, clie
     [
         (NoModelError("it is being restarted"), 503, "1"),
         (BudgetError("too many wait", budget=16, observed=17, unit="requests"), 429, "1"),
+        (ShedError("it is too hot", 30), 429, "30"),
         (BackendError("the worker died of SIGSEGV", hint="see the log"), 500, None),
         (ConfigError("wrong"), 400, None),
         (RuntimeError("a secret"), 500, None),
