@@ -16,16 +16,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
 
-import msgspec
-
 from edgeml import __version__
-from edgeml.errors import BudgetError, ConfigError, EdgemlError
+from edgeml.errors import ConfigError, EdgemlError
 from edgeml.inference import JSON_LENGTH_HEADER, ModelMetadata, ServerMetadata
 from edgeml.manifest import Manifest
 
 from .ipc import TensorBytes
-from .line import NO_DEADLINE, LateError, OverloadError
-from .listener import Exposure, Listener, parse_listen
+from .line import NO_DEADLINE
+from .listener import Exposure, Listener, UnixSocket, parse_listen
 from .metrics import METRICS_TYPE
 from .misfit import MisfitError
 from .protocol import (
@@ -35,13 +33,15 @@ from .protocol import (
     decode_feedback,
     encode_reply,
 )
+from .refusal import as_json, refuse, report
 from .serving import NoModelError, Served
-from .turnstile import ShedError
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
+
+    from .intake import Intake
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,6 @@ LOOP_BYTES_MAX: Final = 128 << 10
 thread."""
 START_TIMEOUT_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 3.0
-RETRY_AFTER_S: Final = 1
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
 
@@ -101,6 +100,7 @@ class Server:
         listen: str,
         exposure: Exposure = Exposure.LOOPBACK,
         metrics: Callable[[], str] | None = None,
+        intake: Intake | None = None,
     ) -> None:
         """Prepare it.
 
@@ -109,6 +109,7 @@ class Server:
             listen: `host:port`, of which port 0 takes a free one, or `unix:` and the path of a socket.
             exposure: what `host` may be.
             metrics: writes the text that Prometheus reads; called from several threads. None: there is no such page.
+            intake: takes flashed releases, on a unix socket only, whose file's rights say who may.
 
         Raises:
             ConfigError: The extra is not installed, or `listen` is not valid or not allowed.
@@ -122,7 +123,7 @@ class Server:
         self._address = parse_listen(listen, exposure)
         self._server = uvicorn.Server(
             uvicorn.Config(
-                make_app(inference, metrics),
+                make_app(inference, metrics, intake if isinstance(self._address, UnixSocket) else None),
                 log_config=None,
                 access_log=False,
                 lifespan="off",
@@ -167,7 +168,9 @@ class Server:
         self._server.run(sockets=[listener])
 
 
-def make_app(inference: Inference, metrics: Callable[[], str] | None = None) -> Starlette:
+def make_app(
+    inference: Inference, metrics: Callable[[], str] | None = None, intake: Intake | None = None
+) -> Starlette:
     """Make the ASGI application."""
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -192,7 +195,11 @@ def make_app(inference: Inference, metrics: Callable[[], str] | None = None) -> 
     ]
     if metrics is not None:
         routes.append(Route("/metrics", _metrics_page(metrics)))
-    handlers = {HTTPException: _refuse, EdgemlError: _report}
+    if intake is not None:
+        from . import intake_route
+
+        routes += intake_route.routes(intake)
+    handlers = {HTTPException: refuse, EdgemlError: report}
     return Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]  # its stub wants handlers of Exception
 
 
@@ -204,23 +211,23 @@ class _Endpoints:
 
     async def server(self, _request: Request) -> Response:
         models = tuple(self._inference.models())
-        return _json(ServerMetadata("edgeml", __version__, ("binary_tensor_data", "feedback"), models))
+        return as_json(ServerMetadata("edgeml", __version__, ("binary_tensor_data", "feedback"), models))
 
     async def live(self, _request: Request) -> Response:
-        return _json({"live": True})
+        return as_json({"live": True})
 
     async def ready(self, _request: Request) -> Response:
         models = self._inference.models()
         ready = bool(models) and all(self._inference.ready(model) for model in models)
-        return _json({"ready": ready}, 200 if ready else 503)
+        return as_json({"ready": ready}, 200 if ready else 503)
 
     async def model(self, request: Request) -> Response:
-        return _json(ModelMetadata.of(self._manifest(request)))
+        return as_json(ModelMetadata.of(self._manifest(request)))
 
     async def model_ready(self, request: Request) -> Response:
         manifest = self._manifest(request)
         ready = self._inference.ready(manifest.model)
-        return _json({"name": manifest.model, "ready": ready}, 200 if ready else 503)
+        return as_json({"name": manifest.model, "ready": ready}, 200 if ready else 503)
 
     async def infer(self, request: Request) -> Response:
         manifest = self._manifest(request)
@@ -244,8 +251,8 @@ class _Endpoints:
         feedback = decode_feedback(await _body(request))
         if not await _in_thread(self._inference.feedback, model, feedback.id, feedback.label):
             message = f"no recent request has the id {feedback.id!r}"
-            return _json({"error": message, "matched": False}, 404)
-        return _json({"matched": True})
+            return as_json({"error": message, "matched": False}, 404)
+        return as_json({"matched": True})
 
     def _answer(self, manifest: Manifest, body: bytes, json_length: int, arrived_s: float) -> Response:
         call = self._call(body, json_length, manifest)
@@ -357,41 +364,3 @@ def _json_length(request: Request, body_length: int) -> int:
     if not stated.isascii() or not stated.isdecimal() or len(stated) > 10:
         raise ConfigError(f"{JSON_LENGTH_HEADER} is {stated[:40]!r}, not a length")
     return int(stated)
-
-
-def _json(content: msgspec.Struct | dict[str, object], status: int = 200) -> Response:
-    from starlette.responses import Response
-
-    return Response(msgspec.json.encode(content), status_code=status, media_type="application/json")
-
-
-def _status(error: EdgemlError) -> int:
-    match error:
-        case NoModelError():
-            return 503
-        case BudgetError():
-            return 429
-        case LateError():
-            return 504
-        case ConfigError():
-            return 400
-        case _:
-            return 500
-
-
-async def _report(_request: Request, error: EdgemlError) -> Response:
-    status = _status(error)
-    response = _json({"error": f"{error.message} ({error.hint})" if error.hint else error.message}, status)
-    if status in {429, 503}:
-        seconds = error.retry_after_s if isinstance(error, OverloadError | ShedError) else RETRY_AFTER_S
-        response.headers["Retry-After"] = str(seconds)
-    return response
-
-
-async def _refuse(_request: Request, error: Exception) -> Response:
-    from starlette.exceptions import HTTPException
-
-    assert isinstance(error, HTTPException)
-    response = _json({"error": error.detail}, error.status_code)
-    response.headers.update(error.headers or {})
-    return response

@@ -263,9 +263,11 @@ class Service:
     def _start_server(self) -> Any:
         if not self._config.serve.listen:
             return None
+        from .intake import Intake
         from .server import Server
 
-        server = Server(self._answering, self._config.serve.listen, metrics=self._metrics)
+        intake = Intake(self._storage, self._config.budget.storage_bytes)
+        server = Server(self._answering, self._config.serve.listen, metrics=self._metrics, intake=intake)
         server.start()
         return server
 
