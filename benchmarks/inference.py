@@ -5,6 +5,12 @@ a process: the same bytes to and fro with nothing done about them. Targets for 1
 the median; a worker with a tiny model has at most 20 MB of its own.
 """
 
+# ruff: noqa: E402 - the directory of this file must not be looked into: its agent.py is no room
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import http.client
 import json
@@ -12,7 +18,6 @@ import os
 import socket
 import tempfile
 import time
-from pathlib import Path
 
 import msgspec
 import numpy as np
