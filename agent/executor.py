@@ -207,5 +207,5 @@ def _result_of(action: Action, error: EdgemlError) -> Result:
 def _is_content(error: EdgemlError) -> bool:
     """Tell whether the content itself is bad, not merely unfit for this device today."""
     return isinstance(error, ArtifactError) and not isinstance(
-        error, BudgetError | TrustError | IncompatibleError
+        error, BudgetError | TrustError | IncompatibleError | DigestMismatchError
     )

@@ -107,7 +107,7 @@ class DeviceInstaller:
         self._fetching.cancel(model)
 
     def verify(self, digest: Digest) -> None:
-        """Check the bundle on disk against its digest; the worker checks it again before it loads it.
+        """Check the bundle on disk against its digest, and make it durable; the worker checks it again before it loads it.
 
         Raises:
             DigestMismatchError: It is another one, or gone.
@@ -115,6 +115,8 @@ class DeviceInstaller:
         """
         path = self._table.path(digest)
         try:
+            # A child that was killed may have left a whole file that is still in memory only.
+            atomic.sync_file(path)
             observed = digest_of_file(path)
         except FileNotFoundError as error:
             raise DigestMismatchError(f"{path.name} is not there") from error
@@ -211,6 +213,7 @@ class DeviceInstaller:
         """Make the variant the current slot, then remove what no slot names."""
         model = model_of(slot.release)
         self._table.write(model, promote(self._table.slots(model), slot))
+        self._table.sync()
         removed = self._table.clean(self._tools.wanted)
         if removed:
             logger.info("removed %d files that no slot names", removed)
