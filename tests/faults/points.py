@@ -34,7 +34,8 @@ from fleet.config import load as load_config
 from fleet.store import Store
 
 from .bundles import wrong
-from .invariants import at_rest, bounded, one_active_model
+from .ends import at_rest, bounded, one_active_model
+from .invariants import check
 
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(__file__).with_name("points.c")
@@ -288,6 +289,7 @@ class Stage:
             assert (answered, entry.outcome) == (ends_on, outcome), f"I4: {answered} answers, {entry}"
             assert slots.factory.release == f"{MODEL}@1.0.0"
             bounded(storage)
+            check(storage)
         except AssertionError as error:
             raise AssertionError(f"killed at {cuts}: {error}") from error
         shutil.rmtree(storage.parent)
