@@ -84,7 +84,7 @@ def pack(bundle: Path, repository: Path, trust: Path, now_ms: int) -> Parcel:
     chunks = target.facts.chunks_sha256
     metadata = sorted((repository / "metadata").glob("*.json"))
     desired = Desired(
-        generation=0, deployment=DeploymentId(f"flash-{target.digest[:16]}"), release=target.facts.release,
+        generation=0, deployment=DeploymentId(f"flash-{target.digest[:16]}-{now_ms}"), release=target.facts.release,
         target=target.path, digest=target.digest,
     )  # fmt: skip
     return Parcel(

@@ -162,10 +162,17 @@ class Service:
         now = self._now()
         failed: dict[ModelName, str] = {}
         for model in self._table.models:
+            before = self._table.slots(model).current
             try:
-                self._installer.restore(model, None)
+                serves = self._installer.restore(model, None)
             except StateError as error:
                 failed[model] = error.message
+                continue
+            if before is not None and serves is not None and serves != before:
+                # Nobody asked for it, so no deployment will say it.
+                self._event(
+                    "fell_back", f"{before.release} cannot be served; {serves.release} serves instead"
+                )
         self._device.start(now)
         for model, reason in failed.items():
             self._device.crashed(model, reason, now)

@@ -95,7 +95,7 @@ class Point:
 class Life:
     """One life of an agent on a storage directory, alone or with its points counted."""
 
-    def __init__(self, directory, storage, library=None, kill_at=NEVER, torn=False):
+    def __init__(self, directory, storage, library=None, kill_at=NEVER, torn=False, more=""):
         directory.mkdir(parents=True, exist_ok=True)
         self.storage = storage
         self.log = directory / "agent.log"
@@ -106,7 +106,7 @@ class Life:
             self.port = probe.getsockname()[1]
         self.settings.write_text(
             f'device = "cam-1"\nprofile = "generic-x86-64"\nstorage = "{storage}"\n'
-            f'[serve]\nlisten = "127.0.0.1:{self.port}"\n'
+            f'[telemetry]\nwindow_s = 1\n[serve]\nlisten = "127.0.0.1:{self.port}"\n{more}'
         )
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         self._shared = directory / "shared"
@@ -182,6 +182,10 @@ class Life:
             return json.load(said)["model_version"]
         return None
 
+    def stop(self):
+        self.process.terminate()
+        return self.process.wait(20)
+
     def kill(self):
         if self.process.poll() is None:
             self.process.kill()
@@ -195,25 +199,32 @@ def _point(line):
 
 
 class Stage:
-    """A device with release 1.0.0, and signed ones that may be flashed: 2.0.0, and 3.0.0 which is bad."""
+    """A device with release 1.0.0, and signed ones that may be flashed: 2.0.0, 3.0.0 which is bad, and 4.0.0."""
 
     def __init__(self, directory):
         self.directory = directory
         self.library = compile_points(directory)
         home = FleetHome(directory / "fleet")
         founding.found(home)
-        store = Store(database_url(home, load_config(home)))
         self.repository = home.repository
-        self.bundles = {version: directory / f"{version}.edgeml" for version in ("1.0.0", "2.0.0", "3.0.0")}
+        self.bundles = {
+            version: directory / f"{version}.edgeml" for version in ("1.0.0", "2.0.0", "3.0.0", "4.0.0")
+        }
         sample_bundle(self.bundles["1.0.0"])
         sample_bundle(self.bundles["2.0.0"], "2.0.0", seed=1)
         wrong(self.bundles["3.0.0"], "3.0.0")
-        for path in self.bundles.values():
-            founding.publish(home, store, [path], home.keys)
-        store.close()
+        sample_bundle(self.bundles["4.0.0"], "4.0.0", seed=4)
+        self.home = home
+        self.publish(*self.bundles)
         self.installed = directory / "installed"
         self.flash(self.installed, "1.0.0")
         self.live(self.installed, directory / "first", "1.0.0")
+
+    def publish(self, *versions):
+        store = Store(database_url(self.home, load_config(self.home)))
+        for version in versions:
+            founding.publish(self.home, store, [self.bundles[version]], self.home.keys)
+        store.close()
 
     def digest(self, version):
         return digest_of_file(self.bundles[version])
