@@ -24,12 +24,14 @@ from edgeml.errors import (
 from edgeml.ids import Digest, ModelName, ReleaseId, digest_of_file, model_of
 from edgeml.manifest import GOLDEN
 from edgeml.telemetry import Counters
+from edgeml.trusttime import trusted_time
 from edgeml.twin import Desired, Slot, Slots
 
 from .admission import Placement
 from .config import AgentConfig
 from .executor import Delivery
 from .fetching import Fetching
+from .flash import TRUST
 from .health import TrialLimits, judge, judge_traffic
 from .ledger import Ledger
 from .roster import Roster
@@ -86,8 +88,8 @@ class DeviceInstaller:
 
     @property
     def clock_trusted(self) -> bool:
-        """Whether this machine's clock was believable when metadata were last checked."""
-        return self._fetching.clock_trusted
+        """Whether this machine's clock is believable, now and not only since something was fetched."""
+        return trusted_time(Path(self._config.storage) / TRUST, self._tools.clock.now_ms()).clock_trusted
 
     def slots(self, model: ModelName) -> Slots:
         """What is installed of a model."""
