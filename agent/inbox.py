@@ -40,7 +40,7 @@ class Inbox:
             return
         self._next_s = now.monotonic_s + EVERY_S
         self._clear()
-        found = []
+        found: list[flash.Offline] = []
         try:
             found.extend(flash.waiting(self._storage))
         except ManifestError as error:

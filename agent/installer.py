@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgeml import atomic
 from edgeml.clock import Clock
@@ -214,6 +215,10 @@ class DeviceInstaller:
     def commit(self, slot: Slot) -> None:
         """Make the variant the current slot, then remove what no slot names."""
         model = model_of(slot.release)
+        active = self._tools.roster.seat(model).active
+        if active is None or active.digest != slot.digest:
+            # The agent died between the trial and this: its next life serves what was current before.
+            self.activate(slot)
         self._table.write(model, promote(self._table.slots(model), slot))
         self._table.sync()
         removed = self._table.clean(self._tools.wanted)

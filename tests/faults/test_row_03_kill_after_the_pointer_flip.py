@@ -37,3 +37,10 @@ def test_the_next_life_commits_again(stage):
     assert each(attempt, chosen) == [
         (new, DeviceState.COMMITTING, "2.0.0", Outcome.COMMITTED, new) for _ in chosen
     ]
+
+
+def test_a_commit_that_had_only_begun_serves_what_it_commits(stage):
+    """The journal says COMMITTING and the table still names the old release, which the next life serves at first."""
+    points = stage.count("count-begun", "2.0.0")
+    [flip] = [point.index for point in points if (point.call, point.path) == FLIP]
+    assert stage.survive("begun", "2.0.0", [(flip, False)], "2.0.0", Outcome.COMMITTED) == 1
