@@ -53,11 +53,6 @@ class Fetching:
         self._clock = clock
         self._children: dict[ModelName, subprocess.Popen[bytes]] = {}
 
-    @property
-    def clock_trusted(self) -> bool:
-        """Whether this machine's clock was believable when metadata were last checked."""
-        return self._timetable.clock_trusted
-
     def fetch(self, desired: Desired, source: str) -> Delivery:
         """Let a child check the signed metadata and fetch the bundle.
 
