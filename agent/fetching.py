@@ -23,7 +23,7 @@ from edgeml.trustfacts import SignedTarget
 from edgeml.twin import Desired
 
 from .config import AgentConfig, read_secret
-from .executor import Delivery
+from .executor import Delivery, Setback
 from .fetch import Answer, Job
 
 FETCH_TIMEOUT_S: Final = 3600.0
@@ -41,16 +41,16 @@ class Fetching:
         self.clock_trusted = True
         """Whether this machine's clock was believable when metadata were last checked."""
 
-    def fetch(self, desired: Desired, source: str) -> Delivery:
-        """Let a child check the signed metadata and fetch the bundle.
+    def fetch(self, desired: Desired, source: str) -> Delivery | Setback:
+        """Let a child check the signed metadata and fetch the bundle; a setback is what the child says went wrong.
 
         Args:
             desired: what is wanted.
             source: a directory with a repository; empty for the fleet's server.
 
         Raises:
-            EdgemlError: What the child says went wrong.
-            BackendError: The child died.
+            BackendError: The child says nothing sensible.
+            ConfigError: There is no server, or no login.
         """
         blobs, broker = self._config.blobs, self._config.broker
         if not source and (blobs is None or broker is None):
@@ -67,8 +67,11 @@ class Fetching:
             full_download=desired.policy.full_download,
             username="" if source else self._config.device,
             password="" if source or broker is None else read_secret(Path(broker.password_file)),
+            parent_id=os.getpid(),
         )
         answer = self._run_child(model_of(desired.release), job)
+        if answer.error:
+            return Setback(_error(answer), answer.received_bytes, answer.length_bytes, answer.retry_after_s)
         self.clock_trusted = answer.clock_trusted
         if answer.digest is None or answer.facts is None:
             raise BackendError("the fetching child gave no answer")
@@ -105,11 +108,12 @@ class Fetching:
             finally:
                 guard.cancel()
                 del self._children[model]
-        if last.error:
-            raise _error(last)
         if not last.finished:
             # Killed, or out of memory: what it verified is kept, so trying again is right.
-            raise TransferError(f"the fetching child ended with {child.returncode}")
+            return msgspec.structs.replace(
+                last, error=TransferError.__name__,
+                message=f"the fetching child ended with {child.returncode}",
+            )  # fmt: skip
         return last
 
 

@@ -24,6 +24,10 @@ from .machine import Action, Event, accepts, step
 BACKOFF_FIRST_S: Final = 1.0
 BACKOFF_MAX_S: Final = 300.0
 RESTORES_MAX: Final = 3
+PROGRESS_BYTES_MIN: Final = 16 << 10
+"""A fetch that brought so much before it was cut was not in vain."""
+PROGRESS_TIMES_MAX: Final = 2
+"""Of a bundle's length: when attempts have brought more than that together, each counts."""
 REASON_MAX: Final = 300
 _SUPERSEDED: Final = "the fleet wants something else"
 
@@ -98,6 +102,10 @@ class Result:
     reason: str = ""
     facts: SignedFacts | None = None
     fetched_bytes: int = 0
+    length_bytes: int = 0
+    """Of the bundle; 0 if that is not known."""
+    wait_s: float = 0.0
+    """The server asked to be left alone for so long."""
     poisoned: bool = False
     """The content itself is bad: never try this digest again."""
 
@@ -180,10 +188,11 @@ class Updater:
             fetched_bytes=self._entry.fetched_bytes + result.fetched_bytes,
         )
         event = result.event
+        progressed = event is Event.FAILED and _progressed(entry, result)
         if event is Event.FAILED:
-            entry = msgspec.structs.replace(entry, attempt=entry.attempt + 1)
+            entry = msgspec.structs.replace(entry, attempt=1 if progressed else entry.attempt + 1)
             most = RESTORES_MAX if entry.state is DeviceState.ROLLING_BACK else _attempts_max(entry)
-            if entry.attempt >= most and accepts(entry.state, Event.EXHAUSTED):
+            if not progressed and entry.attempt >= most and accepts(entry.state, Event.EXHAUSTED):
                 event = Event.EXHAUSTED
         if result.poisoned and entry.desired is not None:
             entry = msgspec.structs.replace(
@@ -192,7 +201,7 @@ class Updater:
         if event is Event.COMMITTED and entry.facts is not None and not entry.held:
             ratchet = max(entry.facts.release_counter, entry.release_counter)
             entry = msgspec.structs.replace(entry, release_counter=ratchet)
-        self._apply(event, entry, now)
+        self._apply(event, entry, now, result.wait_s)
 
     def reported(self, now: Moment) -> Reported:
         """Say what is true."""
@@ -249,12 +258,13 @@ class Updater:
             event = Event.ASSIGNED
         self._apply(event, entry, now)
 
-    def _apply(self, event: Event, entry: Entry, now: Moment) -> None:
+    def _apply(self, event: Event, entry: Entry, now: Moment, wait_s: float = 0.0) -> None:
         """Write the journal, then let the action be performed."""
         before = entry.state
         state, action = step(before, event)
         entry = msgspec.structs.replace(entry, state=state)
-        if state is not before and event not in {Event.RESTARTED, Event.FAILED}:
+        # FETCHED: what is fetched again and again and is wrong on the disk every time must come to an end.
+        if state is not before and event not in {Event.RESTARTED, Event.FAILED, Event.FETCHED}:
             entry = msgspec.structs.replace(entry, attempt=0)
         outcome = _outcome(before, event, entry)
         if outcome is not None:
@@ -272,7 +282,8 @@ class Updater:
         if entry.waiting is not None and accepts(state, Event.SUPERSEDED):
             self._apply(Event.SUPERSEDED, msgspec.structs.replace(entry, reason=_SUPERSEDED), now)
             return
-        self._pending = Perform(self.model, action, entry, now.monotonic_s + self._delay_s(action, entry))
+        delay_s = self._delay_s(action, entry, wait_s)
+        self._pending = Perform(self.model, action, entry, now.monotonic_s + delay_s)
 
     def _condemned(self, before: DeviceState, entry: Entry) -> Digest | None:
         if before is DeviceState.STRANDED:
@@ -282,19 +293,20 @@ class Updater:
             return current.digest if current else None
         return entry.desired.digest if entry.desired else None
 
-    def _delay_s(self, action: Action, entry: Entry) -> float:
+    def _delay_s(self, action: Action, entry: Entry, wait_s: float) -> float:
         if action is Action.OBSERVE:
             return entry.desired.policy.soak_s if entry.desired else 0.0
         if action is Action.COMPARE:
             return entry.desired.policy.shadow_s if entry.desired else 0.0
-        if not entry.attempt:
+        if not entry.attempt or action is Action.VERIFY:
             return 0.0
         ceiling: float = min(BACKOFF_FIRST_S * 2 ** min(entry.attempt - 1, 16), BACKOFF_MAX_S)
         # Full jitter, from a hash: devices spread out, and a test sees the same times twice.
         seed = hashlib.sha256(
             f"{self._device} {self.model} {entry.generation} {entry.attempt}".encode()
         ).digest()
-        return ceiling * (0.5 + seed[0] / 512)
+        # Asked to wait, all wait as long as asked, and then do not come back all at once.
+        return max(ceiling * (0.5 + seed[0] / 512), wait_s * (1 + seed[1] / 512))
 
 
 def _outcome(before: DeviceState, event: Event, entry: Entry) -> Outcome | None:
@@ -316,6 +328,15 @@ def _outcome(before: DeviceState, event: Event, entry: Entry) -> Outcome | None:
             return Outcome.SUPERSEDED
         case _:
             return None
+
+
+def _progressed(entry: Entry, result: Result) -> bool:
+    """Tell whether a fetch that failed has brought its end nearer; not for ever, for what came is not verified."""
+    return (
+        entry.state is DeviceState.FETCHING
+        and result.fetched_bytes >= PROGRESS_BYTES_MIN
+        and entry.fetched_bytes <= PROGRESS_TIMES_MAX * result.length_bytes
+    )
 
 
 def _attempts_max(entry: Entry) -> int:

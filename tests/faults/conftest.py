@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,10 +15,17 @@ from pathlib import Path
 
 import pytest
 
+from agent.forkserver import ForkServer
 from agent.slots import SlotTable, promote
+from agent.supervisor import Supervisor, installed_preload
+from edgeml.bundle import REPORT, Bundle, write_bundle
 from edgeml.ids import ModelName, ReleaseId
 from edgeml.testing import sample_bundle
-from edgeml.twin import Slot, Slots
+from edgeml.twin import Outcome, Slot, Slots
+
+from .mirror import Mirror
+from .signer import Signer
+from .unit import Unit
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 40
@@ -167,3 +176,83 @@ def make_agent(tmp_path):
         if agent.process is not None and agent.process.poll() is None:
             agent.process.kill()
             agent.process.wait()
+
+
+@pytest.fixture(scope="session")
+def versions(tmp_path_factory):
+    """Real bundles of one model, by number: 1 is `sample@1.0.0`. They differ, and are as long as is told here."""
+    folder = tmp_path_factory.mktemp("versions")
+    made = {}
+    for number in range(1, 4):
+        path = folder / f"{number}.edgeml"
+        sample_bundle(path, f"{number}.0.0", seed=number)
+        made[number] = path.read_bytes()
+    return made
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory):
+    """Version 2 as a bundle of about 0.9 MB: its report is noise."""
+    path = tmp_path_factory.mktemp("large") / "large.edgeml"
+    sample_bundle(path, "2.0.0", seed=2)
+    with Bundle(path) as bundle:
+        members = {one.name: bundle.read(one.name) for one in bundle.manifest.files}
+        manifest = bundle.manifest
+    write_bundle(path, manifest, members | {REPORT: random.Random(1).randbytes(900_000)})
+    return path.read_bytes()
+
+
+@pytest.fixture
+def mirror(signer):
+    made = Mirror(signer)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def supervisor():
+    forkserver = ForkServer(installed_preload())
+    made = Supervisor(forkserver)
+    made.start()
+    yield made
+    made.close()
+    forkserver.close()
+
+
+@pytest.fixture
+def make_unit(tmp_path, signer, mirror, supervisor):
+    made = []
+
+    def make(name="cam-1", **more):
+        made.append(Unit(tmp_path / name, mirror.url, signer.anchor, supervisor, name, **more))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture(scope="session")
+def founded(tmp_path_factory, versions, supervisor):
+    """A fleet, and the storage of a device that has `sample@1.0.0` of it; it takes a while to make them."""
+    signer, storage = Signer(), tmp_path_factory.mktemp("founded") / "device"
+    mirror = Mirror(signer)
+    unit = Unit(storage, mirror.url, signer.anchor, supervisor)
+    assert unit.install(signer.release(versions[1])).outcome is Outcome.COMMITTED
+    unit.close()
+    mirror.close()
+    return signer, storage
+
+
+@pytest.fixture
+def signer(founded):
+    return founded[0].copy()
+
+
+@pytest.fixture
+def unit(tmp_path, founded, make_unit):
+    """A device that serves `sample@1.0.0`."""
+    shutil.copytree(founded[1], tmp_path / "cam-1")
+    made = make_unit()
+    assert made.serves() == "sample@1.0.0"
+    return made
