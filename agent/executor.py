@@ -20,6 +20,8 @@ from edgeml.errors import (
     DowngradeError,
     EdgemlError,
     IncompatibleError,
+    PermanentTransferError,
+    TransferError,
     TrustError,
 )
 from edgeml.ids import Digest, ModelName, model_of
@@ -177,10 +179,14 @@ class Executor:
 
     def _set_back(self, setback: Setback) -> Result:
         logger.warning("fetch failed: %s", setback.error.message)
+        # Only what was cut short may have been of use; wrong content is an attempt, however much of it came.
+        was_cut = isinstance(setback.error, TransferError) and not isinstance(
+            setback.error, PermanentTransferError
+        )
         return dataclasses.replace(
             _result_of(Action.FETCH, setback.error),
             fetched_bytes=setback.received_bytes,
-            length_bytes=setback.length_bytes,
+            length_bytes=setback.length_bytes if was_cut else 0,
             wait_s=setback.retry_after_s,
         )
 

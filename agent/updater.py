@@ -103,7 +103,7 @@ class Result:
     facts: SignedFacts | None = None
     fetched_bytes: int = 0
     length_bytes: int = 0
-    """Of the bundle; 0 if that is not known."""
+    """Of the bundle, if this was a fetch that was cut short; else 0."""
     wait_s: float = 0.0
     """The server asked to be left alone for so long."""
     poisoned: bool = False

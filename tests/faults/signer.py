@@ -53,7 +53,7 @@ class Signer(Fleet):
                     target=path,
                     digest=digest_of(bundle),
                     policy=Policy(attempts_max=3),
-                )  # fmt: skip
+                )
             )
         self.publish()
         return wanted

@@ -1,17 +1,20 @@
 """A device whose processes are real: children fetch, workers serve. Only its clock and its loop are the test's."""
 
+import msgspec
+
 from agent.config import AgentConfig, BlobsConfig, BrokerConfig, BudgetConfig
 from agent.device import Device
 from agent.executor import Executor
 from agent.installer import DeviceInstaller, Tools
 from agent.journal import Journal
+from agent.machine import Event
 from agent.roster import Roster
 from agent.slots import SlotTable
 from agent.updater import Lane, Moment
 from edgeml import twin
 from edgeml.clock import SystemClock
 from edgeml.ids import DeviceId, ModelName, model_of
-from edgeml.twin import DeviceState
+from edgeml.twin import DeviceState, Policy
 
 PROFILE = "generic-x86-64"
 TURNS_MAX = 400
@@ -89,6 +92,20 @@ class Unit:
                 assert entry.state in AT_REST
                 return entry
         raise AssertionError(f"no rest after {TURNS_MAX} actions: {self.entry(model)}")
+
+    def suffer(self, mirror, desired, habits):
+        """Have one attempt to fetch under each habit of the server; none may be more than a failed attempt."""
+        serves = self.serves()
+        self.want(msgspec.structs.replace(desired, policy=Policy(attempts_max=len(habits) + 5)))
+        results = []
+        for habit in habits:
+            mirror.habit = habit
+            results.append(self.step())
+            assert results[-1].event is Event.FAILED, (habit, results[-1])
+            assert self.serves() == serves
+            assert not self.table.path(desired.digest).exists()
+        mirror.habit = lambda _asked, _reply: None
+        return results
 
     def install(self, desired):
         self.want(desired)
