@@ -36,7 +36,7 @@ class Signer(Fleet):
                 hashlib.sha256(bundle[at : at + CHUNK_BYTES]).digest()
                 for at in range(0, len(bundle), CHUNK_BYTES)
             )
-            about = changes.pop("about", None) or self.about(bundle)
+            about = self.about(bundle)
             path = f"{about.model}/{about.version}/{about.variant}.edgeml"
             facts = {
                 "release": about.release, "variant": about.variant, "release_counter": counter,
