@@ -13,14 +13,18 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import paho.mqtt.client as paho
 import pytest
+from paho.mqtt.enums import CallbackAPIVersion
 
 from agent.forkserver import ForkServer
 from agent.slots import SlotTable, promote
 from agent.supervisor import Supervisor, installed_preload
+from edgeml import topics, twin
 from edgeml.bundle import REPORT, Bundle, write_bundle
-from edgeml.ids import ModelName, ReleaseId
+from edgeml.ids import DeviceId, ModelName, ReleaseId, TenantId, model_of
 from edgeml.testing import sample_bundle
+from edgeml.topics import Leaf
 from edgeml.twin import Outcome, Slot, Slots
 
 from .mirror import Mirror
@@ -105,6 +109,19 @@ class Agent:
         self.log = directory / "agent.log"
         self.process = None
 
+    def join(self, broker, mirror):
+        """Belong to a fleet: hear its broker, trust its root, fetch from its server."""
+        trust, token = self.storage / "trust", self.settings.parent / "token"
+        trust.mkdir(parents=True)
+        (trust / "root.json").write_bytes(mirror.repository.anchor)
+        token.write_text("secret")
+        token.chmod(0o600)
+        self.settings.write_text(
+            self.settings.read_text()
+            + f'[broker]\nhost = "127.0.0.1"\nport = {broker.port}\npassword_file = "{token}"\n'
+            + f'[blobs]\nurl = "{mirror.url}"\n'
+        )
+
     def start(self):
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
@@ -113,7 +130,7 @@ class Agent:
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )  # fmt: skip
 
-    def ask(self):
+    def ask(self, version="1.0.0"):
         body = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/v2/models/sample/infer", json.dumps(body).encode(), method="POST"
@@ -122,7 +139,7 @@ class Agent:
             contextlib.suppress(OSError, urllib.error.URLError),
             urllib.request.urlopen(request, timeout=5) as answer,
         ):
-            return json.load(answer)["model_version"] == "1.0.0"
+            return json.load(answer)["model_version"] == version
         return False
 
     def words(self):
@@ -157,6 +174,11 @@ class Agent:
             assert one["dropped"] == sum(one["reasons"].values())
         return {one["stream"]: one for one in streams}
 
+    def end(self, number):
+        """Send it a signal, and wait for its end."""
+        self.process.send_signal(number)
+        self.process.wait(20)
+
     def stop(self):
         if self.process.poll() is None:
             self.process.terminate()
@@ -176,6 +198,51 @@ def make_agent(tmp_path):
         if agent.process is not None and agent.process.poll() is None:
             agent.process.kill()
             agent.process.wait()
+
+
+class Broker:
+    """A mosquitto that lets everybody in."""
+
+    def __init__(self, directory):
+        if shutil.which("mosquitto") is None:
+            assert os.environ.get("CI") != "true", "mosquitto is not installed"
+            pytest.skip("mosquitto is not installed")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        settings, self.log = directory / "mosquitto.conf", directory / "mosquitto.log"
+        settings.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\n")
+        with self.log.open("wb") as out:
+            self.process = subprocess.Popen(["mosquitto", "-c", settings], stdout=out, stderr=out)
+        self.client = paho.Client(CallbackAPIVersion.VERSION2)
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            with contextlib.suppress(OSError):
+                self.client.connect("127.0.0.1", self.port)
+                break
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+        self.client.loop_start()
+
+    def want(self, desired):
+        """Retain a wish for `cam-1`."""
+        topic = topics.device_topic(
+            TenantId("default"), DeviceId("cam-1"), Leaf.DESIRED, model_of(desired.release)
+        )
+        self.client.publish(topic, twin.encode(desired), 1, retain=True).wait_for_publish(10)
+
+    def close(self):
+        self.client.disconnect()
+        self.client.loop_stop()
+        self.process.terminate()
+        self.process.wait(10)
+
+
+@pytest.fixture
+def broker(tmp_path):
+    made = Broker(tmp_path)
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")
@@ -223,8 +290,8 @@ def supervisor():
 def make_unit(tmp_path, signer, mirror, supervisor):
     made = []
 
-    def make(name="cam-1", **more):
-        made.append(Unit(tmp_path / name, mirror.url, signer.anchor, supervisor, name, **more))
+    def make(name="cam-1", url=None):
+        made.append(Unit(tmp_path / name, url or mirror.url, signer.anchor, supervisor, name))
         return made[-1]
 
     yield make

@@ -23,6 +23,7 @@ class Signer(Fleet):
     def __init__(self):
         super().__init__(time.time_ns() // 1_000_000)
         self.blobs = {}
+        self.chunk_bytes = CHUNK_BYTES
 
     def release(self, bundle, counter=1, **changes):
         """Sign a bundle (bytes) and publish it; return what a fleet would want of a device."""
@@ -33,14 +34,14 @@ class Signer(Fleet):
         wanted = []
         for bundle, counter in bundles:
             chunks = b"".join(
-                hashlib.sha256(bundle[at : at + CHUNK_BYTES]).digest()
-                for at in range(0, len(bundle), CHUNK_BYTES)
+                hashlib.sha256(bundle[at : at + self.chunk_bytes]).digest()
+                for at in range(0, len(bundle), self.chunk_bytes)
             )
             about = self.about(bundle)
             path = f"{about.model}/{about.version}/{about.variant}.edgeml"
             facts = {
                 "release": about.release, "variant": about.variant, "release_counter": counter,
-                "profiles": about.profiles, "runtime": about.runtime, "chunk_bytes": CHUNK_BYTES,
+                "profiles": about.profiles, "runtime": about.runtime, "chunk_bytes": self.chunk_bytes,
                 "chunks_sha256": digest_of(chunks), "deltas": tuple(deltas),
             }  # fmt: skip
             self.put(path, bundle, SignedFacts(**(facts | changes)))

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from agent.config import AgentConfig, BlobsConfig, BrokerConfig, BudgetConfig
+from agent.config import AgentConfig, BlobsConfig, BrokerConfig
 from agent.device import Device
 from agent.executor import Executor
 from agent.installer import DeviceInstaller, Tools
@@ -33,7 +33,7 @@ class ShiftedClock(SystemClock):
 class Unit:
     """One device. `settle` performs whatever is due, without waiting for back-offs: their time is skipped."""
 
-    def __init__(self, storage, url, anchor, supervisor, name="cam-1", storage_bytes=1 << 31):
+    def __init__(self, storage, url, anchor, supervisor, name="cam-1"):
         self.storage = storage
         (storage / "trust").mkdir(parents=True, exist_ok=True)
         (storage / "trust/root.json").write_bytes(anchor)
@@ -42,7 +42,7 @@ class Unit:
         token.chmod(0o600)
         self.config = AgentConfig(
             device=name, profile=PROFILE, storage=str(storage), blobs=BlobsConfig(url),
-            broker=BrokerConfig("127.0.0.1", 1, str(token)), budget=BudgetConfig(storage_bytes=storage_bytes),
+            broker=BrokerConfig("127.0.0.1", 1, str(token)),
         )  # fmt: skip
         self.clock = ShiftedClock()
         self.journal = Journal(storage / "journal.db")
