@@ -38,8 +38,8 @@ class Line:
             there, back = await asyncio.open_connection("127.0.0.1", port)
             try:
                 await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
-            except OSError:
-                pass  # one of them hung up; so do we
+            except (OSError, asyncio.CancelledError):
+                pass  # one of them hung up, or the line is closed; so do we
             finally:
                 for one in (writer, back):
                     one.close()

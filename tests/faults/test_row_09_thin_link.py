@@ -1,7 +1,7 @@
 """Row 9: 1 kB/s, three of ten pieces lost, half a second of round trip; the fetch and MQTT share it.
 
 Scaled: the catalogue says 2 kB/s, 2 s and means bundles of megabytes and a keepalive of 30 s. Here a bundle of 8 kB takes
-as many keepalives (of 3 s) as one of 300 kB would, and a keepalive is six round trips and not fifteen, which is harder.
+two keepalives (of 6 s), as one of 120 kB would, and a keepalive is twelve round trips and not fifteen, which is harder.
 """
 
 import time
@@ -15,7 +15,7 @@ from edgeml.twin import Outcome
 from .invariants import check
 from .link import Line
 
-KEEPALIVE_S = 3
+KEEPALIVE_S = 6
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ class Unit:
         self.device = Device(DeviceId(name), self.journal, self.table)
         tools = Tools(
             supervisor, self.roster, self.table, self.clock, lambda _worker: None, lambda _worker: None,
-            self.device.wanted,
+            lambda _model, _shadow: None, dict, self.device.wanted,
         )  # fmt: skip
         self.installer = DeviceInstaller(self.config, tools)
         self.executor = Executor(self.installer, PROFILE)
