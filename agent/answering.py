@@ -20,11 +20,13 @@ from edgeml.sketch import merge
 from edgeml.telemetry import Window
 
 from .ipc import TensorBytes
+from .line import NO_DEADLINE
 from .misfit import MisfitError
 from .roster import Roster
-from .serving import NoModelError, Served
+from .serving import NoModelError, Served, Serving
 from .shadow import Shadow
 from .supervisor import Worker
+from .turnstile import Turnstile
 from .windows import Observed, ReleaseKey, Total, Windows
 
 logger = logging.getLogger(__name__)
@@ -36,9 +38,12 @@ MODEL_CHARACTERS_MAX: Final = 80
 class Answering:
     """What the local endpoint asks, and what the windows are closed from."""
 
-    def __init__(self, roster: Roster, windows: Windows, clock: Clock) -> None:
+    def __init__(
+        self, roster: Roster, windows: Windows, clock: Clock, turnstile: Turnstile | None = None
+    ) -> None:
         self.lock = threading.Lock()
         """Guards the windows."""
+        self._turnstile = turnstile or Turnstile()
         self._roster = roster
         self._windows = windows
         self._clock = clock
@@ -61,33 +66,76 @@ class Answering:
         active = self._active(model)
         return active is not None and active.alive
 
-    def infer(self, model: str, tensors: Sequence[TensorBytes], request_id: str) -> Served:
+    def infer(
+        self, model: str, tensors: Sequence[TensorBytes], request_id: str, deadline_s: float = NO_DEADLINE
+    ) -> Served:
         """Answer one request and count it.
 
         Raises:
             NoModelError: No model of this name serves.
+            ShedError: The request was turned away to spare the device.
             EdgemlError: As `Serving.infer`.
         """
+        seat = self._seat(model)
+        try:
+            with self._turnstile.passing(model):
+                served = seat.infer(tensors, deadline_s)
+        except MisfitError as error:
+            self.misfit(model, error)
+            raise
+        except BackendError:
+            self._failed(seat)
+            raise
+        self._offered(model, tensors, served)
+        return self._answered(served, request_id)
+
+    async def infer_in_loop(
+        self, model: str, tensors: Sequence[TensorBytes], request_id: str, deadline_s: float = NO_DEADLINE
+    ) -> Served:
+        """The same for an event loop, without a thread.
+
+        Raises:
+            EdgemlError: As `infer`.
+        """
+        if not self._turnstile.is_open(model):
+            import asyncio  # 4 MB, which a loop has already and a device without an endpoint never needs
+
+            # Whoever is slowed down waits, and a loop must not.
+            return await asyncio.to_thread(self.infer, model, tensors, request_id, deadline_s)
+        seat = self._seat(model)
+        try:
+            with self._turnstile.passing(model):
+                served = await seat.infer_in_loop(tensors, deadline_s)
+        except MisfitError as error:
+            self.misfit(model, error)
+            raise
+        except BackendError:
+            self._failed(seat)
+            raise
+        self._offered(model, tensors, served)
+        return self._answered(served, request_id)
+
+    def _seat(self, model: str) -> Serving:
         seat = self._roster.find(model)
         if seat is None:
             raise NoModelError(
                 f"no model {model[:MODEL_CHARACTERS_MAX]} serves on this device",
                 hint="assign or flash a release of it",
             )
-        try:
-            served = seat.infer(tensors)
-        except MisfitError as error:
-            self.misfit(model, error)
-            raise
-        except BackendError:
-            active = seat.active
-            if active is not None:
-                with self.lock:
-                    self._windows.failed(ReleaseKey(active.manifest.release, active.digest))
-            raise
+        return seat
+
+    def _failed(self, seat: Serving) -> None:
+        active = seat.active
+        if active is not None:
+            with self.lock:
+                self._windows.failed(ReleaseKey(active.manifest.release, active.digest))
+
+    def _offered(self, model: str, tensors: Sequence[TensorBytes], served: Served) -> None:
         shadow = self._shadows.get(model)
         if shadow is not None:
             shadow.offer(tensors, served.answer)
+
+    def _answered(self, served: Served, request_id: str) -> Served:
         key = ReleaseKey(served.manifest.release, served.digest)
         answer = served.answer
         with self.lock:

@@ -15,10 +15,13 @@ from edgeml import atomic
 from edgeml.errors import ConfigError
 from edgeml.ids import is_name
 
+from .batch import Rules
 from .listener import absolute_listen
+from .schedule import Metered, Policy, parse_window
 
 LOCK: Final = "agent.lock"
 """In the storage directory: one agent works there at a time."""
+BATCH_WINDOW_MS_MAX: Final = 1000
 CONFIG_BYTES_MAX: Final = 64 << 10
 SECRET_BYTES_MAX: Final = 4 << 10
 PARALLEL_DOWNLOADS_MAX: Final = 8
@@ -48,18 +51,38 @@ class TelemetryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The local HTTP endpoint; needs the [serve] extra. Empty `listen`: none."""
+    """The local HTTP endpoint, which needs the [serve] extra, and how requests wait. Empty `listen`: no endpoint."""
 
     listen: str = ""
+    queue_max: int = 16
+    """Requests that may wait for one model; more are turned away."""
+    batch_max: int = 8
+    """Samples that may go to the model together."""
+    batch_window_ms: float = 0.0
+    """How long a request may be held back for others that could go with it; 0: nothing goes together."""
+
+    @property
+    def line(self) -> Rules:
+        """The same as rules of a line."""
+        together = self.batch_max if self.batch_window_ms > 0 else 1
+        return Rules(self.queue_max, together, self.batch_window_ms / 1000)
 
 
 class BudgetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a model may use of this device."""
+    """What all models together may use of this device; None is no limit."""
 
     memory_bytes: int | None = None
-    """Peak memory of a model's worker, above which a variant on trial is refused."""
+    """All workers and what they share, without the agent's own process, which no model makes larger."""
+    cpu_cores: float | None = None
+    """Processor time of all workers, in cores."""
     storage_bytes: int = 1 << 31
-    """Largest bundle that may be fetched."""
+    """All bundles, what was fetched in part, and deltas."""
+    network_bytes_per_day: int | None = None
+    """Fetches stop there and go on the next day. Telemetry counts, and goes on."""
+    network_bytes_per_s: int | None = None
+    """All fetches together."""
+    temperature_c: float | None = None
+    """Of the processor, from which on models are slowed down, then turn requests away, then are taken away."""
     latency_ms: float | None = None
     """Median latency on the golden vectors above which a variant on trial is refused."""
     threads: int = 1
@@ -71,6 +94,23 @@ class UpdateConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     parallel_downloads: int = 2
     """Models that may be fetched at once, each by a process of its own."""
+    download_window: str = ""
+    """Hours in which bundles are fetched, local time; empty is any."""
+    apply_window: str = ""
+    """Hours in which a new release is tried; empty is any."""
+    metered: Metered = Metered.ALWAYS
+    """Whether bundles are fetched over a link that costs by the byte."""
+    metered_file: str = ""
+    """A file that is there while the link is metered; empty: it never is."""
+
+    @property
+    def policy(self) -> Policy:
+        """The hours, read.
+
+        Raises:
+            ConfigError: They are none.
+        """
+        return Policy(parse_window(self.download_window), parse_window(self.apply_window), self.metered)
 
 
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,16 +151,38 @@ def load(path: Path) -> AgentConfig:
     for name in (config.device, config.tenant, config.profile):
         if not is_name(name):
             raise ConfigError(f"{path}: {name!r} is not a valid name", hint="use a-z 0-9 . _ -")
+    serve = config.serve
+    if serve.queue_max < 1 or serve.batch_max < 1 or not 0 <= serve.batch_window_ms <= BATCH_WINDOW_MS_MAX:
+        raise ConfigError(
+            f"{path}: queue_max and batch_max must be at least 1, batch_window_ms from 0 to {BATCH_WINDOW_MS_MAX}"
+        )
     if config.telemetry.window_s <= 0 or config.budget.threads < 1:
         raise ConfigError(f"{path}: window_s must be positive and threads at least 1")
     if not 1 <= config.update.parallel_downloads <= PARALLEL_DOWNLOADS_MAX:
         raise ConfigError(f"{path}: parallel_downloads must be from 1 to {PARALLEL_DOWNLOADS_MAX}")
+    _check_budget(path, config.budget)
+    try:
+        config.update.policy  # noqa: B018 - read here, so that the agent does not start with a window that is none
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
     folder = path.resolve().parent
     broker = config.broker
     if broker is not None:
         broker = msgspec.structs.replace(broker, password_file=str(folder / broker.password_file))
     serve = msgspec.structs.replace(config.serve, listen=absolute_listen(config.serve.listen, folder))
-    return msgspec.structs.replace(config, storage=str(folder / config.storage), broker=broker, serve=serve)
+    update = config.update
+    if update.metered_file:
+        update = msgspec.structs.replace(update, metered_file=str(folder / update.metered_file))
+    return msgspec.structs.replace(
+        config, storage=str(folder / config.storage), broker=broker, serve=serve, update=update
+    )
+
+
+def _check_budget(path: Path, budget: BudgetConfig) -> None:
+    for name in BudgetConfig.__struct_fields__:
+        value = getattr(budget, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"{path}: budget.{name} must be positive", hint="leave it out for no limit")
 
 
 def read_secret(path: Path) -> str:

@@ -21,6 +21,7 @@ from edgeml.errors import (
     EdgemlError,
     IncompatibleError,
     PermanentTransferError,
+    PostponedError,
     TransferError,
     TrustError,
 )
@@ -71,6 +72,10 @@ class Installer(Protocol):
 
     def verify(self, digest: Digest) -> None:
         """Check the bundle on this device's disk against its digest. Raises EdgemlError."""
+        ...
+
+    def permit(self) -> None:
+        """Say that a staged release may be tried now. Raises PostponedError if not."""
         ...
 
     def activate(self, slot: Slot) -> None:
@@ -125,6 +130,7 @@ class Executor:
                     self._installer.verify(_wanted(entry).digest)
                     return Result(Event.VERIFIED)
                 case Action.WAIT:
+                    self._installer.permit()
                     return Result(self._after_staging(perform.model, entry))
                 case Action.SHADOW:
                     self._installer.shadow(self._slot(entry), _wanted(entry).policy.shadow_share)
@@ -178,16 +184,19 @@ class Executor:
         return Event.SHADOW if in_shadow else Event.READY
 
     def _set_back(self, setback: Setback) -> Result:
-        logger.warning("fetch failed: %s", setback.error.message)
+        if not isinstance(setback.error, PostponedError):
+            logger.warning("fetch failed: %s", setback.error.message)
         # Only what was cut short may have been of use; wrong content is an attempt, however much of it came.
         was_cut = isinstance(setback.error, TransferError) and not isinstance(
             setback.error, PermanentTransferError
         )
+        result = _result_of(Action.FETCH, setback.error)
         return dataclasses.replace(
-            _result_of(Action.FETCH, setback.error),
+            result,
             fetched_bytes=setback.received_bytes,
             length_bytes=setback.length_bytes if was_cut else 0,
-            wait_s=setback.retry_after_s,
+            wait_s=max(result.wait_s, setback.retry_after_s),
+            passing=was_cut,
         )
 
     def _slot(self, entry: Entry) -> Slot:
@@ -210,6 +219,8 @@ def _result_of(action: Action, error: EdgemlError) -> Result:
     """Tell again from never."""
     refused = isinstance(error, ArtifactError | ConfigError)
     match action:
+        case Action.FETCH | Action.WAIT if isinstance(error, PostponedError):
+            return Result(Event.POSTPONED, error.message, wait_s=error.wait_s)
         case Action.FETCH if isinstance(error, DigestMismatchError | TrustError) and not isinstance(
             error, DowngradeError
         ):

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from edgeml.errors import EdgemlError, TransferError
+from edgeml.errors import BudgetError, EdgemlError, PostponedError, TransferError
 from edgeml.ids import Digest
 from edgeml.lifeline import die_with_parent
 from edgeml.trustfacts import SignedFacts
@@ -40,19 +39,28 @@ class Job(msgspec.Struct, frozen=True):
     repository: str
     """`http(s)://…`, or a directory."""
     now_ms: int
-    length_max_bytes: int
+    storage_bytes: int
+    """For all that is in the store, with what is fetched."""
     full_download: FullDownload = FullDownload.ALWAYS
     username: str = ""
     password: str = ""
+    allowance_bytes: int | None = None
+    """What may still be taken of the network today."""
+    allowance_wait_s: float = 0.0
+    """Until there is more."""
+    bytes_per_s: float | None = None
     parent_id: int = 0
     """Process that the child ends with; 0 if it is nobody's child."""
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A progress line, or the last line: either a delivery or an error. `received_bytes` is true of each."""
+    """What was taken of the network so far, or the last line: either a delivery or an error.
 
-    done_bytes: int = 0
-    all_bytes: int = 0
+    `length_bytes`, of the bundle, and `received_bytes`, of blobs, are true of each line.
+    """
+
+    network_bytes: int = 0
+    """All of it, with what was not the bundle's."""
     finished: bool = False
     path: str = ""
     digest: Digest | None = None
@@ -63,14 +71,22 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str = ""
     message: str = ""
     hint: str = ""
+    wait_s: float = 0.0
+    """Of a PostponedError."""
     retry_after_s: float = 0.0
+    """Of a TransferError: what the server asked for."""
+    budget: float = 0.0
+    observed: float = 0.0
+    unit: str = ""
+    """Of a BudgetError."""
 
 
 def deliver(job: Job) -> Answer:
     """Do the job in this process.
 
     Raises:
-        EdgemlError: As `edgeml.trust` and `edgeml.rebuild`.
+        EdgemlError: As `edgeml.trust`, `edgeml.metering` and `edgeml.rebuild`; what was fetched until then is kept.
+        BudgetError: The store has no room.
     """
     return _deliver(job, _Work(None))
 
@@ -80,42 +96,48 @@ class _Work:
 
     def __init__(self, encoder: msgspec.json.Encoder | None) -> None:
         self._encoder = encoder
-        self._told_s = 0.0
         self.source: CountedSource | None = None
         self.length_bytes = 0
 
     @property
     def received_bytes(self) -> int:
-        """What came over the network."""
+        """What came over the network of blobs."""
         return 0 if self.source is None else self.source.received_bytes
 
-    def progress(self, done: int, total: int) -> None:
-        """Say so, once a second."""
-        if self._encoder is None or (done != total and time.monotonic() - self._told_s < 1.0):
-            return
-        self._told_s = time.monotonic()
-        _write(
-            Answer(
-                done_bytes=done, all_bytes=total,
-                length_bytes=self.length_bytes, received_bytes=self.received_bytes,
-            ),
-            self._encoder,
-        )  # fmt: skip
+    def tell(self, network_bytes: int) -> None:
+        """Say how much was taken of the network."""
+        if self._encoder is not None:
+            answer = Answer(
+                network_bytes=network_bytes,
+                length_bytes=self.length_bytes,
+                received_bytes=self.received_bytes,
+            )
+            _write(answer, self._encoder)
 
 
 def _deliver(job: Job, work: _Work) -> Answer:
-    from edgeml.errors import BudgetError
+    from edgeml.metering import MeteredSource, Terms
+    from edgeml.source import CountedSource, DirectorySource, HttpSource
+
+    if not job.repository.startswith(("http://", "https://")):
+        work.source = CountedSource(DirectorySource(Path(job.repository)))
+        return _obtain(job, work, work.source)
+    terms = Terms(job.allowance_bytes, job.bytes_per_s, job.allowance_wait_s)
+    metered = MeteredSource(HttpSource(job.repository, job.username, job.password), terms, work.tell)
+    work.source = CountedSource(metered)
+    try:
+        return _obtain(job, work, work.source)
+    finally:
+        metered.settle()
+
+
+def _obtain(job: Job, work: _Work, source: CountedSource) -> Answer:
     from edgeml.lock import waiting_lock
     from edgeml.rebuild import obtain
-    from edgeml.source import CountedSource, DirectorySource, HttpSource
     from edgeml.trust import TrustStore
 
-    remote = job.repository.startswith(("http://", "https://"))
-    work.source = source = CountedSource(
-        HttpSource(job.repository, job.username, job.password)
-        if remote
-        else DirectorySource(Path(job.repository))
-    )
+    from .storeroom import check_room
+
     directory = Path(job.trust_directory)
     # One at a time: of two children that refresh side by side, the slower one would put back older metadata.
     with waiting_lock(directory / LOCK, TRUST_WAIT_S):
@@ -123,12 +145,9 @@ def _deliver(job: Job, work: _Work) -> Answer:
         trust.refresh()
         target = trust.target(job.target)
     work.length_bytes = target.length_bytes
-    if target.length_bytes > job.length_max_bytes:
-        raise BudgetError(
-            f"{job.target} has {target.length_bytes} bytes, this device may store {job.length_max_bytes}",
-            budget=job.length_max_bytes, observed=target.length_bytes, unit="bytes",
-        )  # fmt: skip
-    fetched = obtain(source, target, Path(job.store_directory), job.full_download, work.progress)
+    store = Path(job.store_directory)
+    check_room(store, target, job.storage_bytes)
+    fetched = obtain(source, target, store, job.full_download)
     return Answer(
         finished=True, path=target.path, digest=target.digest, length_bytes=target.length_bytes, facts=target.facts,
         received_bytes=fetched.received_bytes, clock_trusted=trust.time.clock_trusted,
@@ -138,6 +157,24 @@ def _deliver(job: Job, work: _Work) -> Answer:
 def _write(answer: Answer, encoder: msgspec.json.Encoder) -> None:
     sys.stdout.buffer.write(encoder.encode(answer) + b"\n")
     sys.stdout.buffer.flush()
+
+
+def _failed(error: EdgemlError, work: _Work) -> Answer:
+    answer = Answer(
+        finished=True, error=type(error).__name__, message=error.message, hint=error.hint,
+        length_bytes=work.length_bytes, received_bytes=work.received_bytes,
+    )  # fmt: skip
+    match error:
+        case PostponedError():
+            return msgspec.structs.replace(answer, wait_s=error.wait_s)
+        case BudgetError():
+            return msgspec.structs.replace(
+                answer, budget=error.budget, observed=error.observed, unit=error.unit
+            )
+        case TransferError():
+            return msgspec.structs.replace(answer, retry_after_s=error.retry_after_s)
+        case _:
+            return answer
 
 
 def main() -> None:
@@ -151,11 +188,7 @@ def main() -> None:
     try:
         answer = _deliver(job, work)
     except EdgemlError as error:
-        answer = Answer(
-            finished=True, error=type(error).__name__, message=error.message, hint=error.hint,
-            length_bytes=work.length_bytes, received_bytes=work.received_bytes,
-            retry_after_s=error.retry_after_s if isinstance(error, TransferError) else 0.0,
-        )  # fmt: skip
+        answer = _failed(error, work)
     _write(answer, encoder)
 
 

@@ -17,7 +17,15 @@ import msgspec
 
 from edgeml import errors
 from edgeml.clock import Clock
-from edgeml.errors import BackendError, BudgetError, ConfigError, EdgemlError, TransferError
+from edgeml.errors import (
+    BackendError,
+    BudgetError,
+    ConfigError,
+    EdgemlError,
+    PostponedError,
+    StorageError,
+    TransferError,
+)
 from edgeml.ids import ModelName, model_of
 from edgeml.trustfacts import SignedTarget
 from edgeml.twin import Desired
@@ -25,6 +33,8 @@ from edgeml.twin import Desired
 from .config import AgentConfig, read_secret
 from .executor import Delivery, Setback
 from .fetch import Answer, Job
+from .timetable import Timetable
+from .traffic import Traffic
 
 FETCH_TIMEOUT_S: Final = 3600.0
 LINE_BYTES_MAX: Final = 1 << 20
@@ -33,22 +43,30 @@ LINE_BYTES_MAX: Final = 1 << 20
 class Fetching:
     """Children that fetch. Fetches of different models may run in several threads."""
 
-    def __init__(self, config: AgentConfig, store: Path, clock: Clock) -> None:
+    def __init__(
+        self, config: AgentConfig, store: Path, clock: Clock, timetable: Timetable, traffic: Traffic
+    ) -> None:
         self._config = config
+        self._timetable = timetable
+        self._traffic = traffic
         self._store = store
         self._clock = clock
         self._children: dict[ModelName, subprocess.Popen[bytes]] = {}
-        self.clock_trusted = True
+
+    @property
+    def clock_trusted(self) -> bool:
         """Whether this machine's clock was believable when metadata were last checked."""
+        return self._timetable.clock_trusted
 
     def fetch(self, desired: Desired, source: str) -> Delivery | Setback:
-        """Let a child check the signed metadata and fetch the bundle; a setback is what the child says went wrong.
+        """Let a child check the signed metadata and fetch the bundle.
 
         Args:
             desired: what is wanted.
             source: a directory with a repository; empty for the fleet's server.
 
         Raises:
+            PostponedError: It is not the time for it, or today's budget of the network is used up.
             BackendError: The child says nothing sensible.
             ConfigError: There is no server, or no login.
         """
@@ -57,22 +75,29 @@ class Fetching:
             raise ConfigError(
                 "this device has no server to fetch from", hint="set [blobs] and [broker], or flash it"
             )
+        rate = self._config.budget.network_bytes_per_s
+        if not source:
+            self._timetable.check_download()
+            self._check_allowance()
         job = Job(
             target=desired.target,
             trust_directory=str(Path(self._config.storage) / "trust"),
             store_directory=str(self._store),
             repository=source or (blobs.url if blobs else ""),
             now_ms=self._clock.now_ms(),
-            length_max_bytes=self._config.budget.storage_bytes,
+            storage_bytes=self._config.budget.storage_bytes,
             full_download=desired.policy.full_download,
             username="" if source else self._config.device,
             password="" if source or broker is None else read_secret(Path(broker.password_file)),
+            allowance_bytes=None if source else self._traffic.left_bytes,
+            allowance_wait_s=self._traffic.wait_s,
+            bytes_per_s=None if rate is None else rate / self._config.update.parallel_downloads,
             parent_id=os.getpid(),
         )
         answer = self._run_child(model_of(desired.release), job)
         if answer.error:
             return Setback(_error(answer), answer.received_bytes, answer.length_bytes, answer.retry_after_s)
-        self.clock_trusted = answer.clock_trusted
+        self._timetable.clock_trusted = answer.clock_trusted
         if answer.digest is None or answer.facts is None:
             raise BackendError("the fetching child gave no answer")
         target = SignedTarget(answer.path, answer.digest, answer.length_bytes, answer.facts)
@@ -84,6 +109,20 @@ class Fetching:
         if child is not None:
             child.terminate()
 
+    def _check_allowance(self) -> None:
+        if self._traffic.left_bytes == 0:
+            raise PostponedError(
+                f"the network's budget of today is used up after {self._traffic.spent_bytes} bytes",
+                wait_s=self._traffic.wait_s,
+                hint="budget.network_bytes_per_day; it goes on tomorrow",
+            )
+
+    def _timeout_s(self, job: Job) -> float:
+        """A slow rate takes the time that it takes, and a bundle is at most as large as the store."""
+        if job.bytes_per_s is None:
+            return FETCH_TIMEOUT_S
+        return FETCH_TIMEOUT_S + job.storage_bytes / job.bytes_per_s
+
     def _run_child(self, model: ModelName, job: Job) -> Answer:
         """Run the fetching child and return its last answer."""
         name = f"{__package__}.fetch"
@@ -92,7 +131,7 @@ class Fetching:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment()
         ) as child:
             self._children[model] = child
-            guard = threading.Timer(FETCH_TIMEOUT_S, child.kill)
+            guard = threading.Timer(self._timeout_s(job), child.kill)
             guard.start()
             try:
                 assert child.stdin is not None
@@ -100,15 +139,29 @@ class Fetching:
                 child.stdin.write(msgspec.json.encode(job))
                 child.stdin.close()
                 last = Answer()
+                counted = 0
                 while line := child.stdout.readline(LINE_BYTES_MAX):
                     last = msgspec.json.decode(line, type=Answer)
+                    if not last.finished:
+                        self._traffic.add(last.network_bytes - counted)
+                        counted = last.network_bytes
+                        if self._traffic.left_bytes == 0 and len(self._children) > 1:
+                            # What it was allowed is by now used by another child, too.
+                            child.terminate()
             except (msgspec.MsgspecError, BrokenPipeError) as error:
                 child.kill()
                 raise BackendError(f"the fetching child said nothing sensible: {error}") from error
+            except StorageError:
+                # What cannot be counted may not be used.
+                child.kill()
+                raise
             finally:
                 guard.cancel()
                 del self._children[model]
+                self._traffic.settle()
         if not last.finished:
+            if job.allowance_bytes is not None:
+                self._check_allowance()
             # Killed, or out of memory: what it verified is kept, so trying again is right.
             return msgspec.structs.replace(
                 last, error=TransferError.__name__,
@@ -121,7 +174,11 @@ def _error(answer: Answer) -> EdgemlError:
     """Make the child's error this process' error."""
     kind = getattr(errors, answer.error, None)
     if kind is BudgetError:
-        return BudgetError(answer.message, budget=0, observed=0, unit="bytes", hint=answer.hint)
+        return BudgetError(
+            answer.message, budget=answer.budget, observed=answer.observed, unit=answer.unit, hint=answer.hint
+        )
+    if kind is PostponedError:
+        return PostponedError(answer.message, wait_s=answer.wait_s, hint=answer.hint)
     if isinstance(kind, type) and issubclass(kind, EdgemlError):
         return kind(answer.message, hint=answer.hint)
     return BackendError(answer.message, hint=answer.hint)

@@ -1,7 +1,8 @@
 """Judges a variant on trial by what its worker measured and by what its users got.
 
-Decides whether golden vectors, peak memory, latency, crashes, and errors and slowness on real traffic allow a variant to
-be kept, and says why not in one line. Pure: measuring is `worker`'s business, what follows from the verdict the update machine's.
+Decides whether golden vectors, latency, crashes, and errors and slowness on real traffic allow a variant to be kept, and
+says why not in one line. Pure: measuring is `worker`'s business, what follows from the verdict the update machine's;
+memory is `admission`'s.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ ERRORS_MAX: Final = 0.1
 """Share of the requests on trial that may get no answer."""
 SLOW_MAX: Final = 0.5
 """Share of the answers on trial that may be slower than the model's monitor allows."""
-_MEBIBYTE: Final = 1 << 20
 
 
 class GoldenRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,7 +41,6 @@ class GoldenRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class TrialLimits(msgspec.Struct, frozen=True):
     """What this device grants a variant; None grants anything."""
 
-    memory_budget_bytes: int | None = None
     latency_budget_ms: float | None = None
 
 
@@ -67,13 +66,6 @@ def judge(golden: GoldenRun, limits: TrialLimits, crashes: int) -> TrialVerdict:
         return TrialVerdict(
             healthy=False,
             reason=f"golden vectors: agreement {golden.agreement:.3f}, difference {golden.difference_fraction:.4f} of the range",
-        )
-    budget_bytes = limits.memory_budget_bytes
-    if budget_bytes is not None and golden.peak_memory_bytes > budget_bytes:
-        peak = golden.peak_memory_bytes / _MEBIBYTE
-        return TrialVerdict(
-            healthy=False,
-            reason=f"peak memory {peak:.1f} MiB is above the budget of {budget_bytes / _MEBIBYTE:.1f} MiB",
         )
     budget_ms = limits.latency_budget_ms
     # A latency that is not a number cannot be below a budget.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from edgeml import atomic
@@ -25,14 +26,18 @@ from edgeml.manifest import GOLDEN
 from edgeml.telemetry import Counters
 from edgeml.twin import Desired, Slot, Slots
 
+from .admission import Placement
 from .config import AgentConfig
 from .executor import Delivery, Setback
 from .fetching import Fetching
 from .health import TrialLimits, judge, judge_traffic
+from .ledger import Ledger
 from .roster import Roster
 from .shadow import Compared, Shadow
 from .slots import SlotTable, demote, promote
 from .supervisor import Supervisor, Worker, WorkerLimits
+from .timetable import Timetable
+from .traffic import Traffic
 from .windows import Total
 
 logger = logging.getLogger(__name__)
@@ -56,6 +61,9 @@ class Tools:
     """What each release did since the agent started."""
     wanted: Callable[[], frozenset[Digest]]
     """Bundles that must stay in the store although no slot names them; called from any thread."""
+    ledger: Ledger
+    timetable: Timetable
+    traffic: Traffic
 
 
 class DeviceInstaller:
@@ -68,11 +76,13 @@ class DeviceInstaller:
         self._config = config
         self._tools = tools
         self._table = tools.table
-        self._limits = WorkerLimits(threads=config.budget.threads)
+        self._ledger = tools.ledger
+        self._needs: dict[Digest, int] = {}
+        """Memory that each variant which is loaded needs."""
         self._shadows: dict[ModelName, Shadow] = {}
         self._before: dict[str, Counters] = {}
         """What the release on trial had counted before its trial, by model."""
-        self._fetching = Fetching(config, tools.table.store, tools.clock)
+        self._fetching = Fetching(config, tools.table.store, tools.clock, tools.timetable, tools.traffic)
 
     @property
     def clock_trusted(self) -> bool:
@@ -113,6 +123,14 @@ class DeviceInstaller:
         if observed != digest:
             raise DigestMismatchError(f"{path.name} has digest {observed[:12]}…")
 
+    def permit(self) -> None:
+        """Say that a staged release may be tried now.
+
+        Raises:
+            PostponedError: Not yet.
+        """
+        self._tools.timetable.check_apply()
+
     def activate(self, slot: Slot) -> None:
         """Load the variant in a worker, prove it, and let it serve on trial.
 
@@ -128,7 +146,7 @@ class DeviceInstaller:
             worker = shadow.worker
             worker.take()
         else:
-            worker = self._load_proven(slot)
+            worker = self._load_proven(slot, {Placement.BESIDE, Placement.INSTEAD})
         self._before[model] = self._counted(slot.release)
         self._swap(model, worker)
 
@@ -141,7 +159,8 @@ class DeviceInstaller:
         """
         model = model_of(slot.release)
         self._drop_shadow(model)
-        shadow = self._shadows[model] = Shadow(self._load_proven(slot), share)
+        shadow = self._shadows[model] = Shadow(self._load_proven(slot, {Placement.BESIDE}), share)
+        self._grant(model)
         self._tools.on_shadow(model, shadow)
 
     def compare(self, slot: Slot, disagreement_max: float) -> str:
@@ -226,11 +245,19 @@ class DeviceInstaller:
             hint="flash or assign a release",
         )
 
+    def substitute(self, model: ModelName, slot: Slot) -> None:
+        """Let another installed variant serve; slots stay. One that cannot be loaded is logged: what served, serves."""
+        try:
+            self._serve(model, slot)
+        except EdgemlError as error:
+            logger.warning("%s cannot stand in: %s", slot.target, error.message)
+
     def _serve(self, model: ModelName, slot: Slot) -> None:
         active = self._tools.roster.seat(model).active
         if active is not None and active.digest == slot.digest and active.alive:
             return
-        self._swap(model, self._load(slot))
+        need = self._ledger.expect(self._table.path(slot.digest), slot.digest)
+        self._swap(model, self._load(model, slot, need))
 
     def close(self) -> None:
         """End what only the installer knows of."""
@@ -250,19 +277,38 @@ class DeviceInstaller:
         if shadow is not None:
             self._tools.on_shadow(model, None)
             shadow.close()
+            self._grant(model)
         return shadow
 
-    def _load_proven(self, slot: Slot) -> Worker:
-        worker = self._load(slot)
+    def _load_proven(self, slot: Slot, places: AbstractSet[Placement]) -> Worker:
+        model, path = model_of(slot.release), self._table.path(slot.digest)
+        admission = self._ledger.admit(model, path, slot.digest)
+        if admission.placement not in places:
+            raise BudgetError(
+                f"{slot.release} fits only without the variant that serves, and cannot answer beside it",
+                hint="roll it out without a shadow",
+                budget=0, observed=admission.granted_bytes, unit="bytes",
+            )  # fmt: skip
+        if admission.placement is Placement.INSTEAD:
+            logger.warning("%s is stopped first: both variants do not fit", model)
+            self._swap(model, None)
+        worker = self._load(model, slot, admission.granted_bytes)
         try:
-            self._prove(worker)
+            self._prove(model, worker)
         except EdgemlError:
             worker.stop()
             raise
         return worker
 
-    def _load(self, slot: Slot) -> Worker:
-        worker = self._tools.supervisor.load(self._table.path(slot.digest), slot.digest, self._limits)
+    def _load(self, model: ModelName, slot: Slot, need_bytes: int) -> Worker:
+        self._needs[slot.digest] = need_bytes
+        limits = WorkerLimits(
+            threads=self._config.budget.threads,
+            line=self._config.serve.line,
+            memory_bytes=self._ledger.most_bytes(model),
+            model=model,
+        )
+        worker = self._tools.supervisor.load(self._table.path(slot.digest), slot.digest, limits)
         logger.info("loaded %s in %.0f ms", slot.release, worker.load_ms)
         if worker.manifest.release != slot.release:
             worker.stop()
@@ -270,25 +316,24 @@ class DeviceInstaller:
         self._tools.on_loaded(worker)
         return worker
 
-    def _prove(self, worker: Worker) -> None:
+    def _prove(self, model: ModelName, worker: Worker) -> None:
         if worker.manifest.file(GOLDEN) is None:
             logger.info("%s has no golden vectors; loading it is all that is proven", worker.manifest.release)
             return
         run = worker.golden()
-        budget = self._config.budget
-        verdict = judge(
-            run, TrialLimits(memory_budget_bytes=budget.memory_bytes, latency_budget_ms=budget.latency_ms), 0
-        )
+        latency_ms = self._config.budget.latency_ms
+        verdict = judge(run, TrialLimits(latency_budget_ms=latency_ms), 0)
         logger.info("%s on trial: %s", worker.manifest.release, verdict.reason)
+        if run.passed:
+            # Measured here it is believed before what the manifest says, also when it is refused.
+            self._needs[worker.digest] = self._ledger.confirm(
+                model, worker.digest, worker.pid, run.peak_memory_bytes
+            )
         if verdict.healthy:
             return
         if run.passed:
-            memory = budget.memory_bytes is not None and run.peak_memory_bytes > budget.memory_bytes
             raise BudgetError(
-                verdict.reason,
-                budget=float((budget.memory_bytes if memory else budget.latency_ms) or 0),
-                observed=float(run.peak_memory_bytes if memory else run.latency_p50_ms),
-                unit="bytes" if memory else "ms",
+                verdict.reason, budget=latency_ms or 0.0, observed=run.latency_p50_ms, unit="ms"
             )
         raise BackendError(verdict.reason)
 
@@ -297,3 +342,13 @@ class DeviceInstaller:
         if old is not None:
             self._tools.on_retired(old)
             old.stop()
+        self._grant(model)
+
+    def _grant(self, model: ModelName) -> None:
+        """Set aside what the model's workers need: the one that serves, and one in the shadow."""
+        active, shadow = self._tools.roster.seat(model).active, self._shadows.get(model)
+        workers = [*([active] if active else []), *([shadow.worker] if shadow else [])]
+        if not workers:
+            self._ledger.release(model)
+            return
+        self._ledger.grant(model, sum(self._needs.get(worker.digest, 0) for worker in workers))

@@ -41,6 +41,8 @@ class Event(enum.Enum):
     REPORTED = "reported"
     FAILED = "failed"
     """It did not work this time."""
+    POSTPONED = "postponed"
+    """It may not be done yet: that is no failed attempt."""
     EXHAUSTED = "exhausted"
     """It did not work as often as may be tried."""
     CRASHED = "crashed"
@@ -80,6 +82,7 @@ TRANSITIONS: Final = MappingProxyType(
         (S.IDLE, E.RESTARTED): (S.IDLE, A.REST),
         (S.FETCHING, E.FETCHED): (S.VERIFYING, A.VERIFY),
         (S.FETCHING, E.FAILED): (S.FETCHING, A.FETCH),
+        (S.FETCHING, E.POSTPONED): (S.FETCHING, A.FETCH),
         (S.FETCHING, E.EXHAUSTED): (S.REPORTING, A.REPORT),
         (S.FETCHING, E.REFUSED): (S.REPORTING, A.REPORT),
         (S.FETCHING, E.SUPERSEDED): (S.REPORTING, A.REPORT),
@@ -91,6 +94,7 @@ TRANSITIONS: Final = MappingProxyType(
         (S.VERIFYING, E.REFUSED): (S.REPORTING, A.REPORT),
         (S.VERIFYING, E.SUPERSEDED): (S.REPORTING, A.REPORT),
         (S.VERIFYING, E.RESTARTED): (S.VERIFYING, A.VERIFY),
+        (S.STAGED, E.POSTPONED): (S.STAGED, A.WAIT),
         (S.STAGED, E.READY): (S.ACTIVATING, A.ACTIVATE),
         (S.STAGED, E.SHADOW): (S.SHADOWING, A.SHADOW),
         (S.STAGED, E.SUPERSEDED): (S.REPORTING, A.REPORT),

@@ -9,13 +9,15 @@ Source: https://prometheus.io/docs/instrumenting/exposition_formats/, text forma
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from edgeml.ids import ModelName, ReleaseId, parse_release
 from edgeml.telemetry import Counters, Loss, Stream
 from edgeml.twin import DeviceState, Outcome
 
+from .diagnosis import Cause, Level
+from .governor import Kind
 from .serving import Toll
 from .windows import Total
 
@@ -65,6 +67,26 @@ class UpdateFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class BudgetFacts:
+    """What models use of the device's budget, and what was decided about them since the agent's start."""
+
+    level: Level = Level.CALM
+    decisions: Mapping[tuple[ModelName, Kind, Cause], int] = field(default_factory=dict)
+    turned_away: Mapping[ModelName, int] = field(default_factory=dict)
+    """Requests, to spare the device."""
+    granted: Mapping[ModelName, int] = field(default_factory=dict)
+    """Bytes of memory."""
+    used_bytes: int = 0
+    memory_bytes: int | None = None
+    """The budget."""
+    refused: int = 0
+    """Variants that did not fit."""
+    temperature_c: float | None = None
+    network_bytes: int = 0
+    """Today."""
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """All that is on the page."""
 
@@ -74,6 +96,7 @@ class Facts:
     tolls: Mapping[ModelName, Toll]
     streams: tuple[StreamFacts, ...]
     updates: tuple[UpdateFacts, ...]
+    budget: BudgetFacts = BudgetFacts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +146,7 @@ def _lines(facts: Facts) -> Iterator[str]:
     )
     yield from _worker_lines(facts)
     yield from _stream_lines(facts.streams)
+    yield from _budget_lines(facts.budget)
     states = [
         _Sample((*_model(update.model), ("state", one.value)), one is update.state)
         for update in facts.updates
@@ -160,6 +184,42 @@ def _worker_lines(facts: Facts) -> Iterator[str]:
         "Workers that replaced a dead one.",
         [_Sample(_model(model), toll.restarts) for model, toll in tolls],
     )
+
+
+def _budget_lines(budget: BudgetFacts) -> Iterator[str]:
+    levels = [_Sample((("level", one.name.lower()),), one is budget.level) for one in Level]
+    yield from _family("edgeml_budget_level", "gauge", "1 for how bad it is with the device.", levels)
+    decisions = [
+        _Sample((*_model(model), ("decision", kind.value), ("cause", cause.value)), count)
+        for (model, kind, cause), count in sorted(
+            budget.decisions.items(), key=lambda one: (one[0][0], one[0][1].value, one[0][2].value)
+        )
+    ]
+    yield from _family(
+        "edgeml_budget_decisions_total", "counter", "What was done to models to keep the budget.", decisions
+    )
+    turned_away = [_Sample(_model(model), count) for model, count in sorted(budget.turned_away.items())]
+    yield from _family(
+        "edgeml_requests_turned_away_total", "counter", "Requests refused to spare the device.", turned_away
+    )
+    granted = [_Sample(_model(model), count) for model, count in sorted(budget.granted.items())]
+    yield from _family(
+        "edgeml_memory_granted_bytes", "gauge", "Memory set aside for each model's workers.", granted
+    )
+    used = [_Sample((), budget.used_bytes)]
+    yield from _family("edgeml_memory_used_bytes", "gauge", "All workers and what they share.", used)
+    if budget.memory_bytes is not None:
+        limit = [_Sample((), budget.memory_bytes)]
+        yield from _family("edgeml_memory_budget_bytes", "gauge", "What they may use together.", limit)
+    refused = [_Sample((), budget.refused)]
+    yield from _family(
+        "edgeml_admissions_refused_total", "counter", "Variants that did not fit into memory.", refused
+    )
+    if budget.temperature_c is not None:
+        heat = [_Sample((), budget.temperature_c)]
+        yield from _family("edgeml_temperature_celsius", "gauge", "The processor's temperature.", heat)
+    network = [_Sample((), budget.network_bytes)]
+    yield from _family("edgeml_network_today_bytes", "gauge", "Network used today.", network)
 
 
 def _stream_lines(streams: tuple[StreamFacts, ...]) -> Iterator[str]:

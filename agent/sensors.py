@@ -19,6 +19,9 @@ CPU_ZONES: Final = ("cpu", "soc", "x86_pkg", "core", "package")
 """Parts of the names by which thermal zones and sensors say that they are the processor's."""
 _READ_BYTES: Final = 64 << 10
 _TEMPERATURE_C: Final = (-60.0, 200.0)
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+_USER_TICKS: Final = 11
+"""Place of `utime` in /proc/PID/stat, counted from after the name in parentheses; `stime` follows."""
 
 
 class ProcessMemory(msgspec.Struct, frozen=True):
@@ -56,6 +59,30 @@ class Sensors:
         """Memory that processes could still get without swapping."""
         value = _fields(_read(self._proc / "meminfo")).get("MemAvailable")
         return None if value is None else value << 10
+
+    def memory_pressure_percent(self) -> float | None:
+        """Part of the last 10 s in which some process waited for memory; None where the kernel does not count it."""
+        for line in _read(self._proc / "pressure" / "memory").splitlines():
+            kind, *fields = line.split()
+            for field in fields:
+                name, _, value = field.partition("=")
+                if (kind, name) == ("some", "avg10") and value.replace(".", "", 1).isdecimal():
+                    return float(value)
+        return None
+
+    def cpu_s(self, pid: int) -> float | None:
+        """Processor time that a process has used; None if there is no such process."""
+        # The name may hold spaces and parentheses; only after the last one are the fields where they belong.
+        fields = _read(self._proc / str(pid) / "stat").rpartition(")")[2].split()
+        ticks = fields[_USER_TICKS : _USER_TICKS + 2]
+        if len(ticks) != 2 or not all(one.isdecimal() for one in ticks):
+            return None
+        return sum(map(int, ticks)) / _TICKS_PER_S
+
+    def oom_score_adj(self, pid: int) -> int | None:
+        """How much sooner than others the kernel kills a process for want of memory; None if there is no such process."""
+        text = _read(self._proc / str(pid) / "oom_score_adj").strip()
+        return int(text) if text.lstrip("-").isdecimal() else None
 
     def cpu_temperature_c(self) -> float | None:
         """Highest temperature of the processor, degrees Celsius; None where nothing measures it."""

@@ -14,6 +14,7 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +31,7 @@ from edgeml.twin import Birth
 
 from . import flash
 from .answering import Answering
+from .budget import Budget
 from .buffer import Buffer, BufferLimits
 from .config import LOCK, AgentConfig, install_anchor, read_secret
 from .device import Device
@@ -42,7 +44,6 @@ from .notify import Notifier
 from .roster import Roster
 from .sensors import Sensors, disk_free_bytes
 from .slots import SlotTable
-from .supervisor import Supervisor
 from .updater import Moment
 from .updates import Updates
 from .uplink import Uplink
@@ -79,10 +80,13 @@ class Service:
         self._table = SlotTable(self._storage)
         limits = BufferLimits(rows_max=config.telemetry.rows_max, bytes_max=config.telemetry.bytes_max)
         self._buffer = Buffer(self._storage / "telemetry.db", self._journal.boot, limits)
-        self._supervisor = Supervisor()
+        self._budget = Budget(config, self._clock)
+        self._supervisor = self._budget.supervisor
         self._roster = Roster(self._supervisor)
         self._windows = Windows(config.telemetry.window_s)
-        self._answering = Answering(self._roster, self._windows, self._clock)
+        self.answering = self._answering = Answering(
+            self._roster, self._windows, self._clock, self._budget.turnstile
+        )
         self._device = Device(DeviceId(config.device), self._journal, self._table)
         tools = Tools(
             self._supervisor,
@@ -94,6 +98,9 @@ class Service:
             self._answering.shadow,
             self._answering.totals,
             self._device.wanted,
+            self._budget.ledger,
+            self._budget.timetable,
+            self._budget.traffic,
         )
         self._installer = DeviceInstaller(config, tools)
         self._updates = Updates(
@@ -103,6 +110,7 @@ class Service:
             config.update.parallel_downloads,
             self._on_outcome,
         )
+        self._budget.govern(self._roster, self._table, self._priority, self._buffer.append)
         self._inbox = Inbox(self._storage, self._device)
         identity = Identity(TenantId(config.tenant), DeviceId(config.device), self._journal.boot)
         self._link = Link(
@@ -111,13 +119,17 @@ class Service:
         self._transport = self._connect()
         self._uploads = self._look_at_uploads()
         self._stop = threading.Event()
-        self._notifier = Notifier(os.environ)
+        self.started = threading.Event()
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
         _stay_small()
+        self.work(Notifier(os.environ))
+
+    def work(self, notifier: Notifier) -> None:
+        """Run until `stop`, in any one thread. Whoever waits for `started` sees what is installed serve."""
         server = self._start_server()
         try:
             self._begin()
@@ -125,12 +137,13 @@ class Service:
             if self._transport is not None:
                 self._transport.start()
             logger.info("agent %s runs on %s", self._config.device, self._storage)
-            self._notifier.ready()
+            notifier.ready()
+            self.started.set()
             while not self._stop.is_set():
                 self._turn()
-                self._notifier.alive(self._clock.monotonic_s())
+                notifier.alive(self._clock.monotonic_s())
         finally:
-            self._notifier.stopping()
+            notifier.stopping()
             if server is not None:
                 server.stop()
             self._end()
@@ -160,6 +173,7 @@ class Service:
     def _turn(self) -> None:
         """Do what is due, once. A disk that refuses stops updates and telemetry, never the model that serves."""
         try:
+            self._budget.turn(self._now())
             self._listen()
             now = self._now()
             self._update(now)
@@ -188,11 +202,14 @@ class Service:
             and self._link.outbox
             and self._transport.publish(self._link.outbox[0])
         ):
-            self._link.outbox.popleft()
+            said = self._link.outbox.popleft()
+            self._budget.traffic.add(len(said.topic) + len(said.payload))
 
     def _update(self, now: Moment) -> None:
         if self._updates.turn(now):
             _give_back_memory()
+        for model, slot in self._budget.substitutes(now):
+            self._updates.chore(model, partial(self._installer.substitute, model, slot))
         self._inbox.look(now)
 
     def _on_outcome(self, entry: Entry) -> None:
@@ -207,6 +224,10 @@ class Service:
                 release=release,
             )
         )
+
+    def _priority(self, model: ModelName) -> int:
+        desired = self._device.entry(model).desired
+        return desired.policy.priority if desired else 0
 
     def _watch(self, now: Moment) -> None:
         """Notice workers that keep dying."""
@@ -242,9 +263,11 @@ class Service:
     def _start_server(self) -> Any:
         if not self._config.serve.listen:
             return None
+        from .intake import Intake
         from .server import Server
 
-        server = Server(self._answering, self._config.serve.listen, metrics=self._metrics)
+        intake = Intake(self._storage, self._config.budget.storage_bytes)
+        server = Server(self._answering, self._config.serve.listen, metrics=self._metrics, intake=intake)
         server.start()
         return server
 
@@ -266,6 +289,7 @@ class Service:
                 tolls={model: seat.toll for model, seat in self._roster.seats.items()},
                 streams=self._uploads,
                 updates=tuple(UpdateFacts(model, entry.state, entry.outcome) for model, entry in entries),
+                budget=self._budget.facts(),
             )
         )
 

@@ -10,7 +10,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -21,7 +22,8 @@ from edgeml.ids import Digest
 from edgeml.manifest import Manifest
 
 from .ipc import Answer, TensorBytes
-from .supervisor import WAITING_MAX, Worker, WorkerLimits
+from .line import NO_DEADLINE
+from .supervisor import Worker, WorkerLimits
 
 logger = logging.getLogger(__name__)
 
@@ -138,27 +140,42 @@ class Serving:
         """Whether it has ever died CRASHES_MAX times within CRASH_WINDOW_S since it was swapped in."""
         return self._crashes.unstable
 
-    def infer(self, tensors: Sequence[TensorBytes]) -> Served:
-        """Answer one request with whichever worker serves.
+    def infer(self, tensors: Sequence[TensorBytes], deadline_s: float = NO_DEADLINE) -> Served:
+        """Answer one request with whichever worker serves; it waits for its turn until the deadline at most.
 
         Raises:
             NoModelError: None does, or it is being restarted.
             ConfigError: The tensors are not what the model takes.
             BudgetError: Too many requests wait already.
+            LateError: The deadline (on the monotonic clock) passed before its turn came.
             BackendError: The model refused them, or its worker hung or died of them.
         """
+        with self._occupied() as worker:
+            return Served(worker.manifest, worker.digest, worker.infer(tensors, deadline_s))
+
+    async def infer_in_loop(self, tensors: Sequence[TensorBytes], deadline_s: float = NO_DEADLINE) -> Served:
+        """The same for an event loop, without a thread. Raises EdgemlError."""
+        with self._occupied() as worker:
+            return Served(worker.manifest, worker.digest, await worker.infer_in_loop(tensors, deadline_s))
+
+    @contextmanager
+    def _occupied(self) -> Iterator[Worker]:
+        """The worker that serves, which is not stopped meanwhile."""
         with self._changed:
             seat = self._seat
             if seat is None:
                 raise NoModelError("no model serves on this device", hint="assign or flash a release")
+            if seat.held:
+                raise NoModelError(
+                    f"{seat.worker.manifest.release} was taken away: {seat.held}", hint="ask again later"
+                )
             if seat.down:
                 raise NoModelError(
                     f"{seat.worker.manifest.release} is being restarted", hint="try again in a moment"
                 )
             seat.in_flight += 1
         try:
-            worker = seat.worker
-            return Served(worker.manifest, worker.digest, worker.infer(tensors))
+            yield seat.worker
         finally:
             with self._changed:
                 seat.in_flight -= 1
@@ -180,9 +197,27 @@ class Serving:
             if old is None:
                 return None
             # Every request ahead is bounded by its timeout, so this is a bound on all of them.
-            longest_s = old.worker.limits.request_timeout_s * (WAITING_MAX + 2)
+            limits = old.worker.limits
+            longest_s = limits.request_timeout_s * (limits.line.waiting_max + 2)
             self._changed.wait_for(lambda: old.in_flight == 0, longest_s)
         return old.worker
+
+    def evict(self, reason: str) -> None:
+        """Kill the worker and start no other until `let_back`. That is no crash. Doing it twice changes nothing."""
+        with self._changed:
+            seat = self._seat
+            if seat is None or seat.held:
+                return
+            seat.held, seat.down = reason, True
+            self._changed.notify_all()
+        seat.worker.kill(f"was taken away: {reason}")
+
+    def let_back(self) -> None:
+        """Start a worker again for a model that was evicted."""
+        with self._changed:
+            if self._seat is not None:
+                self._seat.held = ""
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Serve nothing any more and stop the worker."""
@@ -198,22 +233,31 @@ class Serving:
                 if seat is not self._seat:
                     return
                 seat.down = True
-            self._count_crash(seat, seat.worker.end())
+                held = seat.held
+            end = seat.worker.end()
+            if held:
+                logger.warning("the worker of %s %s", seat.worker.manifest.release, end)
+            else:
+                self._count_crash(seat, end)
             fresh = self._restart(seat)
             if fresh is None:
                 return
             with self._changed:
-                if seat is self._seat:
-                    seat.worker, seat.down = fresh, False
+                counts, held = seat is self._seat, seat.held
+                if counts:
+                    seat.worker, seat.down = fresh, bool(held)
                     self._toll = Toll(self._toll.crashes, self._toll.restarts + 1)
-                    continue
-            fresh.stop()
-            return
+            if not counts:
+                fresh.stop()
+                return
+            if held:
+                fresh.kill(f"was taken away: {held}")
 
     def _restart(self, seat: _Seat) -> Worker | None:
         """Load the variant again until that works; None if the seat no longer counts."""
         while True:
             with self._changed:
+                self._changed.wait_for(lambda: seat is not self._seat or not seat.held)
                 delay_s = self._crashes.delay_s
                 if self._changed.wait_for(lambda: seat is not self._seat, delay_s):
                     return None
@@ -235,9 +279,11 @@ class Serving:
 class _Seat:
     """The place of the active worker, which outlives it."""
 
-    __slots__ = ("down", "in_flight", "worker")
+    __slots__ = ("down", "held", "in_flight", "worker")
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.in_flight = 0
         self.down = False
+        self.held = ""
+        """Why no worker may be started; empty if one may."""

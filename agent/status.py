@@ -13,9 +13,11 @@ from edgeml.ids import ModelName
 from edgeml.lock import is_held
 from edgeml.twin import DeviceState, Outcome, Slot, Slots
 
+from . import standing
 from .config import LOCK
 from .journal import Entry, peek
 from .slots import SlotTable
+from .standing import Standing
 
 
 class ModelStatus(msgspec.Struct, frozen=True):
@@ -46,6 +48,8 @@ class Status(msgspec.Struct, frozen=True):
 
     running: bool
     models: tuple[ModelStatus, ...]
+    standing: Standing | None = None
+    """Of the agent that runs."""
 
     def to_json(self) -> str:
         """As JSON."""
@@ -54,6 +58,8 @@ class Status(msgspec.Struct, frozen=True):
     def lines(self) -> list[str]:
         """As text, a paragraph for each model."""
         lines = [f"agent     {'running' if self.running else 'not running'}"]
+        if self.standing is not None:
+            lines += self.standing.lines()
         if not self.models:
             lines.append("models    none; flash a release, or let the fleet roll one out")
         for model in self.models:
@@ -69,8 +75,10 @@ def read_status(storage: Path) -> Status:
     """
     entries = peek(storage / "journal.db")
     table = SlotTable(storage)
+    running = is_held(storage / LOCK)
     return Status(
-        running=is_held(storage / LOCK),
+        running=running,
+        standing=standing.read(storage) if running else None,
         models=tuple(
             _model(model, table.slots(model), entries.get(model, Entry()))
             for model in sorted({*entries, *table.models})

@@ -1,7 +1,7 @@
 """Loads variants into workers and speaks with them.
 
-Decides what is asked of a worker, how long it may take, how many may wait for it, and that a request which does not fit
-the model never reaches it. This process has no numpy and no runtime: a tensor is bytes here. Forking and the end of
+Decides what is asked of a worker, how long it may take, and that a request which does not fit the model never reaches
+it. Who waits for it is `line`'s business. This process has no numpy and no runtime: a tensor is bytes here. Forking and the end of
 processes is `child`'s business; which worker serves, `serving`'s.
 """
 
@@ -14,15 +14,16 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
 from edgeml.errors import BackendError, BudgetError, ConfigError
-from edgeml.ids import Digest
+from edgeml.ids import Digest, ModelName
 from edgeml.manifest import Manifest
 from edgeml.tensors import DType, TensorSpec
 
+from .batch import Rules
 from .child import Child
 from .forkserver import ForkServer
 from .health import GoldenRun
@@ -41,13 +42,12 @@ from .ipc import (
     encode_message,
     encode_tensors,
 )
+from .line import NO_DEADLINE, Line
 from .misfit import DTYPE, SCHEMA, MisfitError
 from .sensors import Sensors
 
 logger = logging.getLogger(__name__)
 
-WAITING_MAX: Final = 16
-"""Requests that may wait for one worker; more are turned away."""
 STOP_TIMEOUT_S: Final = 2.0
 TENSOR_BYTES_MAX: Final = PAYLOAD_BYTES_MAX - (64 << 10)
 """All tensors of a request together; the rest of a frame is for their heads."""
@@ -60,18 +60,34 @@ _MODULES: Final = {
 
 
 class WorkerLimits(msgspec.Struct, frozen=True):
-    """How long a worker may take, and how many threads its runtime may use."""
+    """How long a worker may take, what it may use, for which model, and how requests wait for it."""
 
     load_timeout_s: float = 60.0
     request_timeout_s: float = 10.0
     threads: int = 1
+    line: Rules = Rules()
+    memory_bytes: int | None = None
+    """The most it may take where the kernel can be told; None is no limit."""
+    model: ModelName = ModelName("model")
+    """Names its control group."""
+
+
+class Confines(Protocol):
+    """What holds a worker to its budget."""
+
+    def place(self, pid: int, model: ModelName, memory_bytes: int | None) -> None:
+        """Confine a process that has not loaded anything yet."""
+        ...
 
 
 class Worker:
-    """A loaded variant, answering. Safe to use from several threads: one request is in flight at a time."""
+    """A loaded variant, answering. Safe to use from several threads: one call is in flight at a time."""
 
-    def __init__(self, forkserver: ForkServer, path: Path, digest: Digest, limits: WorkerLimits) -> None:
-        """Fork a process and wait until it has loaded the bundle.
+    def __init__(
+        self, forkserver: ForkServer, path: Path, digest: Digest, limits: WorkerLimits,
+        confines: Confines | None = None,
+    ) -> None:  # fmt: skip
+        """Fork a process, confine it, and wait until it has loaded the bundle.
 
         Raises:
             ArtifactError: What the worker refused the bundle for.
@@ -84,9 +100,10 @@ class Worker:
         self._sensors = Sensors()
         self._known: tuple[list[_Looks], bytes] | None = None
         self._turn = threading.Lock()
-        self._places = threading.BoundedSemaphore(WAITING_MAX)
         started_s = time.monotonic()
         self._child = Child(forkserver)
+        if confines is not None:
+            confines.place(self._child.pid, limits.model, limits.memory_bytes)
         request = LoadRequest(str(path), digest, limits.threads)
         decode = partial(decode_message, kind=LoadResult)
         try:
@@ -99,6 +116,7 @@ class Worker:
         self.manifest: Manifest = loaded.manifest
         self.runtime: str = loaded.runtime
         self.latency_slow_ms: float | None = loaded.latency_slow_ms
+        self._line = Line(self.manifest, limits.line, self.answer)
 
     @property
     def pid(self) -> int:
@@ -106,27 +124,30 @@ class Worker:
         return self._child.pid
 
     @property
+    def request_timeout_s(self) -> float:
+        """How long a request may take."""
+        return self.limits.request_timeout_s
+
+    @property
     def alive(self) -> bool:
         """Whether it can still answer."""
         return not self._child.end and not self._child.wait(0)
 
-    def infer(self, tensors: Sequence[TensorBytes]) -> Answer:
-        """Answer one request.
+    def infer(self, tensors: Sequence[TensorBytes], deadline_s: float = NO_DEADLINE) -> Answer:
+        """Answer one request when its turn comes.
 
         Args:
             tensors: what callers of the manifest give, in its order.
+            deadline_s: until when it may wait for its turn, on the monotonic clock.
 
         Raises:
             ConfigError: The tensors are not what the model takes; the worker never saw them.
-            BudgetError: WAITING_MAX requests wait already.
+            OverloadError: As many requests wait already as may.
+            LateError: The deadline passed before its turn came; the worker never saw them.
             BackendError: The model refused them, or the worker hung or died.
         """
-        parts = encode_tensors(tensors, self._checked(tensors))
-        self._take_turn()
-        try:
-            return self._child.ask(Kind.INFER, parts, decode_answer, self.limits.request_timeout_s)
-        finally:
-            self._turn.release()
+        self._checked(tensors)
+        return self._line.ask(tensors, deadline_s)
 
     def golden(self) -> GoldenRun:
         """Answer the bundle's golden vectors; they are not counted as inferences.
@@ -161,6 +182,10 @@ class Worker:
         finally:
             self._turn.release()
 
+    def kill(self, reason: str) -> None:
+        """End the process at once; whoever waits for an answer gets a BackendError with the reason."""
+        self._child.kill(reason)
+
     def memory_bytes(self) -> int:
         """Resident memory now; 0 when the worker is dead."""
         return (self._sensors.rss_bytes(self.pid) or 0) if self.alive else 0
@@ -193,6 +218,59 @@ class Worker:
             self._child.close()
             self._turn.release()
 
+    async def infer_in_loop(self, tensors: Sequence[TensorBytes], deadline_s: float = NO_DEADLINE) -> Answer:
+        """The same for an event loop, without a thread. What does not fit into shared memory may hold the loop up.
+
+        Raises:
+            EdgemlError: As `infer`.
+        """
+        # Not at the top: a device without an endpoint has no event loop in memory.
+        from .loop import ask
+
+        self._checked(tensors)
+        return await ask(self._line, self, tensors, deadline_s)
+
+    def begin(self, tensors: Sequence[TensorBytes]) -> int | None:
+        """Send a request now; None if somebody else speaks with the worker. `finish` must follow; nobody else can.
+
+        Raises:
+            BackendError: The worker died.
+        """
+        parts = encode_tensors(tensors, self._checked(tensors))
+        if not self._turn.acquire(blocking=False):
+            return None
+        try:
+            return self._child.begin(Kind.INFER, parts, self.limits.request_timeout_s)
+        except BaseException:
+            self._turn.release()
+            raise
+
+    def finish(self, request_id: int, timeout_s: float) -> Answer:
+        """Wait for the answer to what was begun.
+
+        Raises:
+            BackendError: The model refused the request, or the worker hung or died.
+        """
+        try:
+            return self._child.finish(request_id, Kind.INFER, decode_answer, timeout_s)
+        finally:
+            self._turn.release()
+
+    @property
+    def descriptor(self) -> int:
+        """What becomes readable when what was begun can be finished."""
+        return self._child.descriptor
+
+    def answer(self, tensors: Sequence[TensorBytes]) -> Answer:
+        """Answer one request at once, past the line, once nobody else speaks with the worker.
+
+        Raises:
+            BackendError: As `infer`.
+        """
+        parts = encode_tensors(tensors, self._checked(tensors))
+        with self._turn:
+            return self._child.ask(Kind.INFER, parts, decode_answer, self.limits.request_timeout_s)
+
     def _checked(self, tensors: Sequence[TensorBytes]) -> bytes:
         """Check tensors and return their heads; both are known if the last request looked the same."""
         looks: list[_Looks] = [(tensor.shape, len(tensor.data), tensor.dtype) for tensor in tensors]
@@ -204,29 +282,13 @@ class Worker:
         self._known = (looks, heads)
         return heads
 
-    def _take_turn(self) -> None:
-        if self._turn.acquire(blocking=False):
-            return
-        if not self._places.acquire(blocking=False):
-            raise BudgetError(
-                f"{WAITING_MAX} requests wait for {self.manifest.release} already",
-                budget=WAITING_MAX,
-                observed=WAITING_MAX + 1,
-                unit="requests",
-                hint="ask less often",
-            )
-        try:
-            # Whoever is ahead is bounded by its own timeout, so the turn comes.
-            self._turn.acquire()
-        finally:
-            self._places.release()
-
 
 class Supervisor:
     """Where workers come from."""
 
-    def __init__(self, forkserver: ForkServer | None = None) -> None:
+    def __init__(self, forkserver: ForkServer | None = None, confines: Confines | None = None) -> None:
         """Take workers from a forkserver; by default from a new one with the first runtime that is installed."""
+        self._confines = confines
         self._forkserver = forkserver or ForkServer(installed_preload())
         self._owned = forkserver is None
         self._listing = threading.Lock()
@@ -236,6 +298,11 @@ class Supervisor:
         """Start the forkserver, which needs about a second for its imports; returns at once."""
         self._forkserver.start()
 
+    def shared_bytes(self) -> int:
+        """Memory that all workers share, about: the forkserver's. 0 before there is one."""
+        pid = self._forkserver.pid
+        return 0 if pid is None else Sensors().rss_bytes(pid) or 0
+
     def load(self, path: Path, digest: Digest, limits: WorkerLimits | None = None) -> Worker:
         """Load a bundle into a new worker, which checks its digest first.
 
@@ -244,7 +311,7 @@ class Supervisor:
             ConfigError: The bundle cannot be read.
             BackendError: The worker hung or died while it loaded.
         """
-        worker = Worker(self._forkserver, path.resolve(), digest, limits or WorkerLimits())
+        worker = Worker(self._forkserver, path.resolve(), digest, limits or WorkerLimits(), self._confines)
         with self._listing:
             self._workers = [*(one for one in self._workers if one.alive), worker]
         return worker

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import msgspec
@@ -24,6 +24,8 @@ from .machine import Action, Event, accepts, step
 BACKOFF_FIRST_S: Final = 1.0
 BACKOFF_MAX_S: Final = 300.0
 RESTORES_MAX: Final = 3
+PASSING_ATTEMPTS_MAX: Final = 100
+"""While a server is away or overloaded, whatever the policy says: with the longest pauses between them, some eight hours."""
 PROGRESS_BYTES_MIN: Final = 16 << 10
 """A fetch that brought so much before it was cut was not in vain."""
 PROGRESS_TIMES_MAX: Final = 2
@@ -105,7 +107,9 @@ class Result:
     length_bytes: int = 0
     """Of the bundle, if this was a fetch that was cut short; else 0."""
     wait_s: float = 0.0
-    """The server asked to be left alone for so long."""
+    """How long to wait, if it was postponed, or the server asked to be left alone."""
+    passing: bool = False
+    """The trouble is the network's or the server's, and may pass: it is not the content's fault."""
     poisoned: bool = False
     """The content itself is bad: never try this digest again."""
 
@@ -188,10 +192,15 @@ class Updater:
             fetched_bytes=self._entry.fetched_bytes + result.fetched_bytes,
         )
         event = result.event
+        if event is Event.POSTPONED:
+            self._postpone(performed.action, entry, now, result.wait_s)
+            return
         progressed = event is Event.FAILED and _progressed(entry, result)
         if event is Event.FAILED:
             entry = msgspec.structs.replace(entry, attempt=1 if progressed else entry.attempt + 1)
             most = RESTORES_MAX if entry.state is DeviceState.ROLLING_BACK else _attempts_max(entry)
+            if result.passing:
+                most = max(most, PASSING_ATTEMPTS_MAX)
             if not progressed and entry.attempt >= most and accepts(entry.state, Event.EXHAUSTED):
                 event = Event.EXHAUSTED
         if result.poisoned and entry.desired is not None:
@@ -257,6 +266,16 @@ class Updater:
         else:
             event = Event.ASSIGNED
         self._apply(event, entry, now)
+
+    def _postpone(self, action: Action, entry: Entry, now: Moment, wait_s: float) -> None:
+        """Do the same again later. It is said once, not each time it is looked at."""
+        if entry == self._entry:
+            self._pending = Perform(self.model, action, entry, now.monotonic_s + wait_s)
+            return
+        self._apply(Event.POSTPONED, entry, now)
+        pending = self._pending
+        if pending is not None and pending.action is action:
+            self._pending = replace(pending, not_before_s=now.monotonic_s + wait_s)
 
     def _apply(self, event: Event, entry: Entry, now: Moment, wait_s: float = 0.0) -> None:
         """Write the journal, then let the action be performed."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from edgeml.ids import ModelName
+from edgeml.twin import DeviceState
 
 from .device import Device
 from .executor import Executor
@@ -47,10 +48,19 @@ class Updates:
         self._places = {Lane.LOCAL: 1, Lane.NETWORK: downloads_max}
         self._pools = {lane: ThreadPoolExecutor(places, lane.value) for lane, places in self._places.items()}
         self._under_way: dict[ModelName, tuple[Perform, Future[Result]]] = {}
+        self._chores: dict[ModelName, Future[None]] = {}
 
     def in_hand(self, model: ModelName) -> bool:
-        """Whether an action of this model is being performed."""
-        return model in self._under_way
+        """Whether an action of this model is being performed, or a chore."""
+        return model in self._under_way or model in self._chores
+
+    def chore(self, model: ModelName, work: Callable[[], None]) -> None:
+        """Do something to a model's worker that is no update, if the model is at rest; `work` raises nothing.
+
+        Actions of the same model that become due meanwhile come after it.
+        """
+        if not self.in_hand(model) and self._device.entry(model).state is DeviceState.IDLE:
+            self._chores[model] = self._pools[Lane.LOCAL].submit(work)
 
     def turn(self, now: Moment) -> int:
         """Take what is finished and begin what is due; return how many have finished.
@@ -70,6 +80,11 @@ class Updates:
             del self._under_way[model]
             finished += 1
             self._tell(performed)
+        for model, chore in list(self._chores.items()):
+            if chore.done():
+                chore.result()
+                del self._chores[model]
+                finished += 1
         for lane in Lane:
             self._begin(lane, now)
         return finished

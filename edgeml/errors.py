@@ -94,6 +94,14 @@ class PermanentTransferError(TransferError):
     """The server answered that it will never serve this (4xx); retrying does not help."""
 
 
+class PostponedError(TransferError):
+    """Not now, although nothing is wrong: try again after `wait_s`. That is no failed attempt."""
+
+    def __init__(self, message: str, *, wait_s: float = 0.0, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.wait_s = wait_s
+
+
 class StorageError(EdgemlError):
     """The device's or controller's disk failed: full, read-only, I/O error. Exit code 5."""
 

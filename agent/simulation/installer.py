@@ -45,7 +45,7 @@ class SharedInstaller:
         job = Job(
             target=desired.target, trust_directory=str(self._shared.directory / "trust"),
             store_directory=str(self._shared.directory / "store"), repository=source or self._config.blobs.url,
-            now_ms=time.time_ns() // 1_000_000, length_max_bytes=self._config.budget.storage_bytes,
+            now_ms=time.time_ns() // 1_000_000, storage_bytes=self._config.budget.storage_bytes,
             full_download=desired.policy.full_download,
             username=self._config.device, password=read_secret(Path(self._config.broker.password_file)),
         )  # fmt: skip
@@ -58,6 +58,9 @@ class SharedInstaller:
     def verify(self, digest: Digest) -> None:
         """Check the shared copy."""
         bundle.read_verified(self._shared.directory / "store" / f"{digest}.edgeml", digest).close()
+
+    def permit(self) -> None:
+        """Every hour is good for a simulated device."""
 
     def activate(self, slot: Slot) -> None:
         """Load the shared model and serve it."""

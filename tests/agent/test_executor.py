@@ -39,6 +39,9 @@ class Scripted:
         if self.error:
             raise self.error
 
+    def permit(self):
+        self.fail()
+
     verify = activate = observe = commit = restore = fail
 
 
@@ -108,3 +111,13 @@ def test_what_is_signed_must_be_what_is_wanted_for_this_hardware_and_no_downgrad
     assert result.event is (Event.REFUSED if words else Event.FETCHED)
     assert (words or "") in result.reason
     assert not result.poisoned
+
+
+@pytest.mark.parametrize(
+    ("action", "event"),
+    [(Action.FETCH, Event.POSTPONED), (Action.WAIT, Event.POSTPONED), (Action.VERIFY, Event.FAILED)],
+)
+def test_what_may_not_be_done_yet_is_postponed_and_not_failed(action, event):
+    result = perform(action, Scripted(errors.PostponedError("the link is metered", wait_s=900.0)))
+    assert (result.event, result.reason) == (event, "the link is metered")
+    assert result.wait_s == (900.0 if event is Event.POSTPONED else 0.0)

@@ -5,12 +5,19 @@ import signal
 
 import pytest
 
+from agent.admission import Peak, PeakSource
 from agent.answering import Answering
-from agent.config import AgentConfig, BudgetConfig
+from agent.config import AgentConfig, BudgetConfig, UpdateConfig
 from agent.installer import DeviceInstaller, Tools
+from agent.ledger import Ledger
+from agent.peaks import Peaks
 from agent.roster import Roster
+from agent.sensors import Sensors
 from agent.serving import NoModelError
 from agent.slots import SlotTable
+from agent.substitution import Substitution
+from agent.timetable import Timetable
+from agent.traffic import Traffic
 from agent.windows import ReleaseKey, Windows
 from edgeml.clock import SystemClock
 from edgeml.errors import BackendError, BudgetError, IncompatibleError, StateError
@@ -35,9 +42,13 @@ class House:
         self.installer = self.make(BudgetConfig())
 
     def make(self, budget):
+        self.ledger = Ledger(
+            budget.memory_bytes, Peaks(self.directory), Sensors(), self.supervisor.shared_bytes
+        )
         tools = Tools(
             self.supervisor, self.roster, self.table, SystemClock(), self.answering.retire, self.answering.expect,
-            self.answering.shadow, self.answering.totals, frozenset,
+            self.answering.shadow, self.answering.totals, frozenset, self.ledger,
+            Timetable(UpdateConfig(), SystemClock()), Traffic(self.directory, None, SystemClock()),
         )  # fmt: skip
         config = AgentConfig(
             device="cam", profile="generic-x86-64", storage=str(self.directory), budget=budget
@@ -159,13 +170,108 @@ def test_nothing_asked_is_nothing_to_compare_and_a_death_in_the_shadow_is_refuse
         house.installer.compare(new, 1.0)
 
 
-def test_a_variant_above_the_memory_budget_is_refused_with_both_numbers(house):
+def test_a_variant_that_does_not_fit_is_refused_with_the_numbers_before_it_is_loaded(house, supervisor):
     house.commit(house.put(A, "1.0.0"))
     house.installer = house.make(BudgetConfig(memory_bytes=1 << 20))
-    with pytest.raises(BudgetError, match="peak memory") as caught:
-        house.installer.activate(house.put(A, "2.0.0", seed=1))
-    assert caught.value.observed > caught.value.budget == 1 << 20
+    new = house.put(A, "2.0.0", seed=1)
+    with pytest.raises(BudgetError, match=r"a needs .* are left of the budget of 1\.0 MiB") as caught:
+        house.installer.activate(new)
+    assert caught.value.observed > caught.value.budget == 0
     assert house.serving(A) == "1.0.0"
+    assert {one.digest for one in supervisor._workers if one.alive} == {house.roster.workers[A].digest}
+
+
+def test_what_the_trial_measured_is_refused_and_remembered(house, supervisor):
+    shared = supervisor.shared_bytes()
+    peak = house.ledger.peak
+    house.installer = house.make(BudgetConfig(memory_bytes=shared + (2 << 20)))
+    house.ledger.peak = lambda *_: Peak(1 << 20, PeakSource.TRIAL)
+    new = house.put(A, "2.0.0", seed=1)
+    with pytest.raises(BudgetError, match=r"measured here.* are left of the budget"):
+        house.installer.activate(new)
+    assert house.serving(A) is None
+    house.ledger.peak = peak
+    assert 2 << 20 < Peaks(house.directory).get(new.digest) < shared
+
+
+def test_both_variants_run_side_by_side_if_they_fit_and_grants_follow_them(house, supervisor):
+    house.commit(house.put(A, "1.0.0"))
+    new = house.put(A, "2.0.0", seed=1)
+    alone = house.ledger.granted_bytes(A)
+    assert 0 < alone < 200 << 20
+    house.installer.shadow(new, 1.0)
+    assert house.ledger.granted_bytes(A) == pytest.approx(2 * alone, rel=0.2)
+    house.installer.activate(new)
+    assert house.ledger.granted_bytes(A) == pytest.approx(alone, rel=0.2)
+    house.installer.restore(A, new.digest)
+    assert house.serving(A) == "1.0.0"
+
+
+def test_a_variant_that_fits_only_without_the_old_one_takes_its_place(house, supervisor, ask):
+    house.commit(house.put(A, "1.0.0"))
+    need = house.ledger.granted_bytes(A)
+    house.installer = house.make(BudgetConfig(memory_bytes=supervisor.shared_bytes() + need + need // 2))
+    house.ledger.grant(A, need)
+    new = house.put(A, "2.0.0", seed=1)
+    old = house.roster.workers[A]
+    seen = []
+    load = supervisor.load
+    supervisor.load = lambda *of: seen.append(old.alive) or load(*of)
+    with pytest.raises(BudgetError, match="fits only without the variant that serves"):
+        house.installer.shadow(new, 1.0)
+    house.installer.activate(new)
+    assert seen == [False]
+    assert house.answering.infer("a", ask(), "r").manifest.release == "a@2.0.0"
+
+
+def test_what_was_committed_is_served_although_it_does_not_fit_any_more(house):
+    house.commit(house.put(A, "1.0.0"))
+    house.roster.close()
+    house.installer = house.make(BudgetConfig(memory_bytes=1 << 20))
+    assert house.installer.restore(A, None).release == "a@1.0.0"
+    assert house.ledger.granted_bytes(A) > 1 << 20
+
+
+def test_a_smaller_variant_of_the_same_release_stands_in_and_gives_the_place_back(house, ask):
+    small = house.put(A, "1.0.0", seed=2)
+    house.commit(small)
+    large = house.put(A, "1.0.0", seed=1)
+    house.commit(large)
+    substitution = Substitution(house.table, house.ledger)
+    house.ledger._peaks.keep(large.digest, 90 << 20)
+    house.ledger._peaks.keep(small.digest, 60 << 20)
+    assert substitution.smaller(A) == small
+    house.installer.substitute(A, small)
+    assert house.answering.infer("a", ask(), "r").digest == small.digest
+    assert house.table.slots(A).current == large
+    house.installer.substitute(A, large)
+    assert house.answering.infer("a", ask(), "r").digest == large.digest
+
+
+def test_another_release_or_a_larger_variant_never_stands_in(house):
+    first = house.put(A, "1.0.0", seed=1)
+    house.commit(first)
+    second = house.put(A, "2.0.0", seed=2)
+    house.commit(second)
+    substitution = Substitution(house.table, house.ledger)
+    house.ledger._peaks.keep(first.digest, 10 << 20)
+    assert substitution.smaller(A) is None
+    larger = house.put(A, "2.0.0", seed=3)
+    house.commit(larger)
+    house.ledger._peaks.keep(second.digest, 60 << 20)
+    house.ledger._peaks.keep(larger.digest, 90 << 20)
+    assert substitution.smaller(A) == second
+    house.installer.commit(second)
+    assert substitution.smaller(A) is None
+
+
+def test_one_that_cannot_be_loaded_does_not_stand_in(house, ask, caplog):
+    house.commit(house.put(A, "1.0.0"))
+    gone = house.put(A, "1.0.0", seed=2)
+    house.table.path(gone.digest).unlink()
+    house.installer.substitute(A, gone)
+    assert "cannot stand in" in caplog.text
+    assert house.answering.infer("a", ask(), "r").manifest.release == "a@1.0.0"
 
 
 def test_requests_that_get_no_answer_on_trial_are_its_end(house, ask):

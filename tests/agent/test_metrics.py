@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.answering import Answering
-from agent.metrics import METRICS_TYPE, Facts, StreamFacts, UpdateFacts, WorkerFacts, render
+from agent.diagnosis import Cause, Level
+from agent.governor import Kind
+from agent.metrics import METRICS_TYPE, BudgetFacts, Facts, StreamFacts, UpdateFacts, WorkerFacts, render
 from agent.roster import Roster
 from agent.server import Server
 from agent.serving import Toll
@@ -46,6 +48,21 @@ def facts(releases, toll=None):
         (
             UpdateFacts(ModelName("digits"), DeviceState.TRIAL, Outcome.ROLLED_BACK),
             UpdateFacts(ModelName("kws"), DeviceState.IDLE, None),
+        ),
+        BudgetFacts(
+            Level.SHED,
+            {
+                (ModelName("kws"), Kind.SHED, Cause.TEMPERATURE): 2,
+                (ModelName("digits"), Kind.THROTTLE, Cause.TEMPERATURE): 3,
+                (ModelName("digits"), Kind.RESTART, Cause.MEMORY): 1,
+            },
+            {ModelName("kws"): 41},
+            {ModelName("digits"): 60_000_000, ModelName("kws"): 20_000_000},
+            150_000_000,
+            200_000_000,
+            1,
+            86.5,
+            1_234_567,
         ),
     )
 

@@ -124,6 +124,9 @@ class DiskInstaller:
         path = self.table.path(wanted)
         return path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == wanted
 
+    def permit(self):
+        """Every hour is good here."""
+
     def activate(self, slot):
         self.verify(slot.digest)
         if self.table.path(slot.digest).read_bytes().startswith(b"bad"):

@@ -1,11 +1,14 @@
 """Readings from recorded /proc and /sys trees, and from this machine."""
 
 import os
+import time
+from pathlib import Path
 
 import pytest
 
 from agent.sensors import Sensors, disk_free_bytes
 
+TREES = Path(__file__).parent / "trees"
 STATUS = "Name:\tedgeml-worker\nVmPeak:\t  269000 kB\nVmHWM:\t   62500 kB\nVmRSS:\t   54000 kB\nThreads:\t1\n"
 ROLLUP = """\
 55d915642000-7ffc9b975000 ---p 00000000 00:00 0                          [rollup]
@@ -89,3 +92,44 @@ def test_this_machine_has_memory_and_disk(tmp_path):
     assert sensors.memory_available_bytes() > 0
     assert disk_free_bytes(tmp_path) > 0
     assert disk_free_bytes(tmp_path / "none") is None
+
+
+def test_a_raspberry_pis_temperature_is_read_once_from_its_two_places():
+    pi = Sensors(TREES / "raspberry-pi/proc", TREES / "raspberry-pi/sys")
+    assert pi.cpu_temperature_c() == 61.322
+    assert pi.memory_available_bytes() == 512208 << 10
+    assert pi.memory_pressure_percent() is None
+
+
+def test_a_recorded_process_is_read():
+    machine = Sensors(TREES / "v1-hybrid/proc", TREES / "v1-hybrid/sys")
+    assert machine.rss_bytes(42) == machine.memory(42).rss_bytes
+    assert machine.cpu_s(42) == 0.0
+    assert machine.oom_score_adj(42) == 0
+    assert machine.memory_pressure_percent() == 0.0
+    assert machine.cpu_temperature_c() is None
+
+
+def test_pressure_is_the_part_of_time_in_which_some_process_waited():
+    assert Sensors(TREES / "container/proc").memory_pressure_percent() == 12.34
+
+
+def test_a_name_with_spaces_and_parentheses_does_not_shift_the_fields(tmp_path):
+    ticks = os.sysconf("SC_CLK_TCK")
+    write(
+        tmp_path / "7/stat",
+        f"7 (a) b (c) R 1 1 1 0 -1 4194304 101 0 0 0 {3 * ticks} {2 * ticks} 0 0 20 0 1 0 12\n",
+    )
+    write(tmp_path / "8/stat", "8 (cut) R 1 1\n")
+    assert Sensors(tmp_path).cpu_s(7) == 5.0
+    assert Sensors(tmp_path).cpu_s(8) is None
+    assert Sensors(tmp_path).cpu_s(9) is None
+
+
+def test_this_process_uses_processor_time():
+    sensors = Sensors()
+    before_s = sensors.cpu_s(os.getpid())
+    until_s = time.process_time() + 0.05
+    while time.process_time() < until_s:
+        pass
+    assert sensors.cpu_s(os.getpid()) > before_s

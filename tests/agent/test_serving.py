@@ -183,3 +183,56 @@ def test_closing_stops_the_worker_and_nothing_comes_back(serving, worker, ask):
         serving.infer(ask())
     time.sleep(0.2)
     assert serving.active is None
+
+
+@pytest.mark.processes
+def test_an_evicted_model_stays_away_until_it_is_let_back_and_that_is_no_crash(serving, worker, ask):
+    serving.swap(worker)
+    serving.evict("the device is hot")
+    wait_for(lambda: not worker.alive)
+    with pytest.raises(NoModelError, match="taken away: the device is hot"):
+        serving.infer(ask())
+    serving.evict("again")
+    time.sleep(0.2)
+    assert (serving.crashes, serving.toll.restarts, serving.active) == (0, 0, worker)
+    serving.let_back()
+    wait_for(lambda: serving.active is not worker)
+    assert serving.infer(ask()).digest == worker.digest
+    assert (serving.crashes, serving.unstable) == (0, False)
+
+
+@pytest.mark.processes
+def test_a_successor_that_comes_up_while_its_model_is_evicted_is_killed_too(supervisor, worker, ask):
+    loading, may_load = threading.Event(), threading.Event()
+
+    class Slow:
+        def load(self, *arguments):
+            loading.set()
+            assert may_load.wait(10)
+            return supervisor.load(*arguments)
+
+    serving = Serving(Slow())
+    serving.swap(worker)
+    os.kill(worker.pid, signal.SIGKILL)
+    assert loading.wait(10)
+    serving.evict("memory is short")
+    may_load.set()
+    wait_for(lambda: serving.active is not worker and not serving.active.alive)
+    with pytest.raises(NoModelError, match="taken away"):
+        serving.infer(ask())
+    serving.let_back()
+    wait_for(lambda: serving.active.alive)
+    assert serving.infer(ask()).digest == worker.digest
+    serving.close()
+
+
+@pytest.mark.processes
+def test_an_evicted_model_can_be_replaced_and_closed(serving, supervisor, worker, sample, ask, limits):
+    serving.swap(worker)
+    serving.evict("memory is short")
+    serving.swap(supervisor.load(*sample, limits)).stop()
+    assert serving.infer(ask()).digest == sample[1]
+    serving.evict("memory is short")
+    serving.close()
+    with pytest.raises(NoModelError, match="no model serves"):
+        serving.infer(ask())

@@ -316,3 +316,40 @@ def test_any_order_of_messages_steps_and_restarts_converges_to_the_newest_wish(s
     assert fleet.device.entry.state is DeviceState.IDLE
     assert fleet.device.entry.waiting is None
     assert fleet.device.entry.generation == 8
+
+
+def test_what_is_postponed_is_done_again_later_and_is_no_failed_attempt():
+    updater = started()
+    updater.on_desired(desired(1, 1), at(0))
+    updater.take_report(at(0))
+    for step in range(20):
+        performed(updater, 900 * step, Result(Event.POSTPONED, "the link is metered", wait_s=900.0))
+        assert updater.next(at(900 * step + 899)) is None
+        report = updater.take_report(at(900 * step))
+        # Said once, not every quarter of an hour.
+        assert (report is not None) == (step == 0)
+    assert updater.entry.attempt == 0
+    assert updater.reported(at(0)).reason == "the link is metered"
+    performed(updater, 900 * 20, Result(Event.FETCHED, facts=facts(1)))
+    assert updater.entry.state is DeviceState.VERIFYING
+
+
+def test_something_newer_ends_the_wait():
+    updater = started()
+    updater.on_desired(desired(1, 1), at(0))
+    performed(updater, 0, Result(Event.POSTPONED, "not now", wait_s=900.0))
+    updater.on_desired(desired(2, 2), at(1))
+    assert updater.entry.outcome is Outcome.SUPERSEDED or updater.entry.desired.release == "m@2"
+    assert updater.next(at(1)) is not None
+
+
+def test_a_staged_release_waits_for_its_hour():
+    updater = started()
+    updater.on_desired(desired(1, 1), at(0))
+    performed(updater, 0, Result(Event.FETCHED, facts=facts(1)))
+    performed(updater, 0, Result(Event.VERIFIED))
+    performed(updater, 0, Result(Event.POSTPONED, "the apply window opens at 01:00", wait_s=60.0))
+    assert updater.entry.state is DeviceState.STAGED
+    assert updater.next(at(59)) is None
+    performed(updater, 60, Result(Event.READY))
+    assert updater.entry.state is DeviceState.ACTIVATING

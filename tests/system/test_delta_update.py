@@ -4,11 +4,16 @@ import contextlib
 
 import pytest
 
-from agent.config import AgentConfig
+from agent.config import AgentConfig, UpdateConfig
 from agent.installer import DeviceInstaller, Tools
+from agent.ledger import Ledger
+from agent.peaks import Peaks
 from agent.roster import Roster
+from agent.sensors import Sensors
 from agent.slots import SlotTable
 from agent.supervisor import Supervisor
+from agent.timetable import Timetable
+from agent.traffic import Traffic
 from edgeml.clock import SystemClock
 from edgeml.errors import BudgetError
 from edgeml.ids import digest_of_file
@@ -84,6 +89,9 @@ def test_the_policy_of_a_deployment_reaches_the_fetching_child(house):
             lambda _model, _shadow: None,
             dict,
             frozenset,
+            Ledger(None, Peaks(storage), Sensors(), supervisor.shared_bytes),
+            Timetable(UpdateConfig(), SystemClock()),
+            Traffic(storage, None, SystemClock()),
         )
         config = AgentConfig(device="cam-1", profile="generic-x86-64", storage=str(storage))
         installer = DeviceInstaller(config, tools)

@@ -1,0 +1,146 @@
+"""The budget of the network and of the store, with the real fetching child and a real server of signed releases."""
+
+import random
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agent.config import UpdateConfig, load
+from agent.fetching import Fetching
+from agent.schedule import Metered
+from agent.timetable import Timetable
+from agent.traffic import Traffic
+from edgeml.bundle import Bundle, write_bundle
+from edgeml.errors import BudgetError, PostponedError
+from edgeml.ids import digest_of_file
+from edgeml.manifest import REPORT
+from edgeml.metering import REQUEST_BYTES
+from edgeml.source import READ_BYTES
+from edgeml.testing import FakeClock, sample_bundle
+from edgeml.twin import Desired
+from fleet import founding
+from fleet.repository import Repository
+
+from .test_processes import House, house, wait_for
+
+__all__ = ["House", "house"]
+pytestmark = pytest.mark.processes
+
+
+class Scene:
+    """A device that fetches, on a clock that a test moves, from a fleet that serves."""
+
+    def __init__(self, house, update=None, **budget):
+        config = load(house.settings)
+        self.config = msgspec.structs.replace(
+            config,
+            budget=msgspec.structs.replace(config.budget, **budget),
+            update=update or UpdateConfig(),
+        )
+        self.storage = Path(config.storage)
+        (self.storage / "trust").mkdir(parents=True, exist_ok=True)
+        root = house.home.repository / "metadata" / "1.root.json"
+        (self.storage / "trust" / "root.json").write_bytes(root.read_bytes())
+        self.store = self.storage / "store"
+        self.clock = FakeClock(time.time_ns() // 1_000_000)
+        [self.target] = Repository(house.home.repository).releases()
+        self.desired = Desired(
+            generation=1, deployment="d", release=self.target.facts.release, target=self.target.path,
+            digest=self.target.digest,
+        )  # fmt: skip
+        self.restart()
+
+    def restart(self):
+        self.traffic = Traffic(self.storage, self.config.budget.network_bytes_per_day, self.clock)
+        timetable = Timetable(self.config.update, self.clock)
+        self.fetching = Fetching(self.config, self.store, self.clock, timetable, self.traffic)
+
+    def fetch(self):
+        return self.fetching.fetch(self.desired, "")
+
+
+@pytest.fixture
+def served(house):
+    """A fleet that serves a bundle of 600 kB: the sample with a report of noise."""
+    small, large = house.directory / "small.edgeml", house.directory / "large.edgeml"
+    sample_bundle(small, "1.0.0")
+    with Bundle(small) as bundle:
+        members = {entry.name: bundle.read(entry.name) for entry in bundle.manifest.files}
+        write_bundle(large, bundle.manifest, members | {REPORT: random.Random(1).randbytes(600_000)})
+    founding.publish(house.home, house.store, [large], house.home.keys)
+    house.serve()
+    wait_for(lambda: "ready" in house.words(), "the fleet to serve")
+    return house
+
+
+def test_a_fetch_stops_at_the_days_budget_and_goes_on_the_next_day_and_no_sooner(served):
+    free = Scene(served)
+    free.fetch()
+    whole = free.traffic.spent_bytes
+    length = free.target.length_bytes
+    assert length < whole < length + 60_000
+    for path in free.store.iterdir():
+        path.unlink()
+    # Metadata are there already; a quarter of the bundle is a day's budget.
+    scene = Scene(served, network_bytes_per_day=length // 4)
+    days, asked = [], 0
+    while True:
+        asked += 1
+        assert asked < 12
+        try:
+            delivery = scene.fetch()
+            break
+        except PostponedError as error:
+            postponed = error
+        days.append(scene.traffic.spent_bytes)
+        assert scene.traffic.left_bytes == 0
+        assert "used up" in postponed.message
+        assert 0 < postponed.wait_s <= 86_400
+        # Neither asking again nor a restart gives more, and nothing is taken.
+        scene.restart()
+        with pytest.raises(PostponedError):
+            scene.fetch()
+        assert scene.traffic.spent_bytes == days[-1]
+        scene.clock.advance(postponed.wait_s + 1)
+    assert delivery.target == scene.target
+    assert digest_of_file(scene.store / f"{scene.target.digest}.edgeml") == scene.target.digest
+    assert 2 <= len(days) <= 4
+    most = scene.config.budget.network_bytes_per_day + READ_BYTES + REQUEST_BYTES
+    assert max(days) <= most
+
+
+def test_a_bundle_for_which_the_store_has_no_room_is_refused_before_a_byte_of_it_is_fetched(served):
+    scene = Scene(served, storage_bytes=600_000)
+    scene.store.mkdir(parents=True)
+    (scene.store / f"{'0' * 64}.edgeml").write_bytes(bytes(590_000))
+    with pytest.raises(BudgetError, match="may store 600000 in all and has 590000 already") as caught:
+        scene.fetch()
+    error = caught.value
+    assert (error.budget, error.observed, error.unit) == (10_000, scene.target.length_bytes, "bytes")
+    assert [path.name for path in scene.store.iterdir()] == [f"{'0' * 64}.edgeml"]
+
+
+def test_a_rate_holds_for_all_that_is_fetched(served):
+    """Not timed: the child is slower than the rate allows, whatever else goes on."""
+    scene = Scene(served, network_bytes_per_s=600_000)
+    began_s = time.monotonic()
+    scene.fetch()
+    rate = scene.traffic.spent_bytes / (time.monotonic() - began_s)
+    assert rate <= 600_000 / scene.config.update.parallel_downloads
+
+
+def test_outside_its_hours_and_over_a_metered_link_nothing_is_asked_for(served, tmp_path):
+    metered = tmp_path / "metered"
+    hour = (time.localtime().tm_hour + 2) % 24
+    closed = UpdateConfig(download_window=f"{hour:02}:00-{(hour + 1) % 24:02}:00")
+    with pytest.raises(PostponedError, match="the download window opens at"):
+        Scene(served, closed).fetch()
+    scene = Scene(served, UpdateConfig(metered=Metered.NEVER, metered_file=str(metered)))
+    metered.touch()
+    with pytest.raises(PostponedError, match="the link is metered"):
+        scene.fetch()
+    assert scene.traffic.spent_bytes == 0
+    metered.unlink()
+    assert scene.fetch().target == scene.target
