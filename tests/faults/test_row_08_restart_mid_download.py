@@ -59,7 +59,7 @@ def test_an_agent_that_ends_every_250_kB_still_finishes(
         ends += 1
         agent.process = None
         assert not fetchers(tmp_path / "state"), "a child outlived its agent"
-        check(tmp_path / "state", length_max_bytes=len(large))
+        check(tmp_path / "state", storage_bytes=len(large))
     assert ends >= 3
     agent.start()
     agent.wait_for(lambda: agent.ask("2.0.0"), "the new version")

@@ -24,7 +24,7 @@ def fetch(unit, mirror, monkeypatch):
     def run(wanted):
         job = Job(
             target=wanted.target, trust_directory=str(unit.storage / "trust"), store_directory=str(unit.table.store),
-            repository=mirror.url, now_ms=unit.clock.now_ms(), length_max_bytes=1 << 30,
+            repository=mirror.url, now_ms=unit.clock.now_ms(), storage_bytes=1 << 30,
         )  # fmt: skip
         return deliver(job)
 

@@ -38,7 +38,7 @@ def test_a_bundle_and_a_chunk_list_without_an_end_are_read_up_to_their_signed_le
     assert entry.outcome is Outcome.COMMITTED
     assert entry.fetched_bytes - before <= len(large) + READ_BYTES
     assert mirror.sent_bytes < 3 * SENT_MAX_BYTES, "the device hung up"
-    check(unit.storage, length_max_bytes=len(large))
+    check(unit.storage, storage_bytes=len(large))
 
 
 def test_metadata_without_an_end_are_read_up_to_a_limit_and_asked_for_again(unit, mirror, signer, versions):
@@ -49,4 +49,4 @@ def test_metadata_without_an_end_are_read_up_to_a_limit_and_asked_for_again(unit
     unit.suffer(mirror, wanted, [endless(name, b" " * 5000) for name in names])
     assert unit.settle().outcome is Outcome.COMMITTED
     assert not [path for path in (unit.storage / "trust").rglob("*") if path.stat().st_size > 1 << 16]
-    check(unit.storage, length_max_bytes=1 << 16)
+    check(unit.storage, storage_bytes=1 << 16)

@@ -3,10 +3,10 @@
 import msgspec
 import pytest
 
-from agent.machine import Event
-from agent.updater import Result, Updater
+from agent.machine import Action, Event
+from agent.updater import PASSING_ATTEMPTS_MAX, Result, Updater
 from edgeml.ids import DeviceId, ModelName
-from edgeml.twin import Outcome, Policy
+from edgeml.twin import DeviceState, Outcome, Policy
 
 from ..agent.test_updater import MemoryJournal, MemorySlots, at, desired
 from .invariants import check
@@ -22,10 +22,14 @@ def test_attempts_come_later_and_later_and_not_before_they_may(unit, mirror, sig
             reply.headers = {"Retry-After": None if asked_s is None else str(asked_s)}
 
     mirror.habit = habit
-    entry = unit.install(wanted)
-    assert entry.outcome is Outcome.FAILED
+    unit.want(wanted)
+    # More often than the policy's attempts: a server that is busy is not the release's fault.
+    while len(unit.waits) < 6 or unit.entry().state is not DeviceState.FETCHING:
+        unit.step()
+    entry = unit.entry()
+    assert (entry.outcome, entry.state) == (None, DeviceState.FETCHING)
     assert "503" in entry.reason
-    first, *waits = unit.waits[-4:]
+    first, *waits = unit.waits[-6:]
     assert first == 0
     if asked_s is None:
         assert all(0.5 * 2**i <= wait <= 2**i for i, wait in enumerate(waits)), waits
@@ -33,8 +37,23 @@ def test_attempts_come_later_and_later_and_not_before_they_may(unit, mirror, sig
         assert all(asked_s <= wait <= 1.5 * asked_s for wait in waits), waits
     assert unit.serves() == "sample@1.0.0"
     mirror.habit = lambda _asked, _reply: None
-    assert unit.install(signer.release(versions[2], 3)).outcome is Outcome.COMMITTED
+    assert unit.settle().outcome is Outcome.COMMITTED
+    assert unit.serves() == "sample@2.0.0"
     check(unit.storage)
+
+
+def test_a_server_that_never_comes_back_is_given_up_some_hours_later():
+    device = Updater(DeviceId("cam"), ModelName("m"), MemoryJournal(), MemorySlots())
+    device.start(at(0))
+    device.on_desired(desired(1, 1, policy=Policy(attempts_max=5)), at(0))
+    asked, now = 0, 0.0
+    while device.pending is not None and device.pending.action is Action.FETCH:
+        now = device.pending.not_before_s
+        asked += 1
+        device.done(device.next(at(now)), Result(Event.FAILED, "503", passing=True), at(now))
+    assert device.entry.outcome is Outcome.FAILED
+    assert asked == PASSING_ATTEMPTS_MAX
+    assert 4 * 3600 < now < 12 * 3600
 
 
 def test_the_rate_of_a_whole_fleet_falls_and_has_no_peaks():

@@ -2,14 +2,19 @@
 
 import msgspec
 
-from agent.config import AgentConfig, BlobsConfig, BrokerConfig
+from agent.config import AgentConfig, BlobsConfig, BrokerConfig, UpdateConfig
 from agent.device import Device
 from agent.executor import Executor
 from agent.installer import DeviceInstaller, Tools
 from agent.journal import Journal
+from agent.ledger import Ledger
 from agent.machine import Event
+from agent.peaks import Peaks
 from agent.roster import Roster
+from agent.sensors import Sensors
 from agent.slots import SlotTable
+from agent.timetable import Timetable
+from agent.traffic import Traffic
 from agent.updater import Lane, Moment
 from edgeml import twin
 from edgeml.clock import SystemClock
@@ -52,6 +57,8 @@ class Unit:
         tools = Tools(
             supervisor, self.roster, self.table, self.clock, lambda _worker: None, lambda _worker: None,
             lambda _model, _shadow: None, dict, self.device.wanted,
+            Ledger(None, Peaks(storage), Sensors(), supervisor.shared_bytes),
+            Timetable(UpdateConfig(), self.clock), Traffic(storage, None, self.clock),
         )  # fmt: skip
         self.installer = DeviceInstaller(self.config, tools)
         self.executor = Executor(self.installer, PROFILE)
