@@ -30,7 +30,7 @@ from edgeml.twin import Desired, Slot, Slots
 
 from .admission import Placement
 from .config import AgentConfig
-from .executor import Delivery
+from .executor import Delivery, Setback
 from .fetching import Fetching
 from .flash import TRUST
 from .health import TrialLimits, judge, judge_traffic
@@ -96,12 +96,12 @@ class DeviceInstaller:
         """What is installed of a model."""
         return self._table.slots(model)
 
-    def fetch(self, desired: Desired, source: str) -> Delivery:
-        """Let a child check the signed metadata and fetch the bundle.
+    def fetch(self, desired: Desired, source: str) -> Delivery | Setback:
+        """Let a child check the signed metadata and fetch the bundle; a setback is what the child says went wrong.
 
         Raises:
-            EdgemlError: What the child says went wrong.
-            BackendError: The child died.
+            BackendError: The child says nothing sensible.
+            ConfigError: There is no server, or no login.
         """
         return self._fetching.fetch(desired, source)
 

@@ -178,7 +178,11 @@ class _mapped_errors:  # noqa: N801 - used as a statement
                     f"signed metadata is missing: {error}", hint="check the repository's address"
                 ) from error
             case tuf_errors.DownloadError():
-                raise TransferError(f"signed metadata cannot be fetched: {error}") from error
+                cause = error.__cause__
+                raise TransferError(
+                    f"signed metadata cannot be fetched: {error}",
+                    retry_after_s=cause.retry_after_s if isinstance(cause, TransferError) else 0.0,
+                ) from error
             case tuf_errors.RepositoryError():
                 raise TrustError(
                     f"signed metadata is refused: {error}",

@@ -14,7 +14,7 @@ BUNDLES_OF_A_MODEL_MAX = 4
 """Three slots, and one in hand."""
 
 
-def check(storage, length_max_bytes=1 << 31):
+def check(storage, storage_bytes=1 << 31):
     """Check a storage directory that no agent is writing; return its slot table."""
     table = SlotTable(storage)
     assert table.quarantined is None
@@ -32,7 +32,7 @@ def check(storage, length_max_bytes=1 << 31):
         if slots.current is not None:
             with read_verified(table.path(slots.current.digest), slots.current.digest) as bundle:
                 assert open_session(bundle.model(), bundle.manifest.runtime).inputs == bundle.manifest.inputs
-    _check_store(storage, max(1, len(table.models), len(entries)), length_max_bytes)
+    _check_store(storage, max(1, len(table.models), len(entries)), storage_bytes)
     for entry in entries.values():
         attempts_max = entry.desired.policy.attempts_max if entry.desired else 1
         assert entry.attempt <= max(attempts_max, 3)
@@ -40,7 +40,7 @@ def check(storage, length_max_bytes=1 << 31):
     return table
 
 
-def _check_store(storage, models, length_max_bytes):
+def _check_store(storage, models, storage_bytes):
     store = storage / "store"
     if not store.exists():
         return
@@ -52,7 +52,7 @@ def _check_store(storage, models, length_max_bytes):
         assert digest_of_file(store / name) == name.removesuffix(".edgeml")
     others = set(names) - set(bundles)
     assert {name.rpartition(".")[2] for name in others} <= LEFTOVERS, names
-    assert all((store / name).stat().st_size <= length_max_bytes for name in names)
+    assert all((store / name).stat().st_size <= storage_bytes for name in names)
     assert not [path for path in (storage / "trust").rglob("*") if path.stat().st_size > 1 << 20]
 
 
