@@ -2,7 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types check format bench clean help
+.PHONY: demo test lint types check soak format bench clean help
 
 help:  ## Say what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -23,6 +23,9 @@ types: $(VENV)/.installed-dev  ## Types
 
 check: $(VENV)/.installed-dev $(VENV)-tflite/.installed  ## The tests alone
 	$(BIN)/pytest
+
+soak: $(VENV)/.installed-dev  ## Every kill point and a million schedules: about two hours on two cores
+	EDGEML_SOAK=1 EDGEML_SCHEDULES=1000000 $(BIN)/pytest tests/faults
 
 format: $(VENV)/.installed-dev  ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .

@@ -20,10 +20,11 @@ from edgeml.sketch import merge
 from edgeml.telemetry import Window
 
 from .ipc import TensorBytes
+from .line import NO_DEADLINE
 from .misfit import MisfitError
 from .roster import Roster
 from .sampler import Sampler
-from .serving import NoModelError, Served
+from .serving import NoModelError, Served, Serving
 from .shadow import Shadow
 from .supervisor import Worker
 from .turnstile import Turnstile
@@ -73,7 +74,9 @@ class Answering:
         active = self._active(model)
         return active is not None and active.alive
 
-    def infer(self, model: str, tensors: Sequence[TensorBytes], request_id: str) -> Served:
+    def infer(
+        self, model: str, tensors: Sequence[TensorBytes], request_id: str, deadline_s: float = NO_DEADLINE
+    ) -> Served:
         """Answer one request and count it.
 
         Raises:
@@ -81,24 +84,62 @@ class Answering:
             ShedError: The request was turned away to spare the device.
             EdgemlError: As `Serving.infer`.
         """
+        seat = self._seat(model)
+        try:
+            with self._turnstile.passing(model):
+                served = seat.infer(tensors, deadline_s)
+        except MisfitError as error:
+            self.misfit(model, error)
+            raise
+        except BackendError:
+            self._failed(seat)
+            raise
+        return self._answered(model, tensors, served, request_id)
+
+    async def infer_in_loop(
+        self, model: str, tensors: Sequence[TensorBytes], request_id: str, deadline_s: float = NO_DEADLINE
+    ) -> Served:
+        """The same for an event loop, without a thread.
+
+        Raises:
+            EdgemlError: As `infer`.
+        """
+        if not self._turnstile.is_open(model):
+            import asyncio  # 4 MB, which a loop has already and a device without an endpoint never needs
+
+            # Whoever is slowed down waits, and a loop must not.
+            return await asyncio.to_thread(self.infer, model, tensors, request_id, deadline_s)
+        seat = self._seat(model)
+        try:
+            with self._turnstile.passing(model):
+                served = await seat.infer_in_loop(tensors, deadline_s)
+        except MisfitError as error:
+            self.misfit(model, error)
+            raise
+        except BackendError:
+            self._failed(seat)
+            raise
+        return self._answered(model, tensors, served, request_id)
+
+    def _seat(self, model: str) -> Serving:
         seat = self._roster.find(model)
         if seat is None:
             raise NoModelError(
                 f"no model {model[:MODEL_CHARACTERS_MAX]} serves on this device",
                 hint="assign or flash a release of it",
             )
-        try:
-            with self._turnstile.passing(model):
-                served = seat.infer(tensors)
-        except MisfitError as error:
-            self.misfit(model, error)
-            raise
-        except BackendError:
-            active = seat.active
-            if active is not None:
-                with self.lock:
-                    self._windows.failed(ReleaseKey(active.manifest.release, active.digest))
-            raise
+        return seat
+
+    def _failed(self, seat: Serving) -> None:
+        active = seat.active
+        if active is not None:
+            with self.lock:
+                self._windows.failed(ReleaseKey(active.manifest.release, active.digest))
+
+    def _answered(
+        self, model: str, tensors: Sequence[TensorBytes], served: Served, request_id: str
+    ) -> Served:
+        """Count an answer, and show it to whoever looks at some of them."""
         shadow = self._shadows.get(model)
         if shadow is not None:
             shadow.offer(tensors, served.answer)

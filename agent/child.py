@@ -19,6 +19,8 @@ from typing import Final, TypeVar
 
 from edgeml.errors import BackendError, ManifestError
 
+from . import area
+from .area import Areas
 from .channel import Channel, Frame
 from .forkserver import LOST, RUNNING, ForkServer
 from .ipc import Buffer, Failure, Kind, decode_message
@@ -42,9 +44,11 @@ class Child:
         """
         ours, theirs = socket.socketpair()
         lifeline, held = os.pipe()
+        memory = _shared_memory()
         try:
+            areas = None if memory is None else Areas(memory)
             with theirs:
-                self.pid = forkserver.fork(theirs, held)
+                self.pid = forkserver.fork(theirs, held, memory)
         except BaseException:
             ours.close()
             os.close(lifeline)
@@ -52,10 +56,12 @@ class Child:
         finally:
             # Were ours open too, the end of the child would not be seen.
             os.close(held)
+            if memory is not None:
+                os.close(memory)
         self._forkserver = forkserver
         self._lifeline = lifeline
         self._ending = threading.RLock()
-        self._channel = Channel(ours)
+        self._channel = Channel(ours) if areas is None else Channel(ours, areas.requests, areas.answers)
         self._request_id = 0
         self._end = ""
 
@@ -73,12 +79,42 @@ class Child:
             EdgemlError: What the worker answered instead.
             BackendError: It hung, died, or was dead already.
         """
+        return self.finish(self.begin(kind, parts, timeout_s), kind, decode, timeout_s)
+
+    @property
+    def descriptor(self) -> int:
+        """What becomes readable when there is an answer, or never will be one."""
+        return self._channel.descriptor
+
+    def begin(self, kind: Kind, parts: Sequence[Buffer], timeout_s: float) -> int:
+        """Send a request and return its id; `finish` must follow.
+
+        Raises:
+            BackendError: It does not read, died, or was dead already.
+        """
         if self._end:
             raise self._gone()
         self._request_id = request_id = (self._request_id + 1) & 0xFFFFFFFF
-        failure = None
         try:
             self._channel.send(kind, request_id, parts, timeout_s)
+        except TimeoutError:
+            self.kill(f"did not answer within {timeout_s:g} s and was killed")
+        except OSError:
+            self.kill("")
+        else:
+            return request_id
+        raise self._gone()
+
+    def finish(
+        self, request_id: int, kind: Kind, decode: Callable[[memoryview], _Answer], timeout_s: float
+    ) -> _Answer:
+        """Wait for the answer to a request and decode it.
+
+        Raises:
+            EdgemlError: As `ask`.
+        """
+        failure = None
+        try:
             frame = self._channel.receive(timeout_s)
             if frame.kind == kind + 1 and frame.request_id == request_id:
                 return decode(frame.payload)
@@ -145,6 +181,15 @@ class Child:
         while (status := self._forkserver.reap(self.pid)) == RUNNING and time.monotonic() < until_s:
             time.sleep(REAP_PAUSE_S)
         return status
+
+
+def _shared_memory() -> int | None:
+    try:
+        return area.create()
+    except OSError as error:
+        # An old kernel, a sandbox, no descriptor left: tensors then go through the socket.
+        logger.info("no memory is shared with the worker: %s", error)
+        return None
 
 
 def _failure(frame: Frame, request_id: int) -> Failure:

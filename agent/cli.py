@@ -205,30 +205,44 @@ def _infer_batch(question: Question, clients: int, out: Path | None, *, as_json:
 @click.argument("bundle", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
     "--to",
-    "storage",
-    type=click.Path(file_okay=False, path_type=Path),
     required=True,
-    help="The device's storage directory.",
+    metavar="DIR|HOST:DIR|unix:SOCKET",
+    help="The device's storage directory, here or over ssh; or the unix socket of a running agent.",
 )
 @click.option(
     "--fleet", "fleet_directory", type=click.Path(file_okay=False, path_type=Path), default="fleet-home", envvar="EDGEML_FLEET",
     show_default=True, help="The fleet directory whose signed metadata cover the bundle.",
 )  # fmt: skip
+@click.option(
+    "--ssh", default="ssh", show_default=True, help="The command that is ssh, with its options, for HOST:DIR."
+)
 @JSON
-def flash(bundle: Path, storage: Path, fleet_directory: Path, as_json: bool) -> None:
-    """Put a signed release on a device's storage without any network.
+def flash(bundle: Path, to: str, fleet_directory: Path, ssh: str, *, as_json: bool) -> None:
+    """Put a signed release on a device without any network, over ssh, or into a running agent.
 
     The device checks signatures, digest, profile and release counter with the same code that it uses online, when it
-    next starts (or within seconds if it runs).
+    next starts (or within seconds if it runs). What came of it the fleet hears when it next sees the device.
 
     \b
-    Example, with the device's card mounted:
+    Example, with the device's card mounted, over ssh, and on the device itself:
         edgeml flash digits-1.0.0-onnx-int8-s8s8.edgeml --to /mnt/card/edgeml/state
+        edgeml flash digits-1.0.0-onnx-int8-s8s8.edgeml --to edgeml@cam-1:/var/lib/edgeml-agent
+        edgeml flash digits-1.0.0-onnx-int8-s8s8.edgeml --to unix:///run/edgeml/agent.sock
     """
     from .flash import as_json as flashed_json
     from .flash import flash as put
+    from .flash_agent import flash_agent
+    from .flash_ssh import Login, flash_ssh
+    from .listener import UNIX, socket_path
 
-    flashed = put(bundle, storage, fleet_directory / "repository", time.time_ns() // 1_000_000)
+    now_ms, repository = time.time_ns() // 1_000_000, fleet_directory / "repository"
+    login = None if Path(to).exists() else Login.parse(to, ssh)
+    if to.startswith(UNIX):
+        flashed = flash_agent(bundle, socket_path(to), repository, now_ms)
+    elif login is not None:
+        flashed = flash_ssh(bundle, login, repository, now_ms)
+    else:
+        flashed = put(bundle, Path(to), repository, now_ms)
     if as_json:
         click.echo(flashed_json(flashed))
         return

@@ -15,12 +15,14 @@ from edgeml import atomic
 from edgeml.errors import ConfigError
 from edgeml.ids import is_name
 
+from .batch import Rules
 from .listener import absolute_listen
 from .schedule import Metered, Policy, parse_window
 from .selection import Select
 
 LOCK: Final = "agent.lock"
 """In the storage directory: one agent works there at a time."""
+BATCH_WINDOW_MS_MAX: Final = 1000
 CONFIG_BYTES_MAX: Final = 64 << 10
 SECRET_BYTES_MAX: Final = 4 << 10
 PARALLEL_DOWNLOADS_MAX: Final = 8
@@ -65,9 +67,21 @@ class TelemetryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The local HTTP endpoint; needs the [serve] extra. Empty `listen`: none."""
+    """The local HTTP endpoint, which needs the [serve] extra, and how requests wait. Empty `listen`: no endpoint."""
 
     listen: str = ""
+    queue_max: int = 16
+    """Requests that may wait for one model; more are turned away."""
+    batch_max: int = 8
+    """Samples that may go to the model together."""
+    batch_window_ms: float = 0.0
+    """How long a request may be held back for others that could go with it; 0: nothing goes together."""
+
+    @property
+    def line(self) -> Rules:
+        """The same as rules of a line."""
+        together = self.batch_max if self.batch_window_ms > 0 else 1
+        return Rules(self.queue_max, together, self.batch_window_ms / 1000)
 
 
 class BudgetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,6 +167,11 @@ def load(path: Path) -> AgentConfig:
     for name in (config.device, config.tenant, config.profile):
         if not is_name(name):
             raise ConfigError(f"{path}: {name!r} is not a valid name", hint="use a-z 0-9 . _ -")
+    serve = config.serve
+    if serve.queue_max < 1 or serve.batch_max < 1 or not 0 <= serve.batch_window_ms <= BATCH_WINDOW_MS_MAX:
+        raise ConfigError(
+            f"{path}: queue_max and batch_max must be at least 1, batch_window_ms from 0 to {BATCH_WINDOW_MS_MAX}"
+        )
     if config.telemetry.window_s <= 0 or config.budget.threads < 1:
         raise ConfigError(f"{path}: window_s must be positive and threads at least 1")
     if not 1 <= config.update.parallel_downloads <= PARALLEL_DOWNLOADS_MAX:

@@ -7,6 +7,7 @@ itself is behind the `Installer` port.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,7 +20,9 @@ from edgeml.errors import (
     DowngradeError,
     EdgemlError,
     IncompatibleError,
+    PermanentTransferError,
     PostponedError,
+    TransferError,
     TrustError,
 )
 from edgeml.ids import Digest, ModelName, model_of
@@ -41,6 +44,18 @@ class Delivery:
     received_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Setback:
+    """A fetch that failed, and what it brought all the same."""
+
+    error: EdgemlError
+    received_bytes: int = 0
+    length_bytes: int = 0
+    """Of the bundle; 0 if it got no further than its metadata."""
+    retry_after_s: float = 0.0
+    """What the server asked for."""
+
+
 class Installer(Protocol):
     """The work behind the actions. Every method may be called twice for the same thing.
 
@@ -51,8 +66,8 @@ class Installer(Protocol):
         """What is installed of a model."""
         ...
 
-    def fetch(self, desired: Desired, source: str) -> Delivery:
-        """Get the bundle and what is signed about it. Raises EdgemlError."""
+    def fetch(self, desired: Desired, source: str) -> Delivery | Setback:
+        """Get the bundle and what is signed about it. Raises EdgemlError if it failed before anything was asked for."""
         ...
 
     def verify(self, digest: Digest) -> None:
@@ -146,6 +161,8 @@ class Executor:
     def _fetch(self, entry: Entry) -> Result:
         desired = _wanted(entry)
         delivery = self._installer.fetch(desired, entry.source)
+        if isinstance(delivery, Setback):
+            return self._set_back(delivery)
         facts = delivery.target.facts
         if delivery.target.digest != desired.digest or facts.release != desired.release:
             raise IncompatibleError(f"{desired.target} is signed as something else than the fleet asks for")
@@ -165,6 +182,22 @@ class Executor:
         """Into the shadow first, if that is wanted and something casts one."""
         in_shadow = _wanted(entry).policy.shadow_s > 0 and self._installer.slots(model).current is not None
         return Event.SHADOW if in_shadow else Event.READY
+
+    def _set_back(self, setback: Setback) -> Result:
+        if not isinstance(setback.error, PostponedError):
+            logger.warning("fetch failed: %s", setback.error.message)
+        # Only what was cut short may have been of use; wrong content is an attempt, however much of it came.
+        was_cut = isinstance(setback.error, TransferError) and not isinstance(
+            setback.error, PermanentTransferError
+        )
+        result = _result_of(Action.FETCH, setback.error)
+        return dataclasses.replace(
+            result,
+            fetched_bytes=setback.received_bytes,
+            length_bytes=setback.length_bytes if was_cut else 0,
+            wait_s=max(result.wait_s, setback.retry_after_s),
+            passing=was_cut,
+        )
 
     def _slot(self, entry: Entry) -> Slot:
         desired = _wanted(entry)
@@ -207,5 +240,5 @@ def _result_of(action: Action, error: EdgemlError) -> Result:
 def _is_content(error: EdgemlError) -> bool:
     """Tell whether the content itself is bad, not merely unfit for this device today."""
     return isinstance(error, ArtifactError) and not isinstance(
-        error, BudgetError | TrustError | IncompatibleError
+        error, BudgetError | TrustError | IncompatibleError | DigestMismatchError
     )

@@ -7,19 +7,22 @@ answer to standard output, all JSON lines. Decides nothing: `edgeml.trust`, `edg
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from edgeml.errors import BudgetError, EdgemlError, PostponedError
+from edgeml.errors import BudgetError, EdgemlError, PostponedError, TransferError
 from edgeml.ids import Digest
+from edgeml.lifeline import die_with_parent
 from edgeml.trustfacts import SignedFacts
 from edgeml.twin import FullDownload
 
 if TYPE_CHECKING:
-    from edgeml.source import Source
+    # The agent imports this file for its types, and has no HTTP client.
+    from edgeml.source import CountedSource
 
 JOB_BYTES_MAX: Final = 64 << 10
 LOCK: Final = "trust.lock"
@@ -46,10 +49,15 @@ class Job(msgspec.Struct, frozen=True):
     allowance_wait_s: float = 0.0
     """Until there is more."""
     bytes_per_s: float | None = None
+    parent_id: int = 0
+    """Process that the child ends with; 0 if it is nobody's child."""
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What was taken of the network so far, or the last line: either a delivery or an error."""
+    """What was taken of the network so far, or the last line: either a delivery or an error.
+
+    `length_bytes`, of the bundle, and `received_bytes`, of blobs, are true of each line.
+    """
 
     network_bytes: int = 0
     """All of it, with what was not the bundle's."""
@@ -65,38 +73,65 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     hint: str = ""
     wait_s: float = 0.0
     """Of a PostponedError."""
+    retry_after_s: float = 0.0
+    """Of a TransferError: what the server asked for."""
     budget: float = 0.0
     observed: float = 0.0
     unit: str = ""
     """Of a BudgetError."""
 
 
-def deliver(job: Job, say: msgspec.json.Encoder | None = None) -> Answer:
+def deliver(job: Job) -> Answer:
     """Do the job in this process.
 
     Raises:
         EdgemlError: As `edgeml.trust`, `edgeml.metering` and `edgeml.rebuild`; what was fetched until then is kept.
         BudgetError: The store has no room.
     """
+    return _deliver(job, _Work(None))
+
+
+class _Work:
+    """How far a job has come, and whom to tell."""
+
+    def __init__(self, encoder: msgspec.json.Encoder | None) -> None:
+        self._encoder = encoder
+        self.source: CountedSource | None = None
+        self.length_bytes = 0
+
+    @property
+    def received_bytes(self) -> int:
+        """What came over the network of blobs."""
+        return 0 if self.source is None else self.source.received_bytes
+
+    def tell(self, network_bytes: int) -> None:
+        """Say how much was taken of the network."""
+        if self._encoder is not None:
+            answer = Answer(
+                network_bytes=network_bytes,
+                length_bytes=self.length_bytes,
+                received_bytes=self.received_bytes,
+            )
+            _write(answer, self._encoder)
+
+
+def _deliver(job: Job, work: _Work) -> Answer:
     from edgeml.metering import MeteredSource, Terms
-    from edgeml.source import DirectorySource, HttpSource
+    from edgeml.source import CountedSource, DirectorySource, HttpSource
 
-    def tell(network_bytes: int) -> None:
-        if say is not None:
-            _write(Answer(network_bytes=network_bytes), say)
-
-    remote = job.repository.startswith(("http://", "https://"))
-    if not remote:
-        return _deliver(job, DirectorySource(Path(job.repository)))
+    if not job.repository.startswith(("http://", "https://")):
+        work.source = CountedSource(DirectorySource(Path(job.repository)))
+        return _obtain(job, work, work.source)
     terms = Terms(job.allowance_bytes, job.bytes_per_s, job.allowance_wait_s)
-    source = MeteredSource(HttpSource(job.repository, job.username, job.password), terms, tell)
+    metered = MeteredSource(HttpSource(job.repository, job.username, job.password), terms, work.tell)
+    work.source = CountedSource(metered)
     try:
-        return _deliver(job, source)
+        return _obtain(job, work, work.source)
     finally:
-        source.settle()
+        metered.settle()
 
 
-def _deliver(job: Job, source: Source) -> Answer:
+def _obtain(job: Job, work: _Work, source: CountedSource) -> Answer:
     from edgeml.lock import waiting_lock
     from edgeml.rebuild import obtain
     from edgeml.trust import TrustStore
@@ -109,6 +144,7 @@ def _deliver(job: Job, source: Source) -> Answer:
         trust = TrustStore(directory, source, now_ms=job.now_ms)
         trust.refresh()
         target = trust.target(job.target)
+    work.length_bytes = target.length_bytes
     store = Path(job.store_directory)
     check_room(store, target, job.storage_bytes)
     fetched = obtain(source, target, store, job.full_download)
@@ -123,23 +159,36 @@ def _write(answer: Answer, encoder: msgspec.json.Encoder) -> None:
     sys.stdout.buffer.flush()
 
 
-def _failed(error: EdgemlError) -> Answer:
-    answer = Answer(finished=True, error=type(error).__name__, message=error.message, hint=error.hint)
-    if isinstance(error, PostponedError):
-        return msgspec.structs.replace(answer, wait_s=error.wait_s)
-    if isinstance(error, BudgetError):
-        return msgspec.structs.replace(answer, budget=error.budget, observed=error.observed, unit=error.unit)
-    return answer
+def _failed(error: EdgemlError, work: _Work) -> Answer:
+    answer = Answer(
+        finished=True, error=type(error).__name__, message=error.message, hint=error.hint,
+        length_bytes=work.length_bytes, received_bytes=work.received_bytes,
+    )  # fmt: skip
+    match error:
+        case PostponedError():
+            return msgspec.structs.replace(answer, wait_s=error.wait_s)
+        case BudgetError():
+            return msgspec.structs.replace(
+                answer, budget=error.budget, observed=error.observed, unit=error.unit
+            )
+        case TransferError():
+            return msgspec.structs.replace(answer, retry_after_s=error.retry_after_s)
+        case _:
+            return answer
 
 
 def main() -> None:
     """Do the job that standard input holds."""
     encoder = msgspec.json.Encoder()
     job = msgspec.json.decode(sys.stdin.buffer.read(JOB_BYTES_MAX), type=Job)
+    if job.parent_id:
+        # An agent that is killed starts again; two children would fetch the same over one line, into one file.
+        die_with_parent(job.parent_id, signal.SIGKILL)
+    work = _Work(encoder)
     try:
-        answer = deliver(job, encoder)
+        answer = _deliver(job, work)
     except EdgemlError as error:
-        answer = _failed(error)
+        answer = _failed(error, work)
     _write(answer, encoder)
 
 

@@ -31,7 +31,7 @@ from edgeml.trustfacts import SignedTarget
 from edgeml.twin import Desired
 
 from .config import AgentConfig, read_secret
-from .executor import Delivery
+from .executor import Delivery, Setback
 from .fetch import Answer, Job
 from .timetable import Timetable
 from .traffic import Traffic
@@ -53,12 +53,7 @@ class Fetching:
         self._clock = clock
         self._children: dict[ModelName, subprocess.Popen[bytes]] = {}
 
-    @property
-    def clock_trusted(self) -> bool:
-        """Whether this machine's clock was believable when metadata were last checked."""
-        return self._timetable.clock_trusted
-
-    def fetch(self, desired: Desired, source: str) -> Delivery:
+    def fetch(self, desired: Desired, source: str) -> Delivery | Setback:
         """Let a child check the signed metadata and fetch the bundle.
 
         Args:
@@ -67,8 +62,8 @@ class Fetching:
 
         Raises:
             PostponedError: It is not the time for it, or today's budget of the network is used up.
-            EdgemlError: What the child says went wrong.
-            BackendError: The child died.
+            BackendError: The child says nothing sensible.
+            ConfigError: There is no server, or no login.
         """
         blobs, broker = self._config.blobs, self._config.broker
         if not source and (blobs is None or broker is None):
@@ -92,8 +87,11 @@ class Fetching:
             allowance_bytes=None if source else self._traffic.left_bytes,
             allowance_wait_s=self._traffic.wait_s,
             bytes_per_s=None if rate is None else rate / self._config.update.parallel_downloads,
+            parent_id=os.getpid(),
         )
         answer = self._run_child(model_of(desired.release), job)
+        if answer.error:
+            return Setback(_error(answer), answer.received_bytes, answer.length_bytes, answer.retry_after_s)
         self._timetable.clock_trusted = answer.clock_trusted
         if answer.digest is None or answer.facts is None:
             raise BackendError("the fetching child gave no answer")
@@ -156,13 +154,14 @@ class Fetching:
                 guard.cancel()
                 del self._children[model]
                 self._traffic.settle()
-        if last.error:
-            raise _error(last)
         if not last.finished:
             if job.allowance_bytes is not None:
                 self._check_allowance()
             # Killed, or out of memory: what it verified is kept, so trying again is right.
-            raise TransferError(f"the fetching child ended with {child.returncode}")
+            return msgspec.structs.replace(
+                last, error=TransferError.__name__,
+                message=f"the fetching child ended with {child.returncode}",
+            )  # fmt: skip
         return last
 
 

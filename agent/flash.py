@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 import msgspec
@@ -32,9 +32,72 @@ class Flashed:
     """What was put where."""
 
     target: SignedTarget
-    inbox: Path
+    inbox: str
     root_installed: bool
     """True if the storage had no trust anchor and was given the repository's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What goes into the inbox, checked against the fleet's signatures.
+
+    `files` are in the order in which they may lie there: `DESIRED` is the last, and a device that finds it finds
+    everything else. The timestamp, which names all other metadata, is the last of those.
+    """
+
+    target: SignedTarget
+    name: str
+    anchor: bytes
+    files: tuple[tuple[PurePosixPath, Path | bytes], ...]
+
+
+def pack(bundle: Path, repository: Path, trust: Path, now_ms: int) -> Parcel:
+    """Put together what a device needs to install a bundle without a network.
+
+    Args:
+        bundle: the .edgeml file.
+        repository: the fleet's repository with the signed metadata.
+        trust: directory with the trust anchor to check against; what is learned is kept there.
+        now_ms: wall time, for expiry.
+
+    Raises:
+        ConfigError: A path is missing.
+        TrustError: The bundle is not a signed release, or its metadata has expired.
+        IncompatibleError: The anchor is of another fleet.
+        StorageError: The disk refused.
+    """
+    from edgeml.source import DirectorySource
+    from edgeml.trust import TrustStore
+
+    if not bundle.is_file():
+        raise ConfigError(f"no bundle at {bundle}", hint="edgeml convert and edgeml package write bundles")
+    anchor = read_anchor(repository)
+    try:
+        known = (trust / ROOT).read_bytes()
+    except OSError as error:
+        raise atomic.storage_error(error, trust) from error
+    check_anchor(known, anchor, str(trust.parent))
+    target = TrustStore(trust, DirectorySource(repository), now_ms=now_ms).target_with_digest(
+        digest_of_file(bundle)
+    )
+    blobs = PurePosixPath("repository/blobs/sha256")
+    chunks = target.facts.chunks_sha256
+    metadata = sorted((repository / "metadata").glob("*.json"))
+    desired = Desired(
+        generation=0, deployment=DeploymentId(f"flash-{target.digest[:16]}-{now_ms}"), release=target.facts.release,
+        target=target.path, digest=target.digest,
+    )  # fmt: skip
+    return Parcel(
+        target,
+        target.digest[:16],
+        anchor,
+        (
+            (blobs / target.digest, bundle),
+            (blobs / chunks, repository / "blobs" / "sha256" / chunks),
+            *((PurePosixPath("repository/metadata") / path.name, path.read_bytes()) for path in metadata),
+            (PurePosixPath(DESIRED), twin.encode(desired)),
+        ),
+    )
 
 
 def flash(bundle: Path, storage: Path, repository: Path, now_ms: int) -> Flashed:
@@ -52,43 +115,20 @@ def flash(bundle: Path, storage: Path, repository: Path, now_ms: int) -> Flashed
         IncompatibleError: The storage trusts another fleet.
         StorageError: The disk refused; nothing half-written is left.
     """
-    from edgeml.source import DirectorySource
-    from edgeml.trust import TrustStore
-
-    if not bundle.is_file():
-        raise ConfigError(f"no bundle at {bundle}", hint="edgeml convert and edgeml package write bundles")
-    anchor = _anchor(repository)
     trust = storage / TRUST
     try:
         root_installed = not (trust / ROOT).exists()
         if root_installed:
-            atomic.write_bytes(trust / ROOT, anchor)
-        elif (trust / ROOT).read_bytes() != anchor:
-            raise IncompatibleError(
-                f"{storage} trusts another fleet", hint="use that fleet's repository, or an empty directory"
-            )
-        store = TrustStore(trust, DirectorySource(repository), now_ms=now_ms)
-        target = store.target_with_digest(digest_of_file(bundle))
-        inbox = storage / INBOX / target.digest[:16]
-        blobs = inbox / "repository" / "blobs" / "sha256"
-        blobs.mkdir(parents=True, exist_ok=True)
-        with atomic.replacing(blobs / target.digest) as temporary:
-            shutil.copyfile(bundle, temporary)
-        chunks = target.facts.chunks_sha256
-        with atomic.replacing(blobs / chunks) as temporary:
-            shutil.copyfile(repository / "blobs" / "sha256" / chunks, temporary)
-        # What waits there already is told too: the device would refuse metadata older than those that it has seen.
-        for waiting_inbox in {inbox, *(path.parent for path in (storage / INBOX).glob(f"*/{DESIRED}"))}:
-            _copy_metadata(repository, waiting_inbox / "repository")
-        desired = Desired(
-            generation=0, deployment=DeploymentId(f"flash-{target.digest[:16]}"), release=target.facts.release,
-            target=target.path, digest=target.digest,
-        )  # fmt: skip
-        # Last: a device that finds this file finds everything else.
-        atomic.write_bytes(inbox / DESIRED, twin.encode(desired))
+            atomic.write_bytes(trust / ROOT, read_anchor(repository))
+        parcel = pack(bundle, repository, trust, now_ms)
+        inbox = storage / INBOX / parcel.name
+        for relative, content in parcel.files:
+            if relative.name == DESIRED:
+                share_metadata(storage, parcel.name)
+            _put(inbox / relative, content)
     except OSError as error:
         raise atomic.storage_error(error, storage) from error
-    return Flashed(target, inbox, root_installed)
+    return Flashed(parcel.target, str(inbox), root_installed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +168,25 @@ def clear(offline: Offline) -> None:
     shutil.rmtree(offline.directory, ignore_errors=True)
 
 
-def _copy_metadata(repository: Path, to: Path) -> None:
-    # By name, so that the timestamp, which names all others, comes last.
-    for path in sorted((repository / "metadata").glob("*.json")):
-        atomic.write_bytes(to / "metadata" / path.name, path.read_bytes())
+def share_metadata(storage: Path, name: str) -> None:
+    """Give a parcel's metadata to those that wait already: a device refuses metadata older than what it has seen.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    fresh = sorted((storage / INBOX / name / "repository" / "metadata").glob("*.json"))
+    for other in (storage / INBOX).glob(f"*/{DESIRED}"):
+        if other.parent.name != name:
+            for path in fresh:
+                _put(other.parent / "repository" / "metadata" / path.name, path.read_bytes())
 
 
-def _anchor(repository: Path) -> bytes:
+def read_anchor(repository: Path) -> bytes:
+    """Read the root metadata that a repository begins with.
+
+    Raises:
+        ConfigError: There is none.
+    """
     try:
         return (repository / "metadata" / "1.root.json").read_bytes()
     except OSError as error:
@@ -144,9 +196,30 @@ def _anchor(repository: Path) -> bytes:
         ) from error
 
 
+def check_anchor(known: bytes, anchor: bytes, storage: str) -> None:
+    """Check that a device's trust anchor is this fleet's.
+
+    Raises:
+        IncompatibleError: It is another fleet's.
+    """
+    if known != anchor:
+        raise IncompatibleError(
+            f"{storage} trusts another fleet", hint="use that fleet's repository, or an empty directory"
+        )
+
+
+def _put(path: Path, content: Path | bytes) -> None:
+    if isinstance(content, bytes):
+        atomic.write_bytes(path, content)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.replacing(path) as temporary:
+        shutil.copyfile(content, temporary)
+
+
 def as_json(flashed: Flashed) -> bytes:
     """What was done, for machines."""
     return msgspec.json.encode(
         {"release": flashed.target.facts.release, "target": flashed.target.path, "digest": flashed.target.digest,
-         "inbox": str(flashed.inbox), "root_installed": flashed.root_installed}
+         "inbox": flashed.inbox, "root_installed": flashed.root_installed}
     )  # fmt: skip

@@ -36,7 +36,7 @@ _FORK: Final = b"F"
 _REAP: Final = b"R"
 _REQUEST: Final = struct.Struct("<cq")
 _REPLY: Final = struct.Struct("<qi")
-_DESCRIPTORS: Final = 2
+_DESCRIPTORS_MAX: Final = 3
 _ONE_THREAD: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -64,17 +64,20 @@ class ForkServer:
         with self._turn:
             self._ensure()
 
-    def fork(self, stream: socket.socket, lifeline: int) -> int:
+    def fork(self, stream: socket.socket, lifeline: int, memory: int | None = None) -> int:
         """Fork a worker that talks over `stream` and keeps `lifeline` open as long as it lives; return its process id.
+
+        `memory` is a descriptor of what it shares with the supervisor, if there is such memory.
 
         Raises:
             BackendError: The machine has no process or memory left for it, or the forkserver hangs.
         """
+        descriptors = [stream.fileno(), lifeline] + ([] if memory is None else [memory])
         with self._turn:
             for _ in range(2):
                 control = self._ensure()
                 try:
-                    socket.send_fds(control, [_REQUEST.pack(_FORK, 0)], [stream.fileno(), lifeline])
+                    socket.send_fds(control, [_REQUEST.pack(_FORK, 0)], descriptors)
                     pid, status = _REPLY.unpack(self._reply(control))
                 except (OSError, struct.error):
                     # It died since it was last asked; once more with a new one.
@@ -150,7 +153,7 @@ def serve(control: socket.socket, preload: Sequence[str]) -> NoReturn:
             importlib.import_module(name)
     children: set[int] = set()
     while True:
-        request, descriptors, _, _ = socket.recv_fds(control, _REQUEST.size, _DESCRIPTORS)
+        request, descriptors, _, _ = socket.recv_fds(control, _REQUEST.size, _DESCRIPTORS_MAX)
         if not request:
             os._exit(0)
         kind, pid = _REQUEST.unpack(request)
@@ -165,7 +168,6 @@ def serve(control: socket.socket, preload: Sequence[str]) -> NoReturn:
 
 
 def _fork(control: socket.socket, descriptors: list[int]) -> tuple[int, int]:
-    stream, lifeline = descriptors
     parent = os.getpid()
     try:
         pid = os.fork()
@@ -174,21 +176,22 @@ def _fork(control: socket.socket, descriptors: list[int]) -> tuple[int, int]:
     else:
         if not pid:
             control.close()
-            _become_worker(stream, lifeline, parent)
+            _become_worker(descriptors, parent)
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
     return pid, 0
 
 
-def _become_worker(stream: int, lifeline: int, parent: int) -> NoReturn:
+def _become_worker(descriptors: Sequence[int], parent: int) -> NoReturn:
     try:
         # The forkserver dies with the supervisor; so must a worker that hangs in native code and cannot see its socket
         # close. First of all, and by the parent's id: it may have died since the fork.
         die_with_parent(parent, signal.SIGKILL)
         from .worker import main
 
-        main(socket.socket(fileno=stream), lifeline)
+        stream, lifeline, *memory = descriptors
+        main(socket.socket(fileno=stream), lifeline, memory[0] if memory else None)
     except BaseException:  # whatever it is, this process is the worker's and ends here
         sys.excepthook(*sys.exc_info())
     finally:

@@ -40,11 +40,18 @@ class Inbox:
             return
         self._next_s = now.monotonic_s + EVERY_S
         self._clear()
+        found: list[flash.Offline] = []
         try:
-            for waiting in flash.waiting(self._storage):
-                self._consider(waiting, now)
+            found.extend(flash.waiting(self._storage))
         except ManifestError as error:
             logger.warning("%s", error.message)
+        # First of all: once another release of its model has begun, nothing tells any more that it had ended.
+        left = [waiting for waiting in found if not self._ended_earlier(waiting)]
+        for waiting in left:
+            try:
+                self._consider(waiting, now)
+            except ManifestError as error:
+                logger.warning("%s", error.message)
 
     def _clear(self) -> None:
         for begun in list(self._begun):
@@ -55,13 +62,18 @@ class Inbox:
             self._begun.remove(begun)
             flash.clear(begun)
 
+    def _ended_earlier(self, waiting: flash.Offline) -> bool:
+        """Clear away what ended in an earlier life that did not come to clear it; tell whether it did."""
+        entry = self._device.entry(waiting.model)
+        if waiting in self._begun or entry.desired != waiting.desired or entry.outcome is None:
+            return False
+        flash.clear(waiting)
+        return True
+
     def _consider(self, waiting: flash.Offline, now: Moment) -> None:
         if any(begun.model == waiting.model for begun in self._begun):
             return
-        entry = self._device.entry(waiting.model)
         self._begun.append(waiting)
-        if entry.desired == waiting.desired and entry.outcome is not None:
-            return  # it ended in an earlier life
         logger.info("found %s in the inbox", waiting.desired.release)
         self._device.on_offline(waiting.desired, waiting.repository, now)
         if self._device.entry(waiting.model).desired != waiting.desired:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgeml import atomic
 from edgeml.clock import Clock
@@ -24,12 +25,14 @@ from edgeml.errors import (
 from edgeml.ids import Digest, ModelName, ReleaseId, digest_of_file, model_of
 from edgeml.manifest import GOLDEN
 from edgeml.telemetry import Counters
+from edgeml.trusttime import trusted_time
 from edgeml.twin import Desired, Slot, Slots
 
 from .admission import Placement
 from .config import AgentConfig
-from .executor import Delivery
+from .executor import Delivery, Setback
 from .fetching import Fetching
+from .flash import TRUST
 from .health import TrialLimits, judge, judge_traffic
 from .ledger import Ledger
 from .roster import Roster
@@ -86,19 +89,19 @@ class DeviceInstaller:
 
     @property
     def clock_trusted(self) -> bool:
-        """Whether this machine's clock was believable when metadata were last checked."""
-        return self._fetching.clock_trusted
+        """Whether this machine's clock is believable, now and not only since something was fetched."""
+        return trusted_time(Path(self._config.storage) / TRUST, self._tools.clock.now_ms()).clock_trusted
 
     def slots(self, model: ModelName) -> Slots:
         """What is installed of a model."""
         return self._table.slots(model)
 
-    def fetch(self, desired: Desired, source: str) -> Delivery:
-        """Let a child check the signed metadata and fetch the bundle.
+    def fetch(self, desired: Desired, source: str) -> Delivery | Setback:
+        """Let a child check the signed metadata and fetch the bundle; a setback is what the child says went wrong.
 
         Raises:
-            EdgemlError: What the child says went wrong.
-            BackendError: The child died.
+            BackendError: The child says nothing sensible.
+            ConfigError: There is no server, or no login.
         """
         return self._fetching.fetch(desired, source)
 
@@ -107,7 +110,7 @@ class DeviceInstaller:
         self._fetching.cancel(model)
 
     def verify(self, digest: Digest) -> None:
-        """Check the bundle on disk against its digest; the worker checks it again before it loads it.
+        """Check the bundle on disk against its digest, and make it durable; the worker checks it again before it loads it.
 
         Raises:
             DigestMismatchError: It is another one, or gone.
@@ -115,6 +118,8 @@ class DeviceInstaller:
         """
         path = self._table.path(digest)
         try:
+            # A child that was killed may have left a whole file that is still in memory only.
+            atomic.sync_file(path)
             observed = digest_of_file(path)
         except FileNotFoundError as error:
             raise DigestMismatchError(f"{path.name} is not there") from error
@@ -210,7 +215,12 @@ class DeviceInstaller:
     def commit(self, slot: Slot) -> None:
         """Make the variant the current slot, then remove what no slot names."""
         model = model_of(slot.release)
+        active = self._tools.roster.seat(model).active
+        if active is None or active.digest != slot.digest:
+            # The agent died between the trial and this: its next life serves what was current before.
+            self.activate(slot)
         self._table.write(model, promote(self._table.slots(model), slot))
+        self._table.sync()
         removed = self._table.clean(self._tools.wanted)
         if removed:
             logger.info("removed %d files that no slot names", removed)
@@ -303,7 +313,10 @@ class DeviceInstaller:
     def _load(self, model: ModelName, slot: Slot, need_bytes: int) -> Worker:
         self._needs[slot.digest] = need_bytes
         limits = WorkerLimits(
-            threads=self._config.budget.threads, memory_bytes=self._ledger.most_bytes(model), model=model
+            threads=self._config.budget.threads,
+            line=self._config.serve.line,
+            memory_bytes=self._ledger.most_bytes(model),
+            model=model,
         )
         worker = self._tools.supervisor.load(self._table.path(slot.digest), slot.digest, limits)
         logger.info("loaded %s in %.0f ms", slot.release, worker.load_ms)

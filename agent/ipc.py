@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PAYLOAD_BYTES_MAX: Final = 64 << 20
 TENSORS_MAX: Final = 64
 RANK_MAX: Final = 8
-VERSION: Final = 1
+VERSION: Final = 2
 
 _HEADER: Final = struct.Struct("<4sIQ")
 """What every frame starts with (b"em", version, kind), request id, length of the payload."""
@@ -63,8 +63,23 @@ class Kind(enum.IntEnum):
     FAILURE = 11
 
 
-_LEADS: Final = {kind: b"em" + bytes((VERSION, kind)) for kind in Kind}
-_KINDS: Final = {lead: kind for kind, lead in _LEADS.items()}
+class Place(enum.IntEnum):
+    """Where a frame's payload is: behind its header, or in memory that both ends share."""
+
+    BEHIND = 0
+    SHARED = 0x80
+
+
+SHAREABLE: Final = frozenset({Kind.INFER, Kind.ANSWER})
+"""What may lie in shared memory: frames of tensors, which are copied before they are believed. JSON is parsed where it
+lies, and must not change meanwhile."""
+_LEADS: Final = {
+    (kind, place): b"em" + bytes((VERSION, kind | place))
+    for kind in Kind
+    for place in Place
+    if place is Place.BEHIND or kind in SHAREABLE
+}
+_KINDS: Final = {lead: found for found, lead in _LEADS.items()}
 
 
 class TensorBytes(msgspec.Struct, frozen=True):
@@ -141,7 +156,7 @@ class Failure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return known(self.message, hint=self.hint)
 
 
-def encode_header(kind: Kind, request_id: int, length: int) -> bytes:
+def encode_header(kind: Kind, request_id: int, length: int, place: Place = Place.BEHIND) -> bytes:
     """Lay out a header.
 
     Raises:
@@ -149,11 +164,11 @@ def encode_header(kind: Kind, request_id: int, length: int) -> bytes:
     """
     if length > PAYLOAD_BYTES_MAX:
         raise ValueError(f"a frame of {length} bytes, more than {PAYLOAD_BYTES_MAX}")
-    return _HEADER.pack(_LEADS[kind], request_id, length)
+    return _HEADER.pack(_LEADS[kind, place], request_id, length)
 
 
-def decode_header(data: Buffer) -> tuple[Kind, int, int]:
-    """Read a header into kind, request id and length of the payload in bytes.
+def decode_header(data: Buffer) -> tuple[Kind, Place, int, int]:
+    """Read a header into kind, place, request id and length of the payload in bytes.
 
     Raises:
         ManifestError: It is none, or announces more than PAYLOAD_BYTES_MAX.
@@ -161,12 +176,12 @@ def decode_header(data: Buffer) -> tuple[Kind, int, int]:
     if len(data) < HEADER_BYTES:
         raise ManifestError(f"a frame's header of {len(data)} bytes, not {HEADER_BYTES}")
     lead, request_id, length = _HEADER.unpack_from(data)
-    kind = _KINDS.get(lead)
-    if kind is None:
+    found = _KINDS.get(lead)
+    if found is None:
         raise ManifestError("a frame that starts with something else than a header")
     if length > PAYLOAD_BYTES_MAX:
         raise ManifestError(f"a frame of {length} bytes, more than {PAYLOAD_BYTES_MAX}")
-    return kind, request_id, length
+    return *found, request_id, length
 
 
 def encode_heads(tensors: Sequence[TensorBytes]) -> bytes:

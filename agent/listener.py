@@ -188,6 +188,11 @@ def _inode(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+def socket_path(listen: str) -> Path:
+    """Return the path of a unix socket that is written as `unix:PATH` or `unix:///PATH`."""
+    return Path(_path(listen))
+
+
 def _path(listen: str) -> str:
     """Return what follows `unix:`, which may have the two slashes of a URL."""
     path = listen.removeprefix(UNIX)

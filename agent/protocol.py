@@ -43,15 +43,20 @@ _ARRAY_CODES: Final = {
     DType.FLOAT32: "f", DType.FLOAT64: "d", DType.INT8: "b", DType.UINT8: "B",
     DType.INT16: "h", DType.UINT16: "H", DType.INT32: "i", DType.INT64: "q",
 }  # fmt: skip
+_PACKED: Final = {DType.FLOAT32: "f", DType.FLOAT64: "d"}
 _FLOATS: Final = (DType.FLOAT16, DType.FLOAT32, DType.FLOAT64)
 
 
 class Call(msgspec.Struct, frozen=True):
-    """A request for inference: the model's inputs in its order, and which outputs are wanted in which form."""
+    """A request for inference: the model's inputs in its order, and which outputs are wanted in which form.
+
+    `timeout_us` is how long it may wait for its turn; 0: as long as that takes.
+    """
 
     request_id: str
     tensors: tuple[TensorBytes, ...]
     wanted: tuple[WantedOutput, ...]
+    timeout_us: int = 0
 
 
 class WantedOutput(msgspec.Struct, frozen=True):
@@ -92,6 +97,8 @@ class _WantedOutput(msgspec.Struct, frozen=True):
 
 class _RequestParameters(msgspec.Struct, frozen=True):
     binary_data_output: bool = False
+    timeout: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Microseconds, as other servers of the protocol have it."""
 
 
 class _Request(msgspec.Struct, frozen=True):
@@ -162,7 +169,10 @@ def decode_call(body: bytes, json_length: int, manifest: Manifest) -> Call:
     if set(given) != set(names):
         raise MisfitError(f"inputs {sorted(given)} given, the model takes {names}", SCHEMA)
     return Call(
-        request.id or uuid.uuid4().hex, tuple(given[name] for name in names), _wanted(request, manifest)
+        request.id or uuid.uuid4().hex,
+        tuple(given[name] for name in names),
+        _wanted(request, manifest),
+        request.parameters.timeout,
     )
 
 
@@ -261,7 +271,13 @@ def _packed(tensor: _Input) -> bytes:
         values = _convert(_flat(nested, tensor), kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"input {tensor.name}: {error}") from error
-    if None in values:
+    if dtype in _PACKED:
+        try:
+            # Half as long as an array takes, and refuses what is rare: null, and floats that only infinity can stand for.
+            return struct.pack(f"<{len(values)}{_PACKED[dtype]}", *values)
+        except (struct.error, OverflowError):
+            values = [math.nan if value is None else value for value in values]
+    elif None in values:
         values = [math.nan if value is None else value for value in values]
     try:
         if dtype is DType.BOOL:

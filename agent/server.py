@@ -10,43 +10,49 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
 
-import msgspec
-
 from edgeml import __version__
-from edgeml.errors import BudgetError, ConfigError, EdgemlError
+from edgeml.errors import ConfigError, EdgemlError
 from edgeml.inference import JSON_LENGTH_HEADER, ModelMetadata, ServerMetadata
 from edgeml.manifest import Manifest
 
 from .ipc import TensorBytes
-from .listener import Exposure, Listener, parse_listen
+from .line import NO_DEADLINE
+from .listener import Exposure, Listener, UnixSocket, parse_listen
 from .metrics import METRICS_TYPE
 from .misfit import MisfitError
 from .protocol import (
     BODY_BYTES_MAX,
+    Call,
     decode_call,
     decode_feedback,
     encode_reply,
 )
+from .refusal import as_json, refuse, report
 from .serving import NoModelError, Served
-from .turnstile import ShedError
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from .intake import Intake
+
 logger = logging.getLogger(__name__)
 
 OPENAPI: Final = Path(__file__).with_name("openapi.json")
 """Describes the routes; a test compares it with them."""
 CONNECTIONS_MAX: Final = 64
+LOOP_BYTES_MAX: Final = 128 << 10
+"""Requests and answers up to this length are read and written in the event loop; longer ones would hold it up, and get a
+thread."""
 START_TIMEOUT_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 3.0
-RETRY_AFTER_S: Final = 1
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
 
@@ -66,8 +72,14 @@ class Inference(Protocol):
         """Whether a request to this model would be answered."""
         ...
 
-    def infer(self, model: str, tensors: Sequence[TensorBytes], request_id: str) -> Served:
-        """Answer one request. Raises EdgemlError."""
+    def infer(self, model: str, tensors: Sequence[TensorBytes], request_id: str, deadline_s: float) -> Served:
+        """Answer one request, whose turn must come before the deadline on the monotonic clock. Raises EdgemlError."""
+        ...
+
+    async def infer_in_loop(
+        self, model: str, tensors: Sequence[TensorBytes], request_id: str, deadline_s: float
+    ) -> Served:
+        """The same in the endpoint's event loop. Raises EdgemlError."""
         ...
 
     def misfit(self, model: str, error: MisfitError) -> None:
@@ -88,6 +100,7 @@ class Server:
         listen: str,
         exposure: Exposure = Exposure.LOOPBACK,
         metrics: Callable[[], str] | None = None,
+        intake: Intake | None = None,
     ) -> None:
         """Prepare it.
 
@@ -96,6 +109,7 @@ class Server:
             listen: `host:port`, of which port 0 takes a free one, or `unix:` and the path of a socket.
             exposure: what `host` may be.
             metrics: writes the text that Prometheus reads; called from several threads. None: there is no such page.
+            intake: takes flashed releases, on a unix socket only, whose file's rights say who may.
 
         Raises:
             ConfigError: The extra is not installed, or `listen` is not valid or not allowed.
@@ -109,7 +123,7 @@ class Server:
         self._address = parse_listen(listen, exposure)
         self._server = uvicorn.Server(
             uvicorn.Config(
-                make_app(inference, metrics),
+                make_app(inference, metrics, intake if isinstance(self._address, UnixSocket) else None),
                 log_config=None,
                 access_log=False,
                 lifespan="off",
@@ -154,7 +168,9 @@ class Server:
         self._server.run(sockets=[listener])
 
 
-def make_app(inference: Inference, metrics: Callable[[], str] | None = None) -> Starlette:
+def make_app(
+    inference: Inference, metrics: Callable[[], str] | None = None, intake: Intake | None = None
+) -> Starlette:
     """Make the ASGI application."""
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -162,22 +178,28 @@ def make_app(inference: Inference, metrics: Callable[[], str] | None = None) -> 
 
     endpoints = _Endpoints(inference)
     model = "/v2/models/{name}"
-    routes = [
-        Route("/openapi.json", _openapi),
-        Route("/v2", endpoints.server),
-        Route("/v2/health/live", endpoints.live),
-        Route("/v2/health/ready", endpoints.ready),
-        Route(model + "/feedback", endpoints.feedback, methods=["POST"]),
-    ]
+    # In the order in which they are looked through; requests for inference come far more often than all others.
+    routes = []
     for path in (model, model + "/versions/{version}"):
         routes += [
+            Route(path + "/infer", endpoints.infer, methods=["POST"]),
             Route(path, endpoints.model),
             Route(path + "/ready", endpoints.model_ready),
-            Route(path + "/infer", endpoints.infer, methods=["POST"]),
         ]
+    routes += [
+        Route(model + "/feedback", endpoints.feedback, methods=["POST"]),
+        Route("/v2/health/live", endpoints.live),
+        Route("/v2/health/ready", endpoints.ready),
+        Route("/v2", endpoints.server),
+        Route("/openapi.json", _openapi),
+    ]
     if metrics is not None:
         routes.append(Route("/metrics", _metrics_page(metrics)))
-    handlers = {HTTPException: _refuse, EdgemlError: _report}
+    if intake is not None:
+        from . import intake_route
+
+        routes += intake_route.routes(intake)
+    handlers = {HTTPException: refuse, EdgemlError: report}
     return Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]  # its stub wants handlers of Exception
 
 
@@ -189,51 +211,60 @@ class _Endpoints:
 
     async def server(self, _request: Request) -> Response:
         models = tuple(self._inference.models())
-        return _json(ServerMetadata("edgeml", __version__, ("binary_tensor_data", "feedback"), models))
+        return as_json(ServerMetadata("edgeml", __version__, ("binary_tensor_data", "feedback"), models))
 
     async def live(self, _request: Request) -> Response:
-        return _json({"live": True})
+        return as_json({"live": True})
 
     async def ready(self, _request: Request) -> Response:
         models = self._inference.models()
         ready = bool(models) and all(self._inference.ready(model) for model in models)
-        return _json({"ready": ready}, 200 if ready else 503)
+        return as_json({"ready": ready}, 200 if ready else 503)
 
     async def model(self, request: Request) -> Response:
-        return _json(ModelMetadata.of(self._manifest(request)))
+        return as_json(ModelMetadata.of(self._manifest(request)))
 
     async def model_ready(self, request: Request) -> Response:
         manifest = self._manifest(request)
         ready = self._inference.ready(manifest.model)
-        return _json({"name": manifest.model, "ready": ready}, 200 if ready else 503)
+        return as_json({"name": manifest.model, "ready": ready}, 200 if ready else 503)
 
     async def infer(self, request: Request) -> Response:
         manifest = self._manifest(request)
         body = await _body(request)
         length = _json_length(request, len(body))
-        return await _in_thread(self._answer, manifest, body, length)
+        arrived_s = time.monotonic()
+        if len(body) > LOOP_BYTES_MAX:
+            return await _in_thread(self._answer, manifest, body, length, arrived_s)
+        async with _foreseen():
+            call = self._call(body, length, manifest)
+            deadline_s = _deadline_s(call, arrived_s)
+            served = await self._inference.infer_in_loop(
+                manifest.model, call.tensors, call.request_id, deadline_s
+            )
+            if sum(len(one.data) for one in served.answer.outputs) <= LOOP_BYTES_MAX:
+                return _reply(served, call)
+        return await _in_thread(_reply, served, call)
 
     async def feedback(self, request: Request) -> Response:
         model = self._manifest(request).model
         feedback = decode_feedback(await _body(request))
         if not await _in_thread(self._inference.feedback, model, feedback.id, feedback.label):
             message = f"no recent request has the id {feedback.id!r}"
-            return _json({"error": message, "matched": False}, 404)
-        return _json({"matched": True})
+            return as_json({"error": message, "matched": False}, 404)
+        return as_json({"matched": True})
 
-    def _answer(self, manifest: Manifest, body: bytes, json_length: int) -> Response:
-        from starlette.responses import Response
+    def _answer(self, manifest: Manifest, body: bytes, json_length: int, arrived_s: float) -> Response:
+        call = self._call(body, json_length, manifest)
+        deadline_s = _deadline_s(call, arrived_s)
+        return _reply(self._inference.infer(manifest.model, call.tensors, call.request_id, deadline_s), call)
 
+    def _call(self, body: bytes, json_length: int, manifest: Manifest) -> Call:
         try:
-            call = decode_call(body, json_length, manifest)
+            return decode_call(body, json_length, manifest)
         except MisfitError as error:
             self._inference.misfit(manifest.model, error)
             raise
-        reply = encode_reply(self._inference.infer(manifest.model, call.tensors, call.request_id), call)
-        if not reply.json_length:
-            return Response(reply.body, media_type="application/json")
-        headers = {JSON_LENGTH_HEADER: str(reply.json_length)}
-        return Response(reply.body, media_type="application/octet-stream", headers=headers)
 
     def _manifest(self, request: Request) -> Manifest:
         """Find the model that the path names."""
@@ -272,15 +303,36 @@ async def _in_thread(
 ) -> _Result:
     """Run what may take time. What it does not foresee is logged and becomes a 500, and the connection lives on."""
     from starlette.concurrency import run_in_threadpool
+
+    async with _foreseen():
+        return await run_in_threadpool(function, *given, **named)
+
+
+@asynccontextmanager
+async def _foreseen() -> AsyncIterator[None]:
     from starlette.exceptions import HTTPException
 
     try:
-        return await run_in_threadpool(function, *given, **named)
+        yield
     except (EdgemlError, HTTPException):
         raise
     except Exception as error:
         logger.exception("a request failed")
         raise HTTPException(500, "internal error; the device's log has more") from error
+
+
+def _deadline_s(call: Call, arrived_s: float) -> float:
+    return arrived_s + call.timeout_us / 1e6 if call.timeout_us else NO_DEADLINE
+
+
+def _reply(served: Served, call: Call) -> Response:
+    from starlette.responses import Response
+
+    reply = encode_reply(served, call)
+    if not reply.json_length:
+        return Response(reply.body, media_type="application/json")
+    headers = {JSON_LENGTH_HEADER: str(reply.json_length)}
+    return Response(reply.body, media_type="application/octet-stream", headers=headers)
 
 
 async def _body(request: Request) -> bytes:
@@ -312,39 +364,3 @@ def _json_length(request: Request, body_length: int) -> int:
     if not stated.isascii() or not stated.isdecimal() or len(stated) > 10:
         raise ConfigError(f"{JSON_LENGTH_HEADER} is {stated[:40]!r}, not a length")
     return int(stated)
-
-
-def _json(content: msgspec.Struct | dict[str, object], status: int = 200) -> Response:
-    from starlette.responses import Response
-
-    return Response(msgspec.json.encode(content), status_code=status, media_type="application/json")
-
-
-def _status(error: EdgemlError) -> int:
-    match error:
-        case NoModelError():
-            return 503
-        case BudgetError():
-            return 429
-        case ConfigError():
-            return 400
-        case _:
-            return 500
-
-
-async def _report(_request: Request, error: EdgemlError) -> Response:
-    status = _status(error)
-    response = _json({"error": f"{error.message} ({error.hint})" if error.hint else error.message}, status)
-    if status in {429, 503}:
-        seconds = error.retry_after_s if isinstance(error, ShedError) else RETRY_AFTER_S
-        response.headers["Retry-After"] = str(seconds)
-    return response
-
-
-async def _refuse(_request: Request, error: Exception) -> Response:
-    from starlette.exceptions import HTTPException
-
-    assert isinstance(error, HTTPException)
-    response = _json({"error": error.detail}, error.status_code)
-    response.headers.update(error.headers or {})
-    return response

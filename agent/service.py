@@ -87,7 +87,7 @@ class Service:
         self._windows = Windows(config.telemetry.window_s)
         samples = config.telemetry.samples
         self._sampler = Sampler(samples, self._clock, self._journal.boot) if samples.bytes_per_day else None
-        self._answering = Answering(
+        self.answering = self._answering = Answering(
             self._roster, self._windows, self._clock, self._budget.turnstile, sampler=self._sampler
         )
         self._device = Device(DeviceId(config.device), self._journal, self._table)
@@ -122,13 +122,17 @@ class Service:
         self._transport = self._connect()
         self._uploads = self._look_at_uploads()
         self._stop = threading.Event()
-        self._notifier = Notifier(os.environ)
+        self.started = threading.Event()
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
         _stay_small()
+        self.work(Notifier(os.environ))
+
+    def work(self, notifier: Notifier) -> None:
+        """Run until `stop`, in any one thread. Whoever waits for `started` sees what is installed serve."""
         server = self._start_server()
         try:
             self._begin()
@@ -136,12 +140,13 @@ class Service:
             if self._transport is not None:
                 self._transport.start()
             logger.info("agent %s runs on %s", self._config.device, self._storage)
-            self._notifier.ready()
+            notifier.ready()
+            self.started.set()
             while not self._stop.is_set():
                 self._turn()
-                self._notifier.alive(self._clock.monotonic_s())
+                notifier.alive(self._clock.monotonic_s())
         finally:
-            self._notifier.stopping()
+            notifier.stopping()
             if server is not None:
                 server.stop()
             self._end()
@@ -164,10 +169,17 @@ class Service:
         now = self._now()
         failed: dict[ModelName, str] = {}
         for model in self._table.models:
+            before = self._table.slots(model).current
             try:
-                self._installer.restore(model, None)
+                serves = self._installer.restore(model, None)
             except StateError as error:
                 failed[model] = error.message
+                continue
+            if before is not None and serves is not None and serves != before:
+                # Nobody asked for it, so no deployment will say it.
+                self._event(
+                    "fell_back", f"{before.release} cannot be served; {serves.release} serves instead"
+                )
         self._device.start(now)
         for model, reason in failed.items():
             self._device.crashed(model, reason, now)
@@ -276,9 +288,11 @@ class Service:
     def _start_server(self) -> Any:
         if not self._config.serve.listen:
             return None
+        from .intake import Intake
         from .server import Server
 
-        server = Server(self._answering, self._config.serve.listen, metrics=self._metrics)
+        intake = Intake(self._storage, self._config.budget.storage_bytes)
+        server = Server(self._answering, self._config.serve.listen, metrics=self._metrics, intake=intake)
         server.start()
         return server
 

@@ -10,7 +10,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -21,7 +22,8 @@ from edgeml.ids import Digest
 from edgeml.manifest import Manifest
 
 from .ipc import Answer, TensorBytes
-from .supervisor import WAITING_MAX, Worker, WorkerLimits
+from .line import NO_DEADLINE
+from .supervisor import Worker, WorkerLimits
 
 logger = logging.getLogger(__name__)
 
@@ -138,15 +140,27 @@ class Serving:
         """Whether it has ever died CRASHES_MAX times within CRASH_WINDOW_S since it was swapped in."""
         return self._crashes.unstable
 
-    def infer(self, tensors: Sequence[TensorBytes]) -> Served:
-        """Answer one request with whichever worker serves.
+    def infer(self, tensors: Sequence[TensorBytes], deadline_s: float = NO_DEADLINE) -> Served:
+        """Answer one request with whichever worker serves; it waits for its turn until the deadline at most.
 
         Raises:
             NoModelError: None does, or it is being restarted.
             ConfigError: The tensors are not what the model takes.
             BudgetError: Too many requests wait already.
+            LateError: The deadline (on the monotonic clock) passed before its turn came.
             BackendError: The model refused them, or its worker hung or died of them.
         """
+        with self._occupied() as worker:
+            return Served(worker.manifest, worker.digest, worker.infer(tensors, deadline_s))
+
+    async def infer_in_loop(self, tensors: Sequence[TensorBytes], deadline_s: float = NO_DEADLINE) -> Served:
+        """The same for an event loop, without a thread. Raises EdgemlError."""
+        with self._occupied() as worker:
+            return Served(worker.manifest, worker.digest, await worker.infer_in_loop(tensors, deadline_s))
+
+    @contextmanager
+    def _occupied(self) -> Iterator[Worker]:
+        """The worker that serves, which is not stopped meanwhile."""
         with self._changed:
             seat = self._seat
             if seat is None:
@@ -161,8 +175,7 @@ class Serving:
                 )
             seat.in_flight += 1
         try:
-            worker = seat.worker
-            return Served(worker.manifest, worker.digest, worker.infer(tensors))
+            yield seat.worker
         finally:
             with self._changed:
                 seat.in_flight -= 1
@@ -184,7 +197,8 @@ class Serving:
             if old is None:
                 return None
             # Every request ahead is bounded by its timeout, so this is a bound on all of them.
-            longest_s = old.worker.limits.request_timeout_s * (WAITING_MAX + 2)
+            limits = old.worker.limits
+            longest_s = limits.request_timeout_s * (limits.line.waiting_max + 2)
             self._changed.wait_for(lambda: old.in_flight == 0, longest_s)
         return old.worker
 

@@ -93,6 +93,17 @@ class SlotTable:
         atomic.write_bytes(self._path, msgspec.json.encode(_Table(models), order="sorted"))
         self._models = models
 
+    def sync(self) -> None:
+        """Make durable what the file says, also if an earlier life wrote it and died before it had done so.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        try:
+            atomic.sync_file(self._path)
+        except OSError as error:
+            raise atomic.storage_error(error, self._path) from error
+
     def clean(self, wanted: Callable[[], frozenset[Digest]] = frozenset) -> int:
         """Remove bundles and partial files that no slot names; return how many.
 

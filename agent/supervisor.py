@@ -1,7 +1,7 @@
 """Loads variants into workers and speaks with them.
 
-Decides what is asked of a worker, how long it may take, how many may wait for it, and that a request which does not fit
-the model never reaches it. This process has no numpy and no runtime: a tensor is bytes here. Forking and the end of
+Decides what is asked of a worker, how long it may take, and that a request which does not fit the model never reaches
+it. Who waits for it is `line`'s business. This process has no numpy and no runtime: a tensor is bytes here. Forking and the end of
 processes is `child`'s business; which worker serves, `serving`'s.
 """
 
@@ -23,6 +23,7 @@ from edgeml.ids import Digest, ModelName
 from edgeml.manifest import Manifest
 from edgeml.tensors import DType, TensorSpec
 
+from .batch import Rules
 from .child import Child
 from .forkserver import ForkServer
 from .health import GoldenRun
@@ -41,13 +42,12 @@ from .ipc import (
     encode_message,
     encode_tensors,
 )
+from .line import NO_DEADLINE, Line
 from .misfit import DTYPE, SCHEMA, MisfitError
 from .sensors import Sensors
 
 logger = logging.getLogger(__name__)
 
-WAITING_MAX: Final = 16
-"""Requests that may wait for one worker; more are turned away."""
 STOP_TIMEOUT_S: Final = 2.0
 TENSOR_BYTES_MAX: Final = PAYLOAD_BYTES_MAX - (64 << 10)
 """All tensors of a request together; the rest of a frame is for their heads."""
@@ -60,11 +60,12 @@ _MODULES: Final = {
 
 
 class WorkerLimits(msgspec.Struct, frozen=True):
-    """How long a worker may take, what it may use, and for which model."""
+    """How long a worker may take, what it may use, for which model, and how requests wait for it."""
 
     load_timeout_s: float = 60.0
     request_timeout_s: float = 10.0
     threads: int = 1
+    line: Rules = Rules()
     memory_bytes: int | None = None
     """The most it may take where the kernel can be told; None is no limit."""
     model: ModelName = ModelName("model")
@@ -80,7 +81,7 @@ class Confines(Protocol):
 
 
 class Worker:
-    """A loaded variant, answering. Safe to use from several threads: one request is in flight at a time."""
+    """A loaded variant, answering. Safe to use from several threads: one call is in flight at a time."""
 
     def __init__(
         self, forkserver: ForkServer, path: Path, digest: Digest, limits: WorkerLimits,
@@ -99,7 +100,6 @@ class Worker:
         self._sensors = Sensors()
         self._known: tuple[list[_Looks], bytes] | None = None
         self._turn = threading.Lock()
-        self._places = threading.BoundedSemaphore(WAITING_MAX)
         started_s = time.monotonic()
         self._child = Child(forkserver)
         if confines is not None:
@@ -116,6 +116,7 @@ class Worker:
         self.manifest: Manifest = loaded.manifest
         self.runtime: str = loaded.runtime
         self.latency_slow_ms: float | None = loaded.latency_slow_ms
+        self._line = Line(self.manifest, limits.line, self.answer)
 
     @property
     def pid(self) -> int:
@@ -123,27 +124,30 @@ class Worker:
         return self._child.pid
 
     @property
+    def request_timeout_s(self) -> float:
+        """How long a request may take."""
+        return self.limits.request_timeout_s
+
+    @property
     def alive(self) -> bool:
         """Whether it can still answer."""
         return not self._child.end and not self._child.wait(0)
 
-    def infer(self, tensors: Sequence[TensorBytes]) -> Answer:
-        """Answer one request.
+    def infer(self, tensors: Sequence[TensorBytes], deadline_s: float = NO_DEADLINE) -> Answer:
+        """Answer one request when its turn comes.
 
         Args:
             tensors: what callers of the manifest give, in its order.
+            deadline_s: until when it may wait for its turn, on the monotonic clock.
 
         Raises:
             ConfigError: The tensors are not what the model takes; the worker never saw them.
-            BudgetError: WAITING_MAX requests wait already.
+            OverloadError: As many requests wait already as may.
+            LateError: The deadline passed before its turn came; the worker never saw them.
             BackendError: The model refused them, or the worker hung or died.
         """
-        parts = encode_tensors(tensors, self._checked(tensors))
-        self._take_turn()
-        try:
-            return self._child.ask(Kind.INFER, parts, decode_answer, self.limits.request_timeout_s)
-        finally:
-            self._turn.release()
+        self._checked(tensors)
+        return self._line.ask(tensors, deadline_s)
 
     def golden(self) -> GoldenRun:
         """Answer the bundle's golden vectors; they are not counted as inferences.
@@ -214,6 +218,59 @@ class Worker:
             self._child.close()
             self._turn.release()
 
+    async def infer_in_loop(self, tensors: Sequence[TensorBytes], deadline_s: float = NO_DEADLINE) -> Answer:
+        """The same for an event loop, without a thread. What does not fit into shared memory may hold the loop up.
+
+        Raises:
+            EdgemlError: As `infer`.
+        """
+        # Not at the top: a device without an endpoint has no event loop in memory.
+        from .loop import ask
+
+        self._checked(tensors)
+        return await ask(self._line, self, tensors, deadline_s)
+
+    def begin(self, tensors: Sequence[TensorBytes]) -> int | None:
+        """Send a request now; None if somebody else speaks with the worker. `finish` must follow; nobody else can.
+
+        Raises:
+            BackendError: The worker died.
+        """
+        parts = encode_tensors(tensors, self._checked(tensors))
+        if not self._turn.acquire(blocking=False):
+            return None
+        try:
+            return self._child.begin(Kind.INFER, parts, self.limits.request_timeout_s)
+        except BaseException:
+            self._turn.release()
+            raise
+
+    def finish(self, request_id: int, timeout_s: float) -> Answer:
+        """Wait for the answer to what was begun.
+
+        Raises:
+            BackendError: The model refused the request, or the worker hung or died.
+        """
+        try:
+            return self._child.finish(request_id, Kind.INFER, decode_answer, timeout_s)
+        finally:
+            self._turn.release()
+
+    @property
+    def descriptor(self) -> int:
+        """What becomes readable when what was begun can be finished."""
+        return self._child.descriptor
+
+    def answer(self, tensors: Sequence[TensorBytes]) -> Answer:
+        """Answer one request at once, past the line, once nobody else speaks with the worker.
+
+        Raises:
+            BackendError: As `infer`.
+        """
+        parts = encode_tensors(tensors, self._checked(tensors))
+        with self._turn:
+            return self._child.ask(Kind.INFER, parts, decode_answer, self.limits.request_timeout_s)
+
     def _checked(self, tensors: Sequence[TensorBytes]) -> bytes:
         """Check tensors and return their heads; both are known if the last request looked the same."""
         looks: list[_Looks] = [(tensor.shape, len(tensor.data), tensor.dtype) for tensor in tensors]
@@ -224,23 +281,6 @@ class Worker:
         heads = encode_heads(tensors)
         self._known = (looks, heads)
         return heads
-
-    def _take_turn(self) -> None:
-        if self._turn.acquire(blocking=False):
-            return
-        if not self._places.acquire(blocking=False):
-            raise BudgetError(
-                f"{WAITING_MAX} requests wait for {self.manifest.release} already",
-                budget=WAITING_MAX,
-                observed=WAITING_MAX + 1,
-                unit="requests",
-                hint="ask less often",
-            )
-        try:
-            # Whoever is ahead is bounded by its own timeout, so the turn comes.
-            self._turn.acquire()
-        finally:
-            self._places.release()
 
 
 class Supervisor:

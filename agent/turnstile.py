@@ -49,6 +49,10 @@ class Turnstile:
         else:
             self._gates.pop(model, None)
 
+    def is_open(self, model: str) -> bool:
+        """Whether a request would neither wait nor be turned away."""
+        return model not in self._gates
+
     def passing(self, model: str) -> AbstractContextManager[None]:
         """Let a request through; it is on its way as long as the context is open.
 

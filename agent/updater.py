@@ -24,6 +24,12 @@ from .machine import Action, Event, accepts, step
 BACKOFF_FIRST_S: Final = 1.0
 BACKOFF_MAX_S: Final = 300.0
 RESTORES_MAX: Final = 3
+PASSING_ATTEMPTS_MAX: Final = 100
+"""While a server is away or overloaded, whatever the policy says: with the longest pauses between them, some eight hours."""
+PROGRESS_BYTES_MIN: Final = 16 << 10
+"""A fetch that brought so much before it was cut was not in vain."""
+PROGRESS_TIMES_MAX: Final = 2
+"""Of a bundle's length: when attempts have brought more than that together, each counts."""
 REASON_MAX: Final = 300
 _SUPERSEDED: Final = "the fleet wants something else"
 
@@ -98,10 +104,14 @@ class Result:
     reason: str = ""
     facts: SignedFacts | None = None
     fetched_bytes: int = 0
+    length_bytes: int = 0
+    """Of the bundle, if this was a fetch that was cut short; else 0."""
+    wait_s: float = 0.0
+    """How long to wait, if it was postponed, or the server asked to be left alone."""
+    passing: bool = False
+    """The trouble is the network's or the server's, and may pass: it is not the content's fault."""
     poisoned: bool = False
     """The content itself is bad: never try this digest again."""
-    wait_s: float = 0.0
-    """How long to wait, if it was postponed."""
 
 
 class Updater:
@@ -185,10 +195,13 @@ class Updater:
         if event is Event.POSTPONED:
             self._postpone(performed.action, entry, now, result.wait_s)
             return
+        progressed = event is Event.FAILED and _progressed(entry, result)
         if event is Event.FAILED:
-            entry = msgspec.structs.replace(entry, attempt=entry.attempt + 1)
+            entry = msgspec.structs.replace(entry, attempt=1 if progressed else entry.attempt + 1)
             most = RESTORES_MAX if entry.state is DeviceState.ROLLING_BACK else _attempts_max(entry)
-            if entry.attempt >= most and accepts(entry.state, Event.EXHAUSTED):
+            if result.passing:
+                most = max(most, PASSING_ATTEMPTS_MAX)
+            if not progressed and entry.attempt >= most and accepts(entry.state, Event.EXHAUSTED):
                 event = Event.EXHAUSTED
         if result.poisoned and entry.desired is not None:
             entry = msgspec.structs.replace(
@@ -197,7 +210,7 @@ class Updater:
         if event is Event.COMMITTED and entry.facts is not None and not entry.held:
             ratchet = max(entry.facts.release_counter, entry.release_counter)
             entry = msgspec.structs.replace(entry, release_counter=ratchet)
-        self._apply(event, entry, now)
+        self._apply(event, entry, now, result.wait_s)
 
     def reported(self, now: Moment) -> Reported:
         """Say what is true."""
@@ -264,12 +277,13 @@ class Updater:
         if pending is not None and pending.action is action:
             self._pending = replace(pending, not_before_s=now.monotonic_s + wait_s)
 
-    def _apply(self, event: Event, entry: Entry, now: Moment) -> None:
+    def _apply(self, event: Event, entry: Entry, now: Moment, wait_s: float = 0.0) -> None:
         """Write the journal, then let the action be performed."""
         before = entry.state
         state, action = step(before, event)
         entry = msgspec.structs.replace(entry, state=state)
-        if state is not before and event not in {Event.RESTARTED, Event.FAILED}:
+        # FETCHED: what is fetched again and again and is wrong on the disk every time must come to an end.
+        if state is not before and event not in {Event.RESTARTED, Event.FAILED, Event.FETCHED}:
             entry = msgspec.structs.replace(entry, attempt=0)
         outcome = _outcome(before, event, entry)
         if outcome is not None:
@@ -287,7 +301,8 @@ class Updater:
         if entry.waiting is not None and accepts(state, Event.SUPERSEDED):
             self._apply(Event.SUPERSEDED, msgspec.structs.replace(entry, reason=_SUPERSEDED), now)
             return
-        self._pending = Perform(self.model, action, entry, now.monotonic_s + self._delay_s(action, entry))
+        delay_s = self._delay_s(action, entry, wait_s)
+        self._pending = Perform(self.model, action, entry, now.monotonic_s + delay_s)
 
     def _condemned(self, before: DeviceState, entry: Entry) -> Digest | None:
         if before is DeviceState.STRANDED:
@@ -297,19 +312,20 @@ class Updater:
             return current.digest if current else None
         return entry.desired.digest if entry.desired else None
 
-    def _delay_s(self, action: Action, entry: Entry) -> float:
+    def _delay_s(self, action: Action, entry: Entry, wait_s: float) -> float:
         if action is Action.OBSERVE:
             return entry.desired.policy.soak_s if entry.desired else 0.0
         if action is Action.COMPARE:
             return entry.desired.policy.shadow_s if entry.desired else 0.0
-        if not entry.attempt:
+        if not entry.attempt or action is Action.VERIFY:
             return 0.0
         ceiling: float = min(BACKOFF_FIRST_S * 2 ** min(entry.attempt - 1, 16), BACKOFF_MAX_S)
         # Full jitter, from a hash: devices spread out, and a test sees the same times twice.
         seed = hashlib.sha256(
             f"{self._device} {self.model} {entry.generation} {entry.attempt}".encode()
         ).digest()
-        return ceiling * (0.5 + seed[0] / 512)
+        # Asked to wait, all wait as long as asked, and then do not come back all at once.
+        return max(ceiling * (0.5 + seed[0] / 512), wait_s * (1 + seed[1] / 512))
 
 
 def _outcome(before: DeviceState, event: Event, entry: Entry) -> Outcome | None:
@@ -331,6 +347,15 @@ def _outcome(before: DeviceState, event: Event, entry: Entry) -> Outcome | None:
             return Outcome.SUPERSEDED
         case _:
             return None
+
+
+def _progressed(entry: Entry, result: Result) -> bool:
+    """Tell whether a fetch that failed has brought its end nearer; not for ever, for what came is not verified."""
+    return (
+        entry.state is DeviceState.FETCHING
+        and result.fetched_bytes >= PROGRESS_BYTES_MIN
+        and entry.fetched_bytes <= PROGRESS_TIMES_MAX * result.length_bytes
+    )
 
 
 def _attempts_max(entry: Entry) -> int:

@@ -31,6 +31,7 @@ from edgeml.pipeline import Pipeline
 from edgeml.runtime import Session, open_session
 from edgeml.tensors import DType, TensorSpec
 
+from .area import Areas
 from .channel import JOINED_BYTES_MAX, Channel, Frame
 from .guard import Guard
 from .health import GoldenRun
@@ -56,6 +57,8 @@ PROCESS_NAME: Final = "edgeml-worker"
 OOM_SCORE: Final = 500
 """Above the supervisor's: when memory runs out, the kernel takes a worker before it or anything else on the device."""
 OOM_SCORE_MAX: Final = 1000
+_BUFFERS: Final = 3
+"""A channel's own, and two slots of shared memory."""
 _RESET_PEAK: Final = b"5"
 _NUMPY: Final = {dtype: np.dtype(dtype.value) for dtype in DType}
 _DTYPES: Final = {numpy: dtype for dtype, numpy in _NUMPY.items()}
@@ -63,13 +66,18 @@ _DTYPES: Final = {numpy: dtype for dtype, numpy in _NUMPY.items()}
 Array = npt.NDArray[np.generic]
 
 
-def main(stream: socket.socket, lifeline: int) -> NoReturn:
+def main(stream: socket.socket, lifeline: int, memory: int | None = None) -> NoReturn:
     """Serve one model over a socket until told to stop or until the other end closes.
 
-    `lifeline` is a descriptor that stays open as long as this process lives.
+    `lifeline` is a descriptor that stays open as long as this process lives; `memory`, one of what the supervisor shares.
     """
-    _settle(frozenset({stream.fileno(), lifeline}))
-    channel = Channel(stream)
+    _settle(frozenset({stream.fileno(), lifeline} | ({memory} if memory is not None else set())))
+    if memory is None:
+        channel = Channel(stream)
+    else:
+        areas = Areas(memory)
+        os.close(memory)
+        channel = Channel(stream, areas.answers, areas.requests)
     try:
         Service(channel).run()
     except (EOFError, OSError):
@@ -85,7 +93,7 @@ class Service:
         self._channel = channel
         self._memory = PeakMemory()
         self._inputs = InputArrays()
-        self._model: _Model | None = None
+        self._model: LoadedModel | None = None
 
     def run(self) -> None:
         """Answer frames until STOP.
@@ -113,7 +121,7 @@ class Service:
     def _handle(self, frame: Frame) -> None:
         if frame.kind is Kind.LOAD:
             request = decode_message(frame.payload, LoadRequest)
-            self._model = _Model(request)
+            self._model = LoadedModel(request)
             loaded = LoadResult(
                 manifest=self._model.manifest,
                 runtime=self._model.session.runtime,
@@ -136,14 +144,10 @@ class Service:
             case _:
                 raise RuntimeError(f"{frame.kind.name} is no request")
 
-    def _infer(self, model: _Model, frame: Frame) -> None:
+    def _infer(self, model: LoadedModel, frame: Frame) -> None:
         started_ns = time.perf_counter_ns()
-        given = self._inputs.view(frame.payload)
-        given = model.guard.admit(given)
-        inputs = model.pipeline.prepare(given)
-        outputs = model.session.run(inputs)
-        predicted = model.predicted(inputs, outputs)
-        results = model.pipeline.finish(inputs, outputs)
+        given = model.guard.admit(self._inputs.view(frame.payload))
+        inputs, outputs, results, predicted = model.answer(given)
         latency_us = (time.perf_counter_ns() - started_ns) / 1000
         answer = Answer(tuple(map(tensor_bytes, results)), latency_us, predicted)
         self._channel.send(Kind.ANSWER, frame.request_id, encode_answer(answer))
@@ -158,7 +162,7 @@ class Service:
                 model.observer = None
 
 
-class _Model:
+class LoadedModel:
     """A verified bundle, loaded.
 
     Raises:
@@ -197,8 +201,24 @@ class _Model:
             return None
         return Observer(monitor, watched)
 
-    def predicted(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> int | None:
-        """Class of the answer, if there is one sample and the model classifies."""
+    def answer(
+        self, given: Sequence[Array]
+    ) -> tuple[Sequence[Array], list[Array], Sequence[Array], int | None]:
+        """Answer one request that the guard has admitted.
+
+        Returns:
+            What the model took, what it gave, what the caller gets, and the class if there is one sample and the
+            model classifies.
+
+        Raises:
+            EdgemlError: A step or the runtime refused the arrays or failed.
+        """
+        inputs = self.pipeline.prepare(given)
+        outputs = self.session.run(inputs)
+        predicted = self._predicted(inputs, outputs)
+        return inputs, outputs, self.pipeline.finish(inputs, outputs), predicted
+
+    def _predicted(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> int | None:
         if not self._classifies or (inputs[0].ndim and len(inputs[0]) != 1) or not outputs[0].size:
             return None
         return int(outputs[0].argmax())
@@ -267,13 +287,11 @@ class PeakMemory:
 class InputArrays:
     """Views the tensors of requests as arrays, without copying.
 
-    Requests of one model nearly always look alike and lie in the same buffer, so the last views are kept.
+    Requests of one model nearly always look alike and lie in the same few buffers, so the last views of each are kept.
     """
 
     def __init__(self) -> None:
-        self._buffer: object = None
-        self._layout: Layout | None = None
-        self._arrays: list[Array] = []
+        self._known: list[tuple[object, Layout, list[Array]]] = []
 
     def view(self, payload: memoryview) -> list[Array]:
         """Return arrays that are valid as long as the payload is.
@@ -282,13 +300,15 @@ class InputArrays:
             ManifestError: The payload is not tensors.
         """
         layout = read_layout(payload)
-        if layout is not self._layout or payload.obj is not self._buffer:
-            self._arrays = [
-                np.frombuffer(payload[start:end], _NUMPY[dtype]).reshape(shape)
-                for dtype, shape, (start, end) in zip(layout.dtypes, layout.shapes, layout.spans, strict=True)
-            ]
-            self._layout, self._buffer = layout, payload.obj
-        return self._arrays
+        for buffer, known, arrays in self._known:
+            if known is layout and buffer is payload.obj:
+                return arrays
+        arrays = [
+            np.frombuffer(payload[start:end], _NUMPY[dtype]).reshape(shape)
+            for dtype, shape, (start, end) in zip(layout.dtypes, layout.shapes, layout.spans, strict=True)
+        ]
+        self._known = [(payload.obj, layout, arrays), *self._known[: _BUFFERS - 1]]
+        return arrays
 
 
 def tensor_bytes(array: Array) -> TensorBytes:

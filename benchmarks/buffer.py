@@ -11,17 +11,21 @@ offline is lived by a clock that is told the time: two models close a window eac
 minutes, and nobody acknowledges; resident memory is read once a day.
 """
 
+# ruff: noqa: E402 - the directory of this file must not be looked into: its agent.py is no room
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import json
 import os
 import random
 import sqlite3
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from agent.buffer import COMMIT_ROWS, Buffer, BufferLimits
 from edgeml.ids import Digest, ReleaseId

@@ -4,6 +4,12 @@ Requests of 1 KB and of 150 KB: one that breaks nothing, one that is counted, on
 photo of 640 x 480 pixels through resize, normalise and transpose. The bare call is a small network with the same input.
 """
 
+# ruff: noqa: E402 - the directory of this file must not be looked into: its agent.py is no room
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import json
 import time

@@ -94,7 +94,8 @@ class AsyncClient:
         timeout_s: float | None = None,
     ) -> Prediction:
         """Ask a model; arguments as in `edgeml.client.Client.infer`. Waiting for a connection counts as time, too."""
-        return read_prediction(await self._ask(infer_request(model, inputs, request_id, outputs), timeout_s))
+        request = infer_request(model, inputs, request_id, outputs, timeout_s)
+        return read_prediction(await self._ask(request, timeout_s))
 
     async def feedback(self, model: str, request_id: str, label: int | str) -> bool:
         """Say what an earlier request really showed; False if the agent does not remember it (any more)."""

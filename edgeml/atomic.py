@@ -39,6 +39,16 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_file(path: Path) -> None:
+    """Make what was written to `path`, by whichever process, and its name in its directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    sync_directory(path.parent)
+
+
 @contextmanager
 def replacing(path: Path, *, mode: int = 0o600) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and takes its place, else it is removed.

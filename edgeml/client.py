@@ -156,12 +156,14 @@ class Client:
             inputs: an array for each of its inputs, by name, of its types and shapes.
             request_id: what `feedback` calls the request; empty: the agent finds a name, which the answer has.
             outputs: names of the outputs that are wanted; none: all.
-            timeout_s: how long the answer may take altogether, if not as long as the client's.
+            timeout_s: how long the answer may take altogether, if not as long as the client's. The agent hears of it
+                and does not run what nobody waits for any more.
 
         Raises:
             EdgemlError: As the class says.
         """
-        return read_prediction(self._ask(infer_request(model, inputs, request_id, outputs), timeout_s))
+        request = infer_request(model, inputs, request_id, outputs, timeout_s)
+        return read_prediction(self._ask(request, timeout_s))
 
     def feedback(self, model: str, request_id: str, label: int | str) -> bool:
         """Say what an earlier request really showed; False if the agent does not remember it (any more).

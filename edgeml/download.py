@@ -1,8 +1,8 @@
 """Fetches a signed bundle, chunk by chunk, and resumes where it was cut.
 
 Decides what is kept between attempts: whole chunks that have their signed digest, synced to disk one by one, and what
-had come of the next one, so that a link that is cut more than once a chunk gets on too. A restart or a flipped bit
-costs at most one chunk. A peer that ignores ranges, sends too much or sends something else
+had come of the next one, written as it comes, so that a link that is cut and a process that is killed more than once a
+chunk get on too. A power cut or a flipped bit costs at most one chunk. A peer that ignores ranges, sends too much or sends something else
 cannot do harm: every chunk is checked, and the whole file once more at the end. Retrying and budgets are the agent's
 business.
 """
@@ -84,6 +84,8 @@ def fetch(
             if kept.verified_bytes < target.length_bytes:
                 with source.blob(target.digest, kept.verified_bytes + len(kept.tail)) as stream:
                     received += _receive(stream, file, kept, job)
+            # A chunk that an attempt wrote before it was killed was perhaps never synced.
+            os.fsync(file.fileno())
         if digest_of_file(partial) != target.digest:
             partial.unlink()
             raise DigestMismatchError(
@@ -157,35 +159,32 @@ def _kept(file: BinaryIO, job: _Job) -> _Kept:
 
 
 def _receive(stream: Stream, file: BinaryIO, kept: _Kept, job: _Job) -> int:
-    """Append verified chunks from `stream`; return the bytes received.
+    """Append what `stream` brings, and check it chunk by chunk; return the bytes received.
 
     Raises:
         TransferError: The stream ended early; what came of the next chunk is kept, unverified.
         DigestMismatchError: A chunk is not the signed one.
     """
     pending = bytearray(kept.tail)
-    try:
-        return _take_chunks(stream, file, pending, kept, job)
-    except TransferError:
-        file.write(pending)
-        raise
-
-
-def _take_chunks(stream: Stream, file: BinaryIO, pending: bytearray, kept: _Kept, job: _Job) -> int:
     received = 0
+    file.seek(kept.verified_bytes + len(kept.tail))
     skip = kept.verified_bytes + len(kept.tail) - stream.offset
+    verified = kept.verified_bytes
     index = first = kept.verified_bytes // job.target.facts.chunk_bytes
     for piece in stream.pieces:
         received += len(piece)
         dropped = min(skip, len(piece))
         skip -= dropped
+        # Unverified, and not synced: what matters is that it is there if this process is killed.
+        room = job.target.length_bytes - verified - len(pending)
+        file.write(piece[dropped : dropped + room])
+        file.flush()
         pending += piece[dropped:]
         while index < len(job.digests) and len(pending) >= job.chunk_length(index):
             chunk = bytes(pending[: job.chunk_length(index)])
             del pending[: len(chunk)]
             if hashlib.sha256(chunk).digest() != job.digests[index]:
-                pending.clear()
-                file.truncate()
+                file.truncate(index * job.target.facts.chunk_bytes)
                 if index == first and kept.tail:
                     # The peer may be innocent: the beginning was kept unverified.
                     raise TransferError(f"what was kept of chunk {index} of {job.target.path} is damaged")
@@ -193,11 +192,10 @@ def _take_chunks(stream: Stream, file: BinaryIO, pending: bytearray, kept: _Kept
                     f"chunk {index} of {job.target.path} is not the signed one",
                     hint="the server or a proxy changes content",
                 )
-            file.write(chunk)
-            file.flush()
             os.fsync(file.fileno())
+            verified += len(chunk)
             index += 1
-            job.progress(file.tell(), job.target.length_bytes)
+            job.progress(verified, job.target.length_bytes)
         if index == len(job.digests):
             if pending:
                 raise DigestMismatchError(f"the server sends more of {job.target.path} than signed")

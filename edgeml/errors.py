@@ -73,9 +73,13 @@ class BudgetError(ArtifactError):
 
 
 class TransferError(EdgemlError):
-    """Transport failed; try again with backoff. Exit code 4."""
+    """Transport failed; try again with backoff, and not before `retry_after_s` if the peer said so. Exit code 4."""
 
     exit_code = 4
+
+    def __init__(self, message: str, *, hint: str = "", retry_after_s: float = 0.0) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
 
 
 class LinkDownError(TransferError):

@@ -131,15 +131,16 @@ class _Wanted(msgspec.Struct, frozen=True):
     parameters: _Binary = _Binary()
 
 
-class _AllBinary(msgspec.Struct, frozen=True):
-    binary_data_output: bool = True
+class _Asked(msgspec.Struct, frozen=True, omit_defaults=True):
+    binary_data_output: bool = False
+    timeout: int = 0
 
 
 class _Question(msgspec.Struct, frozen=True, omit_defaults=True):
     inputs: list[_Tensor]
     id: str = ""
     outputs: tuple[_Wanted, ...] = ()
-    parameters: _AllBinary | None = None
+    parameters: _Asked = _Asked()
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -208,7 +209,11 @@ def model_path(name: str) -> str:
 
 
 def infer_request(
-    model: str, inputs: Mapping[str, Array], request_id: str = "", outputs: tuple[str, ...] = ()
+    model: str,
+    inputs: Mapping[str, Array],
+    request_id: str = "",
+    outputs: tuple[str, ...] = (),
+    timeout_s: float | None = None,
 ) -> Request:
     """Write a request for inference.
 
@@ -217,6 +222,7 @@ def infer_request(
         inputs: an array for each of the model's inputs, of its types.
         request_id: what the request is called in feedback; empty: the endpoint finds a name.
         outputs: names of the outputs that are wanted; none: all.
+        timeout_s: how long the request may wait for its turn; after that it is not run. None: as long as that takes.
 
     Raises:
         ConfigError: An array is of a type that no model takes.
@@ -234,7 +240,8 @@ def infer_request(
         described.append(_Tensor(name, dtype.protocol_name, array.shape, _Size(len(data))))
         blobs.append(data)
     # Written out although they are defaults: an endpoint of somebody else has defaults of its own.
-    parameters = _AllBinary() if not outputs else None
+    timeout_us = 0 if timeout_s is None else max(int(timeout_s * 1e6), 1)
+    parameters = _Asked(binary_data_output=not outputs, timeout=timeout_us)
     head = msgspec.json.encode(_Question(described, request_id, tuple(map(_Wanted, outputs)), parameters))
     headers = {"Content-Type": "application/octet-stream", JSON_LENGTH_HEADER: str(len(head))}
     return Request("POST", model_path(model) + "/infer", b"".join((head, *blobs)), headers)

@@ -9,9 +9,7 @@ deployment's, retrying the agent's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -19,8 +17,8 @@ from . import atomic, delta
 from .delta import Expected
 from .download import Fetched, Progress, fetch
 from .errors import ArtifactError, BudgetError, DigestMismatchError, PermanentTransferError, TransferError
-from .ids import Digest, digest_of_file, is_digest
-from .source import Source, Stream
+from .ids import digest_of_file, is_digest
+from .source import CountedSource, Source
 from .trustfacts import SignedDelta, SignedTarget
 from .twin import FullDownload
 
@@ -68,7 +66,7 @@ def obtain(
         DigestMismatchError, ArtifactError: The bundle was fetched in full, and is not what is signed.
         StorageError: The disk refused.
     """
-    counted = _Counted(source)
+    counted = CountedSource(source)
     complete = directory / f"{target.digest}.edgeml"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -80,29 +78,6 @@ def obtain(
     except OSError as error:
         raise atomic.storage_error(error, complete) from error
     return Fetched(complete, counted.received_bytes)
-
-
-class _Counted:
-    """A source that counts what comes from it."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self.received_bytes = 0
-
-    def metadata(self, name: str) -> Iterator[bytes]:
-        """Yield a metadata file, uncounted."""
-        return self._source.metadata(name)
-
-    @contextmanager
-    def blob(self, digest: Digest, offset: int) -> Iterator[Stream]:
-        """Open a blob from `offset` on."""
-        with self._source.blob(digest, offset) as stream:
-            yield Stream(stream.offset, self._counting(stream.pieces))
-
-    def _counting(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        for piece in pieces:
-            self.received_bytes += len(piece)
-            yield piece
 
 
 def _rebuild(

@@ -1,17 +1,14 @@
-"""Decides what may be installed: signed metadata by The Update Framework, and a clock policy.
+"""Decides what may be installed: signed metadata by The Update Framework.
 
 python-tuf does the specification's client workflow (rollback, freeze, mix-and-match, key rotation). What is decided
-here: which facts a signed target carries, which clock its expiry is judged by, and how its errors map to ours. A device
-without a battery-backed clock may start in 1970; time never goes back behind the latest time already trusted (the
-floor), so a wrong clock can delay an update but never brings an expired release back to life.
-Fetching the blob is `edgeml.download`'s business; what a device does with it, the agent's.
+here: which facts a signed target carries, and how its errors map to ours. Which clock its expiry is judged by is
+`edgeml.trusttime`'s business; fetching the blob is `edgeml.download`'s business; what a device does with it, the agent's.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -34,23 +31,12 @@ from .errors import (
 from .ids import Digest, is_digest
 from .source import Source
 from .trustfacts import SignedFacts, SignedTarget
+from .trusttime import FLOOR, TrustedTime, trusted_time
 
 __all__ = ["CHUNK_BYTES", "ROOT", "SignedFacts", "SignedTarget", "TrustStore", "TrustedTime"]
 
 CHUNK_BYTES: Final = 256 << 10
 ROOT: Final = "root.json"
-_FLOOR: Final = "time-floor"
-_OLDEST_PLAUSIBLE_YEAR: Final = 2025
-_NEWEST_PLAUSIBLE_YEAR: Final = 2100
-
-
-@dataclass(frozen=True, slots=True)
-class TrustedTime:
-    """The time by which expiry is judged."""
-
-    at_ms: int
-    clock_trusted: bool
-    """False if the machine's clock was behind what is already known (the floor was used instead), or cannot be right."""
 
 
 class TrustStore:
@@ -64,7 +50,7 @@ class TrustStore:
     def __init__(self, directory: Path, source: Source, *, now_ms: int) -> None:
         self._directory = directory
         self._source = source
-        self.time = self._trusted_time(now_ms)
+        self.time = trusted_time(directory, now_ms)
         self._updater = self._new_updater()
         self._is_fresh = False
 
@@ -83,7 +69,7 @@ class TrustStore:
         with _mapped_errors(self._directory):
             self._updater.refresh()
         self._is_fresh = True
-        atomic.write_bytes(self._directory / _FLOOR, str(self.time.at_ms).encode())
+        atomic.write_bytes(self._directory / FLOOR, str(self.time.at_ms).encode())
 
     def target(self, path: str) -> SignedTarget:
         """Return what is signed about a variant; refreshes first if needed.
@@ -146,21 +132,6 @@ class TrustStore:
         )
         return updater
 
-    def _trusted_time(self, now_ms: int) -> TrustedTime:
-        oldest_ms, newest_ms = (
-            int(dt.datetime(year, 1, 1, tzinfo=dt.UTC).timestamp() * 1000)
-            for year in (_OLDEST_PLAUSIBLE_YEAR, _NEWEST_PLAUSIBLE_YEAR)
-        )
-        try:
-            floor_ms = int((self._directory / _FLOOR).read_text())
-        except (OSError, ValueError):
-            floor_ms = 0
-        if not 0 <= floor_ms <= newest_ms:
-            floor_ms = 0  # a damaged file
-        if now_ms < floor_ms or now_ms > newest_ms:
-            return TrustedTime(floor_ms, clock_trusted=False)
-        return TrustedTime(now_ms, clock_trusted=now_ms >= oldest_ms)
-
 
 class _Fetcher(FetcherInterface):
     """Lets tuf read metadata from a Source."""
@@ -207,7 +178,11 @@ class _mapped_errors:  # noqa: N801 - used as a statement
                     f"signed metadata is missing: {error}", hint="check the repository's address"
                 ) from error
             case tuf_errors.DownloadError():
-                raise TransferError(f"signed metadata cannot be fetched: {error}") from error
+                cause = error.__cause__
+                raise TransferError(
+                    f"signed metadata cannot be fetched: {error}",
+                    retry_after_s=cause.retry_after_s if isinstance(cause, TransferError) else 0.0,
+                ) from error
             case tuf_errors.RepositoryError():
                 raise TrustError(
                     f"signed metadata is refused: {error}",

@@ -79,7 +79,7 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     soak_s: float = 0.0
     """Seconds of real traffic in trial before the commit."""
     attempts_max: int = 5
-    """Fetches and activations tried before giving up."""
+    """Fetches that bring nothing, and activations, tried before giving up."""
     trial_restarts_max: int = 2
     """Restarts tolerated during the trial."""
     full_download: FullDownload = FullDownload.ALWAYS

@@ -1,7 +1,7 @@
 """The onnxruntime adapter.
 
 Decides its settings for small devices: the threads asked for and no spinning, no arena (it keeps the peak for ever),
-the CPU provider only. onnxruntime's errors become BackendError here and nowhere else.
+the CPU provider only, and no file but the one it was given. onnxruntime's errors become BackendError here and nowhere else.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ try:
 except ImportError as error:  # pragma: no cover - depends on the installation
     raise BackendError("onnxruntime is not installed", hint="pip install 'edgeml-fleet[agent]'") from error
 
+_EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 _DTYPES = {
     "tensor(float)": DType.FLOAT32, "tensor(float16)": DType.FLOAT16, "tensor(double)": DType.FLOAT64,
     "tensor(int8)": DType.INT8, "tensor(uint8)": DType.UINT8, "tensor(int16)": DType.INT16,
@@ -41,6 +42,9 @@ class OnnxSession:
         options.enable_cpu_mem_arena = False
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # A model may name other files for its weights, which nobody has verified. The runtime would look for them in
+        # the directory of its process; nothing can lie below a device.
+        options.add_session_config_entry(_EXTERNAL_FOLDER, "/dev/null/none")
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library raises bare exceptions of its own kinds

@@ -80,6 +80,8 @@ def test_success_is_the_next_event(action, event):
         (Action.VERIFY, errors.DigestMismatchError("rot"), Event.FAILED, False),
         (Action.ACTIVATE, errors.BackendError("golden vectors differ"), Event.REFUSED, True),
         (Action.ACTIVATE, errors.ManifestError("garbage"), Event.REFUSED, True),
+        # It was right when it was verified: this disk has changed it since, and the content is not to blame.
+        (Action.ACTIVATE, errors.DigestMismatchError("rot"), Event.REFUSED, False),
         # Too big for this device today; another budget may change that.
         (Action.ACTIVATE, BudgetError("too big", budget=1, observed=2, unit="bytes"), Event.REFUSED, False),
         (Action.ACTIVATE, errors.StorageError("EIO"), Event.FAILED, False),

@@ -118,6 +118,27 @@ def test_one_that_ended_in_an_earlier_life_is_only_cleared(card, tmp_path):
     again.journal.close()
 
 
+@pytest.mark.parametrize(("old", "new"), ["12", "21"])
+def test_one_that_ended_in_an_earlier_life_never_comes_back_after_a_newer_one(card, tmp_path, old, new):
+    """The agent was killed between the end of one release and its clearing, and another was flashed meanwhile."""
+    path = card.put(wanted(f"a@{old}", old))
+    card.look()
+    card.refuse(A)
+    card.journal.close()
+    newer = card.put(wanted(f"a@{new}", new))
+    again = Card(tmp_path)
+    again.look()
+    assert not path.exists()
+    again.look()
+    assert again.device.entry(A).desired.release == f"a@{new}"
+    again.refuse(A)
+    for _ in range(3):
+        again.look()
+    assert again.device.entry(A).desired.release == f"a@{new}"
+    assert not newer.exists()
+    again.journal.close()
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b'{"generation": 1}', twin.encode(wanted("nonsense", "1"))])
 def test_what_cannot_be_read_is_named_and_left_alone(card, caplog, content):
     path = card.put(wanted("a@1", "1"))

@@ -77,3 +77,15 @@ def test_a_shape_that_does_not_fit_its_bytes_is_refused(shape):
         changed = msgspec.json.encode(head).replace(b"12345", str(shape[0]).encode())
     with pytest.raises(ManifestError):
         read_prediction(Response(200, changed + whole.body[whole.json_length :], len(changed)))
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "expected_us"), [(None, 0), (0.05, 50_000), (2.0, 2_000_000), (0.0, 1), (1e-9, 1)]
+)
+@pytest.mark.parametrize("wanted", [(), ("t0",)], ids=["all", "one"])
+def test_the_agent_hears_how_long_a_client_waits(timeout_s, expected_us, wanted):
+    array = np.arange(3, dtype=np.float32)
+    request = infer_request("m", {"t0": array}, "", wanted, timeout_s)
+    call = decode_call(request.body, int(request.headers[JSON_LENGTH_HEADER]), manifest([array]))
+    assert call.timeout_us == expected_us
+    assert all(output.binary for output in call.wanted)

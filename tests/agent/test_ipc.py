@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import ipc
-from agent.channel import BUFFER_BYTES, Channel
+from agent.channel import BUFFER_BYTES, PATIENCE_NS, PAUSE_MAX, SOON_NS, TAKEN_AWAY_NS, Channel, Patience
 from agent.health import GoldenRun
-from agent.ipc import Answer, Failure, Kind, LoadRequest, LoadResult, Taken, TensorBytes
+from agent.ipc import Answer, Failure, Kind, LoadRequest, LoadResult, Place, Taken, TensorBytes
 from edgeml import errors
 from edgeml.errors import BackendError, BudgetError, EdgemlError, ManifestError
 from edgeml.tensors import DType
@@ -64,9 +64,19 @@ def test_an_answer_survives(outputs, latency_us, predicted):
 
 @given(st.sampled_from(Kind), st.integers(0, 0xFFFFFFFF), st.integers(0, ipc.PAYLOAD_BYTES_MAX))
 def test_a_header_survives(kind, request_id, length):
-    header = ipc.encode_header(kind, request_id, length)
-    assert len(header) == ipc.HEADER_BYTES
-    assert ipc.decode_header(header) == (kind, request_id, length)
+    for place in Place if kind in ipc.SHAREABLE else (Place.BEHIND,):
+        header = ipc.encode_header(kind, request_id, length, place)
+        assert len(header) == ipc.HEADER_BYTES
+        assert ipc.decode_header(header) == (kind, place, request_id, length)
+
+
+@pytest.mark.parametrize("kind", sorted(set(Kind) - ipc.SHAREABLE))
+def test_json_never_lies_in_shared_memory(kind):
+    """It is parsed where it lies, and the other end could change it meanwhile."""
+    header = bytearray(ipc.encode_header(kind, 1, 10))
+    header[3] |= Place.SHARED
+    with pytest.raises(ManifestError, match="something else than a header"):
+        ipc.decode_header(header)
 
 
 @given(st.binary(max_size=200))
@@ -221,7 +231,7 @@ def test_a_frame_longer_than_the_limit_is_neither_sent_nor_received(channels):
     ours, _ = channels
     with pytest.raises(ValueError, match="more than"):
         ours.send(Kind.INFER, 1, [bytes(ipc.PAYLOAD_BYTES_MAX + 1)])
-    header = struct.pack("<4sIQ", b"em\x01\x03", 1, ipc.PAYLOAD_BYTES_MAX + 1)
+    header = struct.pack("<4sIQ", bytes((*b"em", ipc.VERSION, Kind.INFER)), 1, ipc.PAYLOAD_BYTES_MAX + 1)
     with pytest.raises(ManifestError, match="more than"):
         ipc.decode_header(header)
 
@@ -230,3 +240,54 @@ def test_messages_refuse_fields_they_do_not_know():
     raw = msgspec.json.encode({"path": "p", "digest": "d", "threads": 1, "more": 2})
     with pytest.raises(ManifestError):
         ipc.decode_message(memoryview(raw), LoadRequest)
+
+
+def test_frames_are_looked_for_only_while_they_come_soon_and_where_the_other_end_can_run():
+    patience = Patience(2)
+    assert not patience.looks()
+    patience.slept(SOON_NS - 1)
+    assert patience.looks()
+    patience.slept(SOON_NS)
+    assert not patience.looks()
+    alone = Patience(1)
+    alone.slept(1)
+    assert not alone.looks()
+
+
+def pause_after(patience, *looked_ns):
+    for duration_ns in looked_ns:
+        patience.looked(duration_ns)
+    return next(i for i in range(PAUSE_MAX + 2) if patience.looks())
+
+
+def test_looking_in_vain_is_tried_less_and_less_often_and_again_when_it_pays():
+    patience = Patience(2)
+    patience.slept(1)
+    assert [pause_after(patience, PATIENCE_NS) for _ in range(4)] == [1, 3, 7, 15]
+    assert pause_after(patience, *[1] * 4) == 0
+    assert pause_after(patience, PATIENCE_NS) == 1
+    assert max(pause_after(patience, PATIENCE_NS) for _ in range(20)) == PAUSE_MAX
+
+
+def test_where_another_process_takes_the_processor_away_looking_stops_for_long():
+    patience = Patience(2)
+    patience.slept(1)
+    assert pause_after(patience, TAKEN_AWAY_NS + 1) == PAUSE_MAX
+
+
+def test_a_channel_that_looks_and_one_that_sleeps_receive_the_same(channels):
+    ours, theirs = channels
+    for processors in (1, 2):
+        theirs._patience = Patience(processors)
+        theirs._patience.slept(1)
+        assert theirs._patience.looks() is (processors > 1)
+        for pause_s in (0.0, 0.00005, 0.005):
+            thread = threading.Timer(pause_s, ours.send, (Kind.INFER, 7, [b"frame"]))
+            thread.start()
+            frame = theirs.receive(2.0)
+            thread.join()
+            assert frame.payload == b"frame"
+    theirs._patience.slept(1)
+    ours.close()
+    with pytest.raises((EOFError, OSError)):
+        theirs.receive(1.0)

@@ -1,6 +1,8 @@
 """What is granted to models: by manifests, by what this device measured, and beside what the others have."""
 
 import os
+import subprocess
+import sys
 
 import msgspec
 import pytest
@@ -45,9 +47,14 @@ def test_a_variant_is_admitted_by_its_manifest_until_this_device_has_measured_it
     by_manifest = book.admit(A, path, digest).granted_bytes
     assert by_manifest == round(100 * MIB * MARGIN_ELSEWHERE) - SHARED
     assert book.granted_bytes(A) == 0
-    # This very process stands for the worker; its highest memory is said to have been 10 MiB above what it is now.
-    now = Sensors().memory(os.getpid())
-    granted = book.confirm(A, digest, os.getpid(), now.rss_bytes + 10 * MIB)
+    # A process that only waits stands for the worker; its highest memory is said to have been 10 MiB above what it is now.
+    with subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True); input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as worker:
+        worker.stdout.readline()
+        now = Sensors().memory(worker.pid)
+        granted = book.confirm(A, digest, worker.pid, now.rss_bytes + 10 * MIB)
+        worker.stdin.close()
     assert granted == pytest.approx(round((now.uss_bytes + 10 * MIB) * MARGIN_HERE), rel=0.05)
     assert book.admit(A, path, digest).granted_bytes == granted
     assert ledger(300).peak(path, digest).source is PeakSource.TRIAL

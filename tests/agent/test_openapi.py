@@ -154,7 +154,7 @@ def test_refusals_are_what_it_says(running, monkeypatch):
         def fail(*_, error=error):
             raise error
 
-        monkeypatch.setattr(answering, "infer", fail)
+        monkeypatch.setattr(answering, "infer_in_loop", fail)
         assert check(client.post(url, json=BODY), path, "post").status_code == status
     monkeypatch.undo()
     serving.swap(None).stop()

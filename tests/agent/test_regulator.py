@@ -28,7 +28,7 @@ LEAKY = """
 from agent import worker
 
 held = []
-predicted = worker._Model.predicted
+predicted = worker.LoadedModel._predicted
 
 
 def leak(self, inputs, outputs):
@@ -37,7 +37,7 @@ def leak(self, inputs, outputs):
     return predicted(self, inputs, outputs)
 
 
-worker._Model.predicted = leak
+worker.LoadedModel._predicted = leak
 """
 
 

@@ -11,7 +11,8 @@ import httpx
 import msgspec
 import pytest
 
-from agent.ipc import Answer
+from agent import server
+from agent.ipc import Answer, TensorBytes
 from agent.protocol import BODY_BYTES_MAX, JSON_BYTES_MAX
 from agent.server import Server
 from agent.serving import NoModelError, Served
@@ -51,7 +52,10 @@ class Echo:
     def ready(self, model):
         return model in self.models() and self.fails is None
 
-    def infer(self, model, tensors, request_id):
+    async def infer_in_loop(self, model, tensors, request_id, deadline_s):
+        return self.infer(model, tensors, request_id, deadline_s)
+
+    def infer(self, model, tensors, request_id, deadline_s):
         assert model == "echo"
         if self.fails is not None:
             raise self.fails
@@ -138,6 +142,19 @@ def test_a_json_request_is_answered_in_json(echo, client, path):
         ],
     }
     assert echo.asked[-1] == "mine"
+
+
+@pytest.mark.parametrize("loop_bytes_max", [0, 10_000], ids=["in a thread", "in the loop"])
+def test_long_requests_and_answers_are_the_same_and_hold_nobody_up(echo, client, monkeypatch, loop_bytes_max):
+    threads = []
+    real = server._reply
+    monkeypatch.setattr(
+        server, "_reply", lambda *given: (threads.append(threading.current_thread().name), real(*given))[1]
+    )
+    monkeypatch.setattr(server, "LOOP_BYTES_MAX", loop_bytes_max)
+    answer = client.post(URL, json=call(id="mine"))
+    assert answer.json()["outputs"][0]["data"] == [1.0, 2.0, 3.0]
+    assert (threads == ["http"]) is (loop_bytes_max == 10_000)
 
 
 def test_nested_data_and_inputs_in_another_order_are_the_same_request(echo, client):
@@ -331,3 +348,23 @@ def test_it_stops_quickly_even_with_open_connections():
         server.stop()
         assert time.monotonic() - started_s < 2.5
     assert "http" not in {thread.name for thread in threading.enumerate() if thread is server._thread}
+
+
+def test_a_long_answer_to_a_short_request_is_written_in_a_thread(echo, client, monkeypatch):
+    threads = []
+    real = server._reply
+    monkeypatch.setattr(
+        server, "_reply", lambda *given: (threads.append(threading.current_thread().name), real(*given))[1]
+    )
+
+    async def longer(_model, tensors, _request_id, _deadline_s):
+        data = bytes(server.LOOP_BYTES_MAX + 4)
+        return Served(
+            MANIFEST, "0" * 64, Answer((tensors[0], TensorBytes(DType.INT8, (len(data),), data)), 1.0, None)
+        )
+
+    monkeypatch.setattr(echo, "infer_in_loop", longer)
+    answer = client.post(URL, json=call()).json()
+    assert len(answer["outputs"][1]["data"]) == server.LOOP_BYTES_MAX + 4
+    assert len(threads) == 1
+    assert threads != ["http"]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from agent.journal import Entry
 from agent.machine import Action, Event
-from agent.updater import Moment, Result, Updater
+from agent.updater import PROGRESS_BYTES_MIN, Moment, Result, Updater
 from edgeml import twin
 from edgeml.ids import DeploymentId, DeviceId, Digest, ModelName, ReleaseId
 from edgeml.manifest import RuntimeFamily
@@ -126,6 +126,76 @@ def test_a_fetch_that_fails_is_tried_again_later_and_later_and_then_given_up():
     assert [0.5 <= wait <= ceiling for wait, ceiling in zip(waits[:3], (1, 2, 4), strict=True)] == [True] * 3
     report = device.reported(at(clock))
     assert (report.outcome, report.reason, report.fetched_bytes) == (Outcome.FAILED, "cut", 40)
+
+
+def cut(brought_bytes, length_bytes=1_000_000, **more):
+    return Result(Event.FAILED, "cut", fetched_bytes=brought_bytes, length_bytes=length_bytes, **more)
+
+
+def fetched_until_given_up(device, result):
+    """Perform fetches with this result; return when each began."""
+    times, now = [], 0.0
+    while device.pending is not None and device.pending.action is Action.FETCH:
+        now = max(now, device.pending.not_before_s)
+        times.append(now)
+        assert len(times) < 10_000
+        performed(device, now, result)
+    return times
+
+
+def test_a_fetch_that_was_cut_but_brought_something_does_not_count_as_an_attempt():
+    device = started()
+    device.on_desired(desired(1, 1, policy=twin.Policy(attempts_max=2)), at(0))
+    now = 0.0
+    for _ in range(9):
+        now = device.pending.not_before_s
+        performed(device, now, cut(100_000))
+        assert 0 < device.pending.not_before_s - now <= 1, "it goes on soon, but not at once"
+    assert device.entry.outcome is None
+    assert device.entry.fetched_bytes == 900_000
+    performed(device, now + 2, cut(0))
+    assert device.entry.outcome is Outcome.FAILED
+
+
+def test_attempts_that_bring_garbage_piece_by_piece_come_to_an_end():
+    for brought in (1, 1000, PROGRESS_BYTES_MIN, 100_000, 3_000_000):
+        device = started()
+        device.on_desired(desired(1, 1, policy=twin.Policy(attempts_max=3)), at(0))
+        times = fetched_until_given_up(device, cut(brought))
+        assert device.entry.outcome is Outcome.FAILED
+        assert len(times) <= 2_000_000 // PROGRESS_BYTES_MIN + 3
+        assert device.entry.fetched_bytes <= 2_000_000 + 3 * brought
+
+
+def test_what_is_wrong_on_the_disk_after_every_fetch_is_given_up():
+    device = started()
+    device.on_desired(desired(1, 1, policy=twin.Policy(attempts_max=3)), at(0))
+    fetches = now = 0
+    while device.pending.action is not Action.REPORT:
+        assert fetches <= 3
+        now = max(now, device.pending.not_before_s)
+        if device.pending.action is Action.FETCH:
+            fetches += 1
+            performed(device, now, Result(Event.FETCHED, facts=facts(1)))
+        else:
+            performed(device, now, Result(Event.FAILED, "another digest"))
+    assert device.entry.outcome is Outcome.FAILED
+    assert fetches == 3
+
+
+def test_a_server_that_asks_for_a_pause_gets_it_and_not_from_all_devices_at_once():
+    waits = []
+    for name in range(50):
+        device = Updater(DeviceId(f"cam-{name}"), ModelName("m"), MemoryJournal(), MemorySlots())
+        device.start(at(0))
+        device.on_desired(desired(1, 1), at(0))
+        performed(device, 0, cut(0, wait_s=120.0))
+        waits.append(device.pending.not_before_s)
+        device.on_desired(desired(2, 2), at(1))
+        assert device.next(at(1)).action is Action.REPORT, "something else may be wanted meanwhile"
+    assert min(waits) >= 120
+    assert max(waits) <= 180
+    assert max(waits) - min(waits) > 30
 
 
 def test_a_newer_wish_during_a_fetch_supersedes_it_and_a_late_result_is_dropped():

@@ -24,7 +24,7 @@ IMPURE = {
     "aiomqtt",
 }
 PURE_FILES = (
-    "agent/machine.py", "agent/device.py", "agent/health.py", "agent/link.py", "agent/windows.py", "agent/metrics.py",
+    "agent/machine.py", "agent/device.py", "agent/batch.py", "agent/health.py", "agent/link.py", "agent/windows.py", "agent/metrics.py",
     "agent/admission.py", "agent/diagnosis.py", "agent/governor.py", "agent/schedule.py", "agent/allowance.py", "agent/announcer.py",
     "fleet/rollout.py", "fleet/advance.py", "fleet/gate.py", "fleet/cohorts.py", "fleet/drift_report.py",
     "converters/select.py",

@@ -23,6 +23,7 @@ class Answer(HTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.status, self.headers, self.body = 200, {}, b""
+        self.date = ""
         self.seen: list[tuple[str, dict[str, str]]] = []
 
     @property
@@ -38,6 +39,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_args) -> None:
         """Quiet."""
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return self.server.date or super().date_time_string(timestamp)
 
     def do_GET(self) -> None:
         self.server.seen.append((self.path, dict(self.headers)))
@@ -135,6 +139,25 @@ def test_passing_troubles_are_worth_another_try(server: Answer, status: int) -> 
     with pytest.raises(TransferError) as raised:
         read(HttpSource(server.url))
     assert not isinstance(raised.value, PermanentTransferError)
+
+
+@pytest.mark.parametrize(
+    ("header", "wait_s"),
+    [
+        ("120", 120.0), ("0", 0.0), (" 7 ", 7.0), ("999999999999", 3600.0), ("-5", 0.0), ("soon", 0.0), ("", 0.0), ("٣", 0.0),
+        ("Wed, 25 Nov 2026 12:01:30 GMT", 90.0), ("Wed, 25 Nov 2026 11:00:00 GMT", 0.0), ("Wed, 25 Nov 2099 12:00:00 GMT", 3600.0),
+        ("Wed, 99 Nov 2026 12:00:00 GMT", 0.0),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_pause_that_the_server_asks_for_is_told_by_its_own_clock(
+    server: Answer, status: int, header: str, wait_s: float
+) -> None:
+    server.status, server.headers = status, {"Retry-After": header.encode().decode("latin-1")}
+    server.date = "Wed, 25 Nov 2026 12:00:00 GMT"
+    with pytest.raises(TransferError) as raised:
+        read(HttpSource(server.url))
+    assert raised.value.retry_after_s == wait_s
 
 
 def test_redirect_is_not_followed(server: Answer) -> None:

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,12 +13,23 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import paho.mqtt.client as paho
 import pytest
+from paho.mqtt.enums import CallbackAPIVersion
 
+from agent.forkserver import ForkServer
 from agent.slots import SlotTable, promote
-from edgeml.ids import ModelName, ReleaseId
+from agent.supervisor import Supervisor, installed_preload
+from edgeml import topics, twin
+from edgeml.bundle import REPORT, Bundle, write_bundle
+from edgeml.ids import DeviceId, ModelName, ReleaseId, TenantId, model_of
 from edgeml.testing import sample_bundle
-from edgeml.twin import Slot, Slots
+from edgeml.topics import Leaf
+from edgeml.twin import Outcome, Slot, Slots
+
+from .mirror import Mirror
+from .signer import Signer
+from .unit import Unit
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 40
@@ -96,6 +109,19 @@ class Agent:
         self.log = directory / "agent.log"
         self.process = None
 
+    def join(self, broker, mirror):
+        """Belong to a fleet: hear its broker, trust its root, fetch from its server."""
+        trust, token = self.storage / "trust", self.settings.parent / "token"
+        trust.mkdir(parents=True)
+        (trust / "root.json").write_bytes(mirror.repository.anchor)
+        token.write_text("secret")
+        token.chmod(0o600)
+        self.settings.write_text(
+            self.settings.read_text()
+            + f'[broker]\nhost = "127.0.0.1"\nport = {broker.port}\npassword_file = "{token}"\n'
+            + f'[blobs]\nurl = "{mirror.url}"\n'
+        )
+
     def start(self):
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
@@ -104,7 +130,7 @@ class Agent:
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )  # fmt: skip
 
-    def ask(self):
+    def ask(self, version="1.0.0"):
         body = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/v2/models/sample/infer", json.dumps(body).encode(), method="POST"
@@ -113,7 +139,7 @@ class Agent:
             contextlib.suppress(OSError, urllib.error.URLError),
             urllib.request.urlopen(request, timeout=5) as answer,
         ):
-            return json.load(answer)["model_version"] == "1.0.0"
+            return json.load(answer)["model_version"] == version
         return False
 
     def words(self):
@@ -148,6 +174,11 @@ class Agent:
             assert one["dropped"] == sum(one["reasons"].values())
         return {one["stream"]: one for one in streams}
 
+    def end(self, number):
+        """Send it a signal, and wait for its end."""
+        self.process.send_signal(number)
+        self.process.wait(20)
+
     def stop(self):
         if self.process.poll() is None:
             self.process.terminate()
@@ -167,3 +198,128 @@ def make_agent(tmp_path):
         if agent.process is not None and agent.process.poll() is None:
             agent.process.kill()
             agent.process.wait()
+
+
+class Broker:
+    """A mosquitto that lets everybody in."""
+
+    def __init__(self, directory):
+        if shutil.which("mosquitto") is None:
+            assert os.environ.get("CI") != "true", "mosquitto is not installed"
+            pytest.skip("mosquitto is not installed")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        settings, self.log = directory / "mosquitto.conf", directory / "mosquitto.log"
+        settings.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\n")
+        with self.log.open("wb") as out:
+            self.process = subprocess.Popen(["mosquitto", "-c", settings], stdout=out, stderr=out)
+        self.client = paho.Client(CallbackAPIVersion.VERSION2)
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            with contextlib.suppress(OSError):
+                self.client.connect("127.0.0.1", self.port)
+                break
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+        self.client.loop_start()
+
+    def want(self, desired):
+        """Retain a wish for `cam-1`."""
+        topic = topics.device_topic(
+            TenantId("default"), DeviceId("cam-1"), Leaf.DESIRED, model_of(desired.release)
+        )
+        self.client.publish(topic, twin.encode(desired), 1, retain=True).wait_for_publish(10)
+
+    def close(self):
+        self.client.disconnect()
+        self.client.loop_stop()
+        self.process.terminate()
+        self.process.wait(10)
+
+
+@pytest.fixture
+def broker(tmp_path):
+    made = Broker(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def versions(tmp_path_factory):
+    """Real bundles of one model, by number: 1 is `sample@1.0.0`. They differ, and are as long as is told here."""
+    folder = tmp_path_factory.mktemp("versions")
+    made = {}
+    for number in range(1, 4):
+        path = folder / f"{number}.edgeml"
+        sample_bundle(path, f"{number}.0.0", seed=number)
+        made[number] = path.read_bytes()
+    return made
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory):
+    """Version 2 as a bundle of about 0.9 MB: its report is noise."""
+    path = tmp_path_factory.mktemp("large") / "large.edgeml"
+    sample_bundle(path, "2.0.0", seed=2)
+    with Bundle(path) as bundle:
+        members = {one.name: bundle.read(one.name) for one in bundle.manifest.files}
+        manifest = bundle.manifest
+    write_bundle(path, manifest, members | {REPORT: random.Random(1).randbytes(900_000)})
+    return path.read_bytes()
+
+
+@pytest.fixture
+def mirror(signer):
+    made = Mirror(signer)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def supervisor():
+    forkserver = ForkServer(installed_preload())
+    made = Supervisor(forkserver)
+    made.start()
+    yield made
+    made.close()
+    forkserver.close()
+
+
+@pytest.fixture
+def make_unit(tmp_path, signer, mirror, supervisor):
+    made = []
+
+    def make(name="cam-1", url=None):
+        made.append(Unit(tmp_path / name, url or mirror.url, signer.anchor, supervisor, name))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture(scope="session")
+def founded(tmp_path_factory, versions, supervisor):
+    """A fleet, and the storage of a device that has `sample@1.0.0` of it; it takes a while to make them."""
+    signer, storage = Signer(), tmp_path_factory.mktemp("founded") / "device"
+    mirror = Mirror(signer)
+    unit = Unit(storage, mirror.url, signer.anchor, supervisor)
+    assert unit.install(signer.release(versions[1])).outcome is Outcome.COMMITTED
+    unit.close()
+    mirror.close()
+    return signer, storage
+
+
+@pytest.fixture
+def signer(founded):
+    return founded[0].copy()
+
+
+@pytest.fixture
+def unit(tmp_path, founded, make_unit):
+    """A device that serves `sample@1.0.0`."""
+    shutil.copytree(founded[1], tmp_path / "cam-1")
+    made = make_unit()
+    assert made.serves() == "sample@1.0.0"
+    return made

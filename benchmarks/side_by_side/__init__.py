@@ -1,0 +1,1 @@
+"""What `benchmarks/agent.py` is made of: models, servers, clients."""

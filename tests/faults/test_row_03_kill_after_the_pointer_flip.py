@@ -1,0 +1,46 @@
+"""Row 3: the agent is killed when the table of slots names the new release and the journal does not say so yet.
+
+The trial is over by then (the journal says COMMITTING), so the next life commits again instead of rolling back: the
+catalogue's "uncommitted" is our state before, TRIAL, in which the pointer has not moved.
+"""
+
+import pytest
+
+from agent.journal import peek
+from agent.slots import SlotTable
+from edgeml.twin import DeviceState, Outcome
+
+from .durability import COMMIT, FLIP
+from .points import MODEL, each, stage
+
+__all__ = ["stage"]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
+
+
+def test_the_next_life_commits_again(stage):
+    points = stage.count("count", "2.0.0")
+    [flip] = [point.index for point in points if (point.call, point.path) == FLIP]
+    commit = next(point.index for point in points[flip:] if (point.call, point.path) == COMMIT)
+    assert commit > flip + 1
+
+    def attempt(index):
+        storage = stage.copy(f"at-{index}", "2.0.0")
+        stage.cut(storage, "cut", "2.0.0", index)
+        flipped = SlotTable(storage).slots(MODEL).current.release
+        state = peek(storage / "journal.db")[MODEL].state
+        answered = stage.live(storage, storage.parent / "after", "2.0.0")
+        entry = peek(storage / "journal.db")[MODEL]
+        return flipped, state, answered, entry.outcome, SlotTable(storage).slots(MODEL).current.release
+
+    new = f"{MODEL}@2.0.0"
+    chosen = [flip + 1, (flip + commit) // 2 + 1, commit - 1]
+    assert each(attempt, chosen) == [
+        (new, DeviceState.COMMITTING, "2.0.0", Outcome.COMMITTED, new) for _ in chosen
+    ]
+
+
+def test_a_commit_that_had_only_begun_serves_what_it_commits(stage):
+    """The journal says COMMITTING and the table still names the old release, which the next life serves at first."""
+    points = stage.count("count-begun", "2.0.0")
+    [flip] = [point.index for point in points if (point.call, point.path) == FLIP]
+    assert stage.survive("begun", "2.0.0", [(flip, False)], "2.0.0", Outcome.COMMITTED) == 1

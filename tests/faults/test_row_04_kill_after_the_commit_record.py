@@ -1,0 +1,34 @@
+"""Row 4: the agent is killed when the journal says committed; what comes after the commit is done by the next life."""
+
+import pytest
+
+from agent.journal import peek
+from agent.slots import SlotTable
+from edgeml.twin import Outcome
+
+from .durability import COMMIT, FLIP
+from .points import MODEL, each, stage
+
+__all__ = ["stage"]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
+
+
+def test_it_stays_committed_and_is_not_fetched_again(stage):
+    points = stage.count("count", "2.0.0")
+    flip = next(point.index for point in points if (point.call, point.path) == FLIP)
+    commit = next(point.index for point in points[flip:] if (point.call, point.path) == COMMIT)
+
+    def attempt(index):
+        storage = stage.copy(f"at-{index}", "2.0.0")
+        stage.cut(storage, "cut", "2.0.0", index)
+        before = peek(storage / "journal.db")[MODEL]
+        answered = stage.live(storage, storage.parent / "after", "2.0.0")
+        after = peek(storage / "journal.db")[MODEL]
+        words = (storage.parent / "after" / "agent.log").read_text()
+        assert "found sample@2.0.0" not in words, words
+        assert SlotTable(storage).slots(MODEL).current.release == f"{MODEL}@2.0.0"
+        return before.outcome, answered, after.outcome, after.fetched_bytes == before.fetched_bytes
+
+    # The first call after the record, the next commit, and what is cleared away.
+    chosen = [commit + 1, commit + 2, len(points) - 5, len(points) - 1]
+    assert each(attempt, chosen) == [(Outcome.COMMITTED, "2.0.0", Outcome.COMMITTED, True) for _ in chosen]
