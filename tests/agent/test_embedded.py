@@ -1,9 +1,7 @@
 """An agent inside another program: the same answers as the bare model, whatever it is made of."""
 
-import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -15,12 +13,14 @@ import numpy as np
 import pytest
 
 from agent import Agent, Mode
+from agent.buffer_reader import find_buffer, reading, stored_rows
 from agent.serving import NoModelError
 from agent.slots import SlotTable, promote
 from edgeml.bundle import Bundle, write_bundle
 from edgeml.errors import BackendError, ConfigError, DigestMismatchError
 from edgeml.ids import ModelName, digest_of_file
 from edgeml.runtime import open_session
+from edgeml.telemetry import Stream
 from edgeml.testing import sample_bundle
 from edgeml.twin import Slot, Slots
 
@@ -172,12 +172,10 @@ def test_settings_run_the_whole_agent_which_counts_and_hears_feedback(device, sa
         agent.infer({"x": array(1.0)})
         with pytest.raises(ConfigError, match="another agent runs"), Agent(device):
             pass
-    database = sqlite3.connect(device.parent / "state" / "telemetry.db")
-    rows = database.execute("SELECT payload FROM windows").fetchall()
-    database.close()
-    counters = [json.loads(payload)["counters"] for (payload,) in rows]
-    assert sum(one["inferences"] for one in counters) == 2
-    assert sum(one["labelled"] for one in counters) == 1
+    with reading(find_buffer(device.parent / "state")) as database:
+        windows = [one.row for one in stored_rows(database, Stream.WINDOWS)]
+    assert sum(one.counters.inferences for one in windows) == 2
+    assert sum(one.counters.labelled for one in windows) == 1
 
 
 def test_settings_without_a_model_start_and_say_so(tmp_path):
