@@ -43,6 +43,8 @@ class BlobsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where signed metadata and bundles are fetched."""
 
     url: str
+    cache_url: str = ""
+    """A server nearby that may have bundles, asked first and without a login; empty: there is none."""
 
 
 class SamplesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

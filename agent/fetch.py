@@ -7,6 +7,7 @@ answer to standard output, all JSON lines. Decides nothing: `edgeml.trust`, `edg
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from edgeml.errors import BudgetError, EdgemlError, PostponedError, TransferError
+from edgeml.errors import BudgetError, DigestMismatchError, EdgemlError, PostponedError, TransferError
 from edgeml.ids import Digest
 from edgeml.lifeline import die_with_parent
 from edgeml.trustfacts import SignedFacts
@@ -23,6 +24,8 @@ from edgeml.twin import FullDownload
 if TYPE_CHECKING:
     # The agent imports this file for its types, and has no HTTP client.
     from edgeml.source import CountedSource
+
+logger = logging.getLogger(__name__)
 
 JOB_BYTES_MAX: Final = 64 << 10
 LOCK: Final = "trust.lock"
@@ -49,6 +52,8 @@ class Job(msgspec.Struct, frozen=True):
     allowance_wait_s: float = 0.0
     """Until there is more."""
     bytes_per_s: float | None = None
+    cache: str = ""
+    """`http(s)://…` of a cache nearby that may have blobs; empty if there is none."""
     parent_id: int = 0
     """Process that the child ends with; 0 if it is nobody's child."""
 
@@ -117,6 +122,7 @@ class _Work:
 
 def _deliver(job: Job, work: _Work) -> Answer:
     from edgeml.metering import MeteredSource, Terms
+    from edgeml.nearby_source import NearbySource
     from edgeml.source import CountedSource, DirectorySource, HttpSource
 
     if not job.repository.startswith(("http://", "https://")):
@@ -124,8 +130,15 @@ def _deliver(job: Job, work: _Work) -> Answer:
         return _obtain(job, work, work.source)
     terms = Terms(job.allowance_bytes, job.bytes_per_s, job.allowance_wait_s)
     metered = MeteredSource(HttpSource(job.repository, job.username, job.password), terms, work.tell)
-    work.source = CountedSource(metered)
+    nearby = NearbySource(HttpSource(job.cache), metered) if job.cache else None
+    work.source = CountedSource(nearby or metered)
     try:
+        return _obtain(job, work, work.source)
+    except (DigestMismatchError, TransferError) as error:
+        if nearby is None or not nearby.was_asked:
+            raise
+        logger.warning("without the cache nearby: %s", error.message)
+        nearby.give_up()
         return _obtain(job, work, work.source)
     finally:
         metered.settle()

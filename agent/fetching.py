@@ -87,6 +87,7 @@ class Fetching:
             allowance_bytes=None if source else self._traffic.left_bytes,
             allowance_wait_s=self._traffic.wait_s,
             bytes_per_s=None if rate is None else rate / self._config.update.parallel_downloads,
+            cache=blobs.cache_url if blobs and not source else "",
             parent_id=os.getpid(),
         )
         answer = self._run_child(model_of(desired.release), job)
