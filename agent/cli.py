@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .buffer_command import buffer
+from .enroll_command import enroll
 
 if TYPE_CHECKING:
     from .infer import Question
@@ -38,6 +39,7 @@ def agent() -> None:
 
 
 agent.add_command(buffer)
+agent.add_command(enroll)
 
 
 @agent.command("run")

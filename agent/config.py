@@ -14,6 +14,7 @@ import msgspec
 from edgeml import atomic
 from edgeml.errors import ConfigError
 from edgeml.ids import is_name
+from edgeml.tls import TlsFiles
 
 from .batch import Rules
 from .listener import absolute_listen
@@ -35,8 +36,8 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     host: str
     port: int
-    password_file: str
-    """File with the device's token, mode 0600."""
+    password_file: str = ""
+    """File with the device's token, mode 0600; empty: it logs in by its certificate ([tls])."""
 
 
 class BlobsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,6 +58,19 @@ class SamplesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     row_bytes_max: int = 64 << 10
     confidence_max: float = 0.8
     """Answers that are at least this sure are no hard ones."""
+
+
+class TlsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The fleet's authority, and who this device is: broker and blobs are reached over mutual TLS."""
+
+    authority: str
+    identity: str
+    """Key and certificate in one file, mode 0600."""
+
+    @property
+    def files(self) -> TlsFiles:
+        """As the connections take them."""
+        return TlsFiles(Path(self.authority), Path(self.identity))
 
 
 class TelemetryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -141,6 +155,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broker: BrokerConfig | None = None
     """Without it the device works alone: flashed releases only."""
     blobs: BlobsConfig | None = None
+    tls: TlsConfig | None = None
     telemetry: TelemetryConfig = TelemetryConfig()
     serve: ServeConfig = ServeConfig()
     budget: BudgetConfig = BudgetConfig()
@@ -186,15 +201,30 @@ def load(path: Path) -> AgentConfig:
     _check_samples(config.telemetry.samples, path)
     folder = path.resolve().parent
     broker = config.broker
-    if broker is not None:
+    if broker is not None and not broker.password_file and config.tls is None:
+        raise ConfigError(f"{path}: [broker] has no password_file and there is no [tls]")
+    tls = config.tls
+    if tls is not None:
+        tls = TlsConfig(authority=str(folder / tls.authority), identity=str(folder / tls.identity))
+    if broker is not None and broker.password_file:
         broker = msgspec.structs.replace(broker, password_file=str(folder / broker.password_file))
     serve = msgspec.structs.replace(config.serve, listen=absolute_listen(config.serve.listen, folder))
     update = config.update
     if update.metered_file:
         update = msgspec.structs.replace(update, metered_file=str(folder / update.metered_file))
     return msgspec.structs.replace(
-        config, storage=str(folder / config.storage), broker=broker, serve=serve, update=update
+        config, storage=str(folder / config.storage), broker=broker, serve=serve, update=update, tls=tls
     )
+
+
+def read_token(config: AgentConfig) -> str:
+    """Read the device's token; empty if it logs in by its certificate.
+
+    Raises:
+        ConfigError: As `read_secret`.
+    """
+    broker = config.broker
+    return read_secret(Path(broker.password_file)) if broker is not None and broker.password_file else ""
 
 
 def _check_budget(path: Path, budget: BudgetConfig) -> None:

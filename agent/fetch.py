@@ -21,6 +21,8 @@ from edgeml.lifeline import die_with_parent
 from edgeml.trustfacts import SignedFacts
 from edgeml.twin import FullDownload
 
+from .config import TlsConfig
+
 if TYPE_CHECKING:
     # The agent imports this file for its types, and has no HTTP client.
     from edgeml.source import CountedSource
@@ -56,6 +58,7 @@ class Job(msgspec.Struct, frozen=True):
     """`http(s)://…` of a cache nearby that may have blobs; empty if there is none."""
     parent_id: int = 0
     """Process that the child ends with; 0 if it is nobody's child."""
+    tls: TlsConfig | None = None
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -129,7 +132,8 @@ def _deliver(job: Job, work: _Work) -> Answer:
         work.source = CountedSource(DirectorySource(Path(job.repository)))
         return _obtain(job, work, work.source)
     terms = Terms(job.allowance_bytes, job.bytes_per_s, job.allowance_wait_s)
-    metered = MeteredSource(HttpSource(job.repository, job.username, job.password), terms, work.tell)
+    http = HttpSource(job.repository, job.username, job.password, job.tls.files if job.tls else None)
+    metered = MeteredSource(http, terms, work.tell)
     nearby = NearbySource(HttpSource(job.cache), metered) if job.cache else None
     work.source = CountedSource(nearby or metered)
     try:

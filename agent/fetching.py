@@ -30,7 +30,7 @@ from edgeml.ids import ModelName, model_of
 from edgeml.trustfacts import SignedTarget
 from edgeml.twin import Desired
 
-from .config import AgentConfig, read_secret
+from .config import AgentConfig, read_token
 from .executor import Delivery, Setback
 from .fetch import Answer, Job
 from .timetable import Timetable
@@ -83,7 +83,8 @@ class Fetching:
             storage_bytes=self._config.budget.storage_bytes,
             full_download=desired.policy.full_download,
             username="" if source else self._config.device,
-            password="" if source or broker is None else read_secret(Path(broker.password_file)),
+            password="" if source else read_token(self._config),
+            tls=None if source else self._config.tls,
             allowance_bytes=None if source else self._traffic.left_bytes,
             allowance_wait_s=self._traffic.wait_s,
             bytes_per_s=None if rate is None else rate / self._config.update.parallel_downloads,

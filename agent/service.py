@@ -33,7 +33,7 @@ from . import flash
 from .answering import Answering
 from .budget import Budget
 from .buffer import Buffer, BufferLimits
-from .config import LOCK, AgentConfig, install_anchor, read_secret
+from .config import LOCK, AgentConfig, install_anchor, read_token
 from .device import Device
 from .inbox import Inbox
 from .installer import DeviceInstaller, Tools
@@ -280,8 +280,9 @@ class Service:
             host=broker.host,
             port=broker.port,
             username=self._config.device,
-            password=read_secret(Path(broker.password_file)),
+            password=read_token(self._config),
             client_id=self._config.device,
+            tls=self._config.tls.files if self._config.tls else None,
         )
         return PahoTransport(login, subscriptions=self._link.subscriptions, will=self._link.will)
 

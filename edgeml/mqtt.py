@@ -10,13 +10,16 @@ from __future__ import annotations
 import logging
 import queue
 import random
+import socket
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
+from .tls import TlsFiles, client_context, load_identity
 from .transport import Arrival, LinkDown, LinkUp, Message
 
 logger = logging.getLogger(__name__)
@@ -35,7 +38,10 @@ class Login:
     port: int
     username: str
     password: str
+    """Empty: the certificate says who it is."""
     client_id: str
+    tls: TlsFiles | None = None
+    """None: plain TCP."""
 
     def __repr__(self) -> str:
         """Leave the password out: this may reach a log."""
@@ -66,7 +72,12 @@ class PahoTransport:
         client = paho.Client(
             CallbackAPIVersion.VERSION2, client_id=login.client_id, protocol=paho.MQTTv311, clean_session=True
         )
-        client.username_pw_set(login.username, login.password)
+        # Without TLS an empty password is still a login, which the broker refuses and says so.
+        if login.password or login.tls is None:
+            client.username_pw_set(login.username, login.password)
+        self._context = client_context(login.tls) if login.tls is not None else None
+        if self._context is not None:
+            client.tls_set_context(self._context)
         client.max_inflight_messages_set(IN_FLIGHT_MAX)
         client.reconnect_delay_set(RECONNECT_MIN_S, RECONNECT_MAX_S)
         if will is not None:
@@ -94,6 +105,21 @@ class PahoTransport:
         self._client.reconnect_delay_set(RECONNECT_MIN_S + random.randint(0, 1), RECONNECT_MAX_S)
         self._client.connect_async(self._login.host, self._login.port, self._keepalive_s)
         self._client.loop_start()
+
+    def reload_identity(self) -> None:
+        """Connect again with the key and certificate that are on disk now.
+
+        Raises:
+            ConfigError: They cannot be used; the link stays as it is.
+        """
+        if self._context is None or self._login.tls is None:
+            return
+        load_identity(self._context, self._login.tls.identity)
+        connection = self._client.socket()
+        if isinstance(connection, socket.socket):
+            with suppress(OSError):
+                # Below TLS, whose state is another thread's; paho's thread reads the end, and connects again.
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def publish(self, message: Message) -> bool:
         """Hand over a message while the link is up and the window has room."""

@@ -22,9 +22,10 @@ from typing import Any, Final
 import msgspec
 
 from edgeml import atomic
+from edgeml.clock import SystemClock
 from edgeml.errors import ConfigError, StateError
 
-from . import broker, devices, locks
+from . import broker, devices, locks, tls_files
 from .api import operator_token
 from .broker import BrokerKind, Launch
 from .config import FleetConfig, FleetHome, database_url, load
@@ -42,6 +43,7 @@ STEADY_S: Final = 20.0
 """A child that has lived so long is started again without a pause when it dies."""
 BROKER: Final = "broker"
 HTTP: Final = "http"
+HTTPS: Final = "https"
 CONTROLLER: Final = "controller"
 
 
@@ -107,6 +109,9 @@ class Supervisor:
         store = Store(database_url(home, self._config))
         with store.read() as connection:
             broker.write_logins(home, devices.logins(connection))
+        tls = self._config.tls.http_port != 0
+        if tls:
+            tls_files.prepare(home, self._config, store, SystemClock().now_ms())
         store.close()
         operator_token(home)
         self._logins = _stamps(broker.login_files(home))
@@ -117,6 +122,11 @@ class Supervisor:
         self._children = (
             Child(BROKER, self._launch.command),
             Child(HTTP, (sys.executable, "-P", "-m", f"{__package__}.api", *place)),
+            *(
+                [Child(HTTPS, (sys.executable, "-P", "-m", f"{__package__}.api", "--tls", *place))]
+                if tls
+                else []
+            ),
             Child(CONTROLLER, (sys.executable, "-P", "-m", f"{__package__}.controller_process", *place)),
         )
 
@@ -145,10 +155,13 @@ class Supervisor:
         self._stopping = True
 
     def _addresses(self) -> dict[str, tuple[str, int]]:
-        return {
+        found = {
             BROKER: (self._config.broker.host, self._config.broker.port),
             HTTP: (self._config.http.host, self._config.http.port),
         }
+        if self._config.tls.http_port:
+            found[HTTPS] = (self._config.tls.host, self._config.tls.http_port)
+        return found
 
     def _start_all(self) -> None:
         self._say(f"broker      {self._launch.note}")
@@ -166,6 +179,9 @@ class Supervisor:
         self._say(
             f"http        http://{config.http.host}:{config.http.port}  (operator's token: {self._home.operator_token})"
         )
+        if config.tls.http_port:
+            tls = config.tls
+            self._say(f"tls         mqtts://{tls.host}:{tls.broker_port}, https://{tls.host}:{tls.http_port}")
         self._say(f"controller  {config.controller}, tenant {config.tenant}")
         self._say(f"directory   {self._home.directory}")
         self._say("ready; stop with Ctrl-C")
