@@ -75,3 +75,8 @@ def fleet(tmp_path):
     with made.served():
         yield made
     made.store.close()
+
+
+@pytest.fixture(scope="session")
+def make_fleet():
+    return Fleet
