@@ -87,6 +87,30 @@ def status(config_path: Path, as_json: bool) -> None:
 
 
 @agent.command()
+@CONFIG
+@JSON
+def doctor(config_path: Path, as_json: bool) -> None:
+    """Check this device: settings, files, storage, clock, runtimes, identity, broker and server. Changes nothing.
+
+    Each thing that is wrong comes with what to do next; the exit code is 1 then.
+
+    \b
+    Example:
+        edgeml agent doctor -c cam-1/agent.toml
+        edgeml agent doctor -c cam-1/agent.toml --json
+    """
+    from edgeml.clock import SystemClock
+    from edgeml.doctor import tell
+
+    from .checkup import examine
+
+    findings = examine(config_path, SystemClock().now_ms())
+    tell(findings, as_json=as_json)
+    if not all(finding.good for finding in findings):
+        click.get_current_context().exit(1)
+
+
+@agent.command()
 @click.argument("kits", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "--images",

@@ -124,7 +124,7 @@ def load_certificate(pem: str | bytes) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(pem.encode() if isinstance(pem, str) else pem)
     except ValueError as error:
-        raise TrustError("the certificate cannot be read") from error
+        raise TrustError("the certificate cannot be read", hint="enrol this device again") from error
 
 
 def facts(pem: str | bytes) -> CertificateFacts:
