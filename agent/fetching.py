@@ -125,7 +125,7 @@ class Fetching:
         name = f"{__package__}.fetch"
         command = [sys.executable, "-P", "-m", name]
         with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment()
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment()
         ) as child:
             self._children[model] = child
             guard = threading.Timer(self._timeout_s(job), child.kill)
@@ -181,7 +181,7 @@ def _error(answer: Answer) -> EdgemlError:
     return BackendError(answer.message, hint=answer.hint)
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """Only what Python, proxies and certificates need."""
     kept = (
         "PATH",

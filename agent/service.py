@@ -35,12 +35,14 @@ from .budget import Budget
 from .buffer import Buffer, BufferLimits
 from .config import LOCK, AgentConfig, install_anchor, read_token
 from .device import Device
+from .fetching import child_environment
 from .inbox import Inbox
 from .installer import DeviceInstaller, Tools
 from .journal import Entry, Journal
 from .link import Identity, Link
 from .metrics import Facts, StreamFacts, UpdateFacts, WorkerFacts, render
 from .notify import Notifier
+from .renewal import RENEWED, Renewal
 from .roster import Roster
 from .sampler import Sampler
 from .sensors import Sensors, disk_free_bytes
@@ -120,6 +122,7 @@ class Service:
             identity, self._device, Uplink(self._buffer, identity.tenant, identity.device), self._birth
         )
         self._transport = self._connect()
+        self._renewal = Renewal(config, child_environment())
         self._uploads = self._look_at_uploads()
         self._stop = threading.Event()
         self.started = threading.Event()
@@ -196,6 +199,7 @@ class Service:
                 self._close_windows(now)
             self._keep_samples()
             self._buffer.tick()
+            self._renew(now)
             self._speak(now)
             self._uploads = self._look_at_uploads()
         except StorageError as error:
@@ -250,6 +254,16 @@ class Service:
         for model, seat in self._roster.seats.items():
             if seat.unstable and not self._updates.in_hand(model):
                 self._device.crashed(model, f"the worker died {seat.crashes} times", now)
+
+    def _renew(self, now: Moment) -> None:
+        """Keep the certificate fresh, and connect with the new one."""
+        news = self._renewal.turn(now.wall_ms, now.monotonic_s)
+        if news is None:
+            return
+        logger.log(logging.INFO if news.kind == RENEWED else logging.ERROR, "%s %s", news.kind, news.detail)
+        self._event(news.kind, news.detail)
+        if news.kind == RENEWED and isinstance(self._transport, PahoTransport):
+            self._transport.reload_identity()
 
     def _windows_due(self, now: Moment) -> bool:
         with self._answering.lock:
@@ -339,6 +353,7 @@ class Service:
 
     def _end(self) -> None:
         """Leave in order; everything that matters is on disk already."""
+        self._renewal.stop()
         self._updates.close()
         self._installer.close()
         now = self._now()

@@ -23,7 +23,7 @@ import msgspec
 
 from edgeml import atomic
 from edgeml.clock import SystemClock
-from edgeml.errors import ConfigError, StateError
+from edgeml.errors import ConfigError, EdgemlError, StateError
 
 from . import broker, devices, locks, tls_files
 from .api import operator_token
@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 POLL_S: Final = 0.1
 START_S: Final = 20.0
 STOP_S: Final = 4.0
+TEND_EVERY_S: Final = 6 * 3600.0
+"""How often it is looked whether the server's certificate is to be made anew."""
 BACKOFF_FIRST_S: Final = 0.2
 BACKOFF_MOST_S: Final = 10.0
 STEADY_S: Final = 20.0
@@ -117,6 +119,7 @@ class Supervisor:
         self._logins = _stamps(broker.login_files(home))
         self._revoked = _stamps((broker.revoked_path(home),))
         self._stopping = False
+        self._tend_at_s = time.monotonic() + TEND_EVERY_S
         self._started_at_ms = time.time_ns() // 1_000_000
         place = ("--dir", str(home.directory))
         self._children = (
@@ -204,7 +207,27 @@ class Supervisor:
                 changed = True
         if changed:
             self._write_state()
+        if self._config.tls.http_port and now_s >= self._tend_at_s:
+            self._tend_certificate()
+            self._tend_at_s = now_s + TEND_EVERY_S
         self._tell_broker_of_logins()
+
+    def _tend_certificate(self) -> None:
+        """Give the TLS listeners a new certificate where that is due; they read it when they start."""
+        before = _stamps((tls_files.server_path(self._home),))
+        store = Store(database_url(self._home, self._config))
+        try:
+            tls_files.prepare(self._home, self._config, store, SystemClock().now_ms())
+        except EdgemlError as error:
+            # Two thirds of its life have passed, so there is time; the next look is in some hours.
+            logger.error("the server's certificate is not renewed: %s (%s)", error.message, error.hint)  # noqa: TRY400  # one line
+        finally:
+            store.close()
+        if _stamps((tls_files.server_path(self._home),)) != before:
+            logger.info("the server's certificate is new; restarting what uses it")
+            for child in self._children:
+                if child.name in {BROKER, HTTPS} and child.process is not None:
+                    child.process.terminate()
 
     def _tell_broker_of_logins(self) -> None:
         before, self._logins = self._logins, _stamps(broker.login_files(self._home))

@@ -13,6 +13,7 @@ import pytest
 from agent.config import load
 from agent.enrolment import enrol
 from edgeml import keypair, topics
+from edgeml.errors import ConfigError
 from edgeml.ids import DeviceId, TenantId
 from edgeml.mqtt import Login, PahoTransport
 from edgeml.tls import TlsFiles, authority_context
@@ -170,6 +171,23 @@ def request_of(fleet, directory, device):
     (directory / f"{device}.key").write_bytes(key)
     claim = fleet.invitation(device).token
     return EnrolRequest(device=device, csr=keypair.request(key, device), claim=claim), fleet.clock.now_ms()
+
+
+def test_new_identity_is_used_after_a_reload(fleet, tmp_path):
+    config = enrolled(fleet, tmp_path / "cam-n", "cam-n")
+    with connected(config) as transport:
+        assert comes_up(transport, 10)
+        key = keypair.generate()
+        serial = keypair.facts((tmp_path / "cam-n" / "identity.pem").read_bytes()).serial
+        pem = fleet.admission.renew("cam-n", serial, keypair.request(key, "cam-n"), fleet.clock.now_ms())
+        identity = tmp_path / "cam-n" / "identity.pem"
+        identity.write_bytes(key + pem.encode())
+        transport.reload_identity()
+        assert comes_up(transport, 10)
+        identity.chmod(0o644)
+        with pytest.raises(ConfigError, match="read by others"):
+            transport.reload_identity()
+        assert transport.connected
 
 
 def test_agent_is_seen_and_a_removed_one_is_shut_out_at_once(fleet, tmp_path):
