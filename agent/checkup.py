@@ -260,8 +260,12 @@ def _blobs(device: _Device) -> str:
 
 
 def _journal(device: _Device) -> str:
-    entry = peek(device.storage / "journal.db")
-    return "empty: the agent has not run yet" if entry is None else f"readable, {entry.state.value}"
+    path = device.storage / "journal.db"
+    if not path.exists():
+        return "empty: the agent has not run yet"
+    entries = peek(path)
+    said = ", ".join(f"{model} {entry.state.value}" for model, entry in entries.items())
+    return f"readable, {said or 'no model yet'}"
 
 
 def _buffer(device: _Device) -> str:

@@ -29,7 +29,7 @@ def test_enrolled_device_fetches_a_signed_release_by_its_certificate_alone(fleet
         store_directory=str(tmp_path / "store"),
         repository=config.blobs.url,
         now_ms=fleet.clock.now_ms(),
-        length_max_bytes=1 << 30,
+        storage_bytes=1 << 30,
         username=config.device,
         tls=config.tls,
     )

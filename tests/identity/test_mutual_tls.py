@@ -14,7 +14,7 @@ from agent.config import load
 from agent.enrolment import enrol
 from edgeml import keypair, topics
 from edgeml.errors import ConfigError
-from edgeml.ids import DeviceId, TenantId
+from edgeml.ids import DeviceId, ModelName, TenantId
 from edgeml.mqtt import Login, PahoTransport
 from edgeml.tls import TlsFiles, authority_context
 from edgeml.topics import Leaf
@@ -103,7 +103,7 @@ def next_message(transport, timeout_s=5.0):
 
 def test_certificate_is_the_login_and_access_goes_by_its_name(fleet, tmp_path):
     cam_a, cam_b = (enrolled(fleet, tmp_path / name, name) for name in ("cam-a", "cam-b"))
-    desired = topics.device_topic(TENANT, DeviceId("cam-a"), Leaf.DESIRED)
+    desired = topics.device_topic(TENANT, DeviceId("cam-a"), Leaf.DESIRED, ModelName("digits"))
     secret = Message(desired, b"secret", 1, retain=True)
     with (
         # What the client calls itself counts for nothing.
