@@ -27,13 +27,12 @@ from .broker import NO_TOKEN
 from .config import FleetConfig, FleetHome
 from .devices import Enrolment
 from .enroll import trust_anchor
-from .identities import Certificate, Claim, Request
+from .identities import APPROVED, Certificate, Claim, Request
 from .store import Store
 
 REQUESTS_MAX: Final = 1000
 """Devices that may wait for an operator; anybody who reaches the port can ask."""
 REQUEST_LIFE_MS: Final = 7 * 86_400_000
-APPROVED: Final = "approved"
 _DAY_MS: Final = 86_400_000
 
 
@@ -108,6 +107,8 @@ class Admission:
                 profile = _use_claim(connection, request, fingerprint, now_ms)
             revoked = self._register(connection, device, profile, now_ms)
             pem = self._issue(connection, csr, device, now_ms)
+            # Used up: who is removed later has to ask anew.
+            identities.forget_request(connection, fingerprint)
         if revoked:
             broker.end_connections(self.home)
         return self._answer(pem, profile)
@@ -139,8 +140,11 @@ class Admission:
         identities.forget_requests(connection, now_ms - REQUEST_LIFE_MS)
         waiting = identities.load_request(connection, fingerprint)
         if waiting is not None and waiting.device == request.device:
-            approved = waiting.standing == APPROVED
-            return (Standing.ENROLLED if approved else Standing(waiting.standing)), waiting.profile
+            if waiting.standing != APPROVED:
+                return Standing(waiting.standing), waiting.profile
+            if devices.load(connection, DeviceId(request.device)) is not None:
+                raise _taken(request.device)
+            return Standing.ENROLLED, waiting.profile
         if not is_name(request.profile):
             raise ConfigError("a request without claim must name a profile", hint="give --profile")
         if devices.load(connection, DeviceId(request.device)) is not None:

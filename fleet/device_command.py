@@ -148,10 +148,10 @@ def approve(context: click.Context, directory: str | None, which: str) -> None:
     Raises:
         ConfigError: None waits under that name, several do, or the name is taken.
     """
-    from . import admission
+    from . import admission, identities
 
     _home, _config, store = open_fleet(context, directory)
-    decided = admission.decide(store, which, admission.APPROVED)
+    decided = admission.decide(store, which, identities.APPROVED)
     click.echo(f"approved {decided.device}, key {decided.key_fingerprint}")
 
 

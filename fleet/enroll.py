@@ -84,7 +84,7 @@ def add(home: FleetHome, config: FleetConfig, store: Store, new: NewDevice, now_
 
 
 def remove(home: FleetHome, store: Store, name: str, now_ms: int) -> None:
-    """Forget a device: its token and its certificates are worth nothing from now on.
+    """Forget a device: its token, certificates and approval are worth nothing from now on.
 
     Raises:
         ConfigError: There is no such device, or the certificate authority is missing.
@@ -95,6 +95,7 @@ def remove(home: FleetHome, store: Store, name: str, now_ms: int) -> None:
             raise ConfigError(f"there is no device {name}", hint="`edgeml fleet device list` names them")
         if identities.revoke_all(connection, name, now_ms):
             tls_files.write_revocations(home, authority.load(home.authority), connection, now_ms)
+        identities.forget_requests_of(connection, name)
         broker.write_logins(home, devices.logins(connection))
     broker.end_connections(home)
 

@@ -5,11 +5,18 @@ Decides how they are stored, found and revoked. Who is let in is decided in `adm
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 import sqlalchemy as sa
 
+from edgeml.identity import Standing
+
 from .identity_schema import certificates, claims, requests
 from .store import upsert
+
+APPROVED: Final = "approved"
+"""Standing of a request that an operator let in, until its certificate is issued."""
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +84,20 @@ def load_request(connection: sa.Connection, key_fingerprint: str) -> Request | N
 def forget_requests(connection: sa.Connection, before_ms: int) -> None:
     """Drop requests that were made before a time."""
     connection.execute(requests.delete().where(requests.c.asked_at_ms < before_ms))
+
+
+def forget_request(connection: sa.Connection, key_fingerprint: str) -> None:
+    """Drop the request of a key: it has got what it asked for."""
+    connection.execute(requests.delete().where(requests.c.key_fingerprint == key_fingerprint))
+
+
+def forget_requests_of(connection: sa.Connection, device: str) -> None:
+    """Drop what waits or was approved for a name; what was denied stays denied."""
+    connection.execute(
+        requests.delete().where(
+            requests.c.device == device, requests.c.standing.in_((Standing.PENDING.value, APPROVED))
+        )
+    )
 
 
 def save_certificate(connection: sa.Connection, certificate: Certificate) -> None:

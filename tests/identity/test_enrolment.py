@@ -15,7 +15,8 @@ from edgeml.identity import EnrolRequest, Invitation, parse_invitation
 from edgeml.source import HttpSource
 from edgeml.tls import authority_context
 from fleet import authority, enroll, identities, tls_files
-from fleet.admission import APPROVED, decide
+from fleet.admission import decide
+from fleet.identities import APPROVED
 from fleet.keys import load_keys
 
 
