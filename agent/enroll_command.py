@@ -5,14 +5,26 @@ Decides how the command is written and answered. What happens is decided in `enr
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
+from typing import Final
 
 import click
 
+CLAIM_VARIABLE: Final = "EDGEML_CLAIM"
+CLAIM_CHARACTERS_MAX: Final = 4096
+
 
 @click.command()
-@click.argument("invitation")
+@click.argument("invitation", default="")
+@click.option(
+    "--claim-file",
+    default="",
+    metavar="FILE",
+    type=click.Path(allow_dash=True, dir_okay=False),
+    help="File with the invitation, or with its token only; - for standard input.",
+)
 @click.option(
     "--device", default="", metavar="NAME", help="Its name in the fleet (default: this machine's name)."
 )
@@ -56,19 +68,48 @@ def enroll(
     """Make this machine a device of the fleet that INVITATION is of. Its private key is made here and never leaves.
 
     INVITATION is `host:port#token#fingerprint`, as `edgeml fleet claim create` printed it; or, to wait for an
-    operator who compares fingerprints, `host:port#fingerprint`. Interrupted, the same command goes on. An identity that
-    has expired is replaced by the same command with a new claim.
+    operator who compares fingerprints, `host:port#fingerprint`. A command line can be read by everybody on this
+    machine: give the invitation, or its token, by --claim-file or in the environment variable EDGEML_CLAIM where
+    others work, too. Interrupted, the same command goes on. With a new claim for its name, a device gets a new key and
+    certificate; the old ones stay until then.
 
     \b
     Example:
+        edgeml agent enroll --claim-file claim.txt --device cam-1 --out /etc/edgeml
         edgeml agent enroll 'fleet.lan:18443#TOKEN#FINGERPRINT' --device cam-1 --out /etc/edgeml
         edgeml agent enroll 'fleet.lan:18443#FINGERPRINT' --device cam-1 --profile raspberry-pi-4
     """
-    from edgeml.identity import parse_invitation
+    from edgeml.identity import invitation_of
 
     from .enrolment import Wish, enrol
 
+    invited = invitation_of(
+        invitation, _read_claim(options["claim_file"], with_token=invitation.count("#") > 1)
+    )
     name = device or socket.gethostname().partition(".")[0].lower()
-    wish = Wish(parse_invitation(invitation), name, profile, directory, options["storage"], options["listen"])
+    wish = Wish(invited, name, profile, directory, options["storage"], options["listen"])
     done = enrol(wish, click.echo, wait_s)
     click.echo(f"enrolled {done.device}; start it with: edgeml agent run -c {done.settings_path}")
+
+
+def _read_claim(path: str, *, with_token: bool) -> str:
+    """Read the claim from its file, else from the environment; a token on the command line outranks the latter.
+
+    Raises:
+        ConfigError: The file cannot be read, or is empty.
+    """
+    from edgeml.errors import ConfigError
+
+    if not path:
+        return "" if with_token else os.environ.get(CLAIM_VARIABLE, "")
+    try:
+        with click.open_file(path, errors="replace") as file:
+            claim = str(file.read(CLAIM_CHARACTERS_MAX)).strip()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", hint="check --claim-file") from error
+    if not claim:
+        raise ConfigError(
+            f"there is no claim in {'standard input' if path == '-' else path}",
+            hint="it holds what `edgeml fleet claim create` printed",
+        )
+    return claim

@@ -2,11 +2,13 @@
 
 Decides which files a device gets and in which order they are written, so that power may go at any of them: the key
 first, which never leaves; the settings last, without which there is no device. Asking again with the same key gets the
-same answer, so an interrupted enrolment is finished by the same command.
+same answer, so an interrupted enrolment is finished by the same command. Another claim than the one that was used means
+a new key; the identity of before stays until the new one is whole.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ from edgeml.tls import authority_context, check_private
 from .config import load
 
 KEY: Final = "identity.key"
+CLAIM: Final = "identity.claim"
+"""SHA-256 of the claim that the identity was made with."""
 IDENTITY: Final = "identity.pem"
 AUTHORITY: Final = "ca.pem"
 ROOT: Final = "root.json"
@@ -73,7 +77,7 @@ def enrol(
     """
     device = parse_name(wish.device, "device")
     _check_directory(wish)
-    key = _key(wish.directory, SystemClock().now_ms())
+    key = _key(wish, SystemClock().now_ms())
     csr = keypair.request(key, device)
     say(f"key of {device}: {keypair.key_fingerprint(keypair.read_request(csr))}")
     authority = identity_client.fetch_authority(wish.invitation)
@@ -115,28 +119,43 @@ def _ask(
     return answer
 
 
-def _key(directory: Path, now_ms: int) -> bytes:
+def _key(wish: Wish, now_ms: int) -> bytes:
     """Read the key of an enrolment that was interrupted, also at its very end; or make one.
 
-    An identity that is still good keeps its key: the same command again must get the same answer.
+    An identity that is still good keeps its key unless there is a new claim: the same command again must get the same
+    answer.
     """
-    path = directory / KEY
-    if not path.exists():
-        finished = directory / IDENTITY
-        if finished.exists() and (directory / SETTINGS).exists():
-            check_private(finished)
-            if keypair.facts(finished.read_bytes()).not_after_ms > now_ms:
-                path = finished
-    if not path.exists():
-        atomic.write_bytes(path, keypair.generate())
-    check_private(path)
+    path, identity = wish.directory / KEY, wish.directory / IDENTITY
     try:
+        finished = identity.exists() and (
+            not path.exists() or identity.read_bytes().startswith(path.read_bytes())
+        )
+        if finished and _goes_on(wish, now_ms):
+            path = identity
+        elif finished or not path.exists():
+            atomic.write_bytes(path, keypair.generate())
+        check_private(path)
         pem = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", hint="check its owner") from error
     keypair.load_key(pem)
     end = pem.find(_CERTIFICATE)
     return pem if end < 0 else pem[:end]
+
+
+def _goes_on(wish: Wish, now_ms: int) -> bool:
+    """Tell whether the identity that is there is the one that is asked for."""
+    identity, claim = wish.directory / IDENTITY, wish.directory / CLAIM
+    check_private(identity)
+    if keypair.facts(identity.read_bytes()).not_after_ms <= now_ms:
+        return False
+    if not wish.invitation.token:
+        return True
+    return claim.exists() and claim.read_bytes() == _claim_hash(wish)
+
+
+def _claim_hash(wish: Wish) -> bytes:
+    return hashlib.sha256(wish.invitation.token.encode()).hexdigest().encode()
 
 
 def _check_directory(wish: Wish) -> None:
@@ -174,6 +193,8 @@ def _write(wish: Wish, key: bytes, authority: str, answer: EnrolAnswer) -> None:
     atomic.write_bytes(directory / AUTHORITY, authority.encode())
     if not (directory / ROOT).exists():
         atomic.write_bytes(directory / ROOT, answer.root.encode())
+    if wish.invitation.token:
+        atomic.write_bytes(directory / CLAIM, _claim_hash(wish))
     atomic.write_bytes(directory / IDENTITY, key + answer.certificate.encode())
     if not (directory / SETTINGS).exists():
         atomic.write_bytes(directory / SETTINGS, _settings(wish, settings).encode())

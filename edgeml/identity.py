@@ -121,3 +121,31 @@ def parse_invitation(text: str) -> Invitation:
     if len(rest) == 2 and not token:
         raise ConfigError("the invitation's token is empty", hint=_HINT)
     return Invitation(host, int(port), fingerprint, token)
+
+
+def invitation_of(argument: str, claim: str) -> Invitation:
+    """Put an invitation together from a command line, which others on the machine can read, and a claim that came apart.
+
+    Args:
+        argument: an invitation with or without its token; empty if `claim` is a whole one.
+        claim: a whole invitation, or its token alone; empty: none.
+
+    Raises:
+        ConfigError: They are no invitation, or contradict each other.
+
+    >>> invitation_of("fleet.lan:18443#" + "0" * 64, "abc").token
+    'abc'
+    """
+    claim = claim.strip()
+    if not claim:
+        return parse_invitation(argument)
+    if "#" in claim:
+        if argument and parse_invitation(argument) != parse_invitation(claim):
+            raise ConfigError(
+                "the claim is another invitation than the one named", hint="leave one of them out"
+            )
+        return parse_invitation(claim)
+    named = parse_invitation(argument)
+    if named.token and named.token != claim:
+        raise ConfigError("there are two claim tokens", hint="leave the one on the command line out")
+    return Invitation(named.host, named.port, named.fingerprint, claim)

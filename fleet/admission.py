@@ -12,6 +12,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import sqlalchemy as sa
 from cryptography.x509 import CertificateSigningRequest
 
@@ -32,6 +33,8 @@ from .store import Store
 
 REQUESTS_MAX: Final = 1000
 """Devices that may wait for an operator; anybody who reaches the port can ask."""
+REQUESTS_PER_ORIGIN_MAX: Final = 50
+"""So that one party does not use up all places; a site behind one address may have so many devices wait."""
 REQUEST_LIFE_MS: Final = 7 * 86_400_000
 _DAY_MS: Final = 86_400_000
 
@@ -77,8 +80,13 @@ class Admission:
             self.config.devices.host, self.config.tls.http_port, self.authority.fingerprint, token
         )
 
-    def enrol(self, request: EnrolRequest, now_ms: int) -> EnrolAnswer:
+    def enrol(self, request: EnrolRequest, origin: str, now_ms: int) -> EnrolAnswer:
         """Answer a device that asks to be enrolled.
+
+        Args:
+            request: what it asks.
+            origin: where from, as `peer.origin_of` names it.
+            now_ms: wall time.
 
         Raises:
             TrustError: The request is not sound, or its claim is worth nothing.
@@ -100,7 +108,7 @@ class Admission:
             if issued is not None and known is not None and issued.not_after_ms > now_ms:
                 return self._answer(issued.pem, known.profile)
             if not request.claim:
-                standing, profile = self._by_operator(connection, request, fingerprint, now_ms)
+                standing, profile = self._by_operator(connection, request, (fingerprint, origin), now_ms)
                 if standing is not Standing.ENROLLED:
                     return EnrolAnswer(standing=standing)
             else:
@@ -134,9 +142,10 @@ class Admission:
             return self._issue(connection, csr, DeviceId(device), now_ms)
 
     def _by_operator(
-        self, connection: sa.Connection, request: EnrolRequest, fingerprint: str, now_ms: int
+        self, connection: sa.Connection, request: EnrolRequest, source: tuple[str, str], now_ms: int
     ) -> tuple[Standing, str]:
-        """Look what an operator has decided; a new request waits."""
+        """Look what an operator has decided; a new request waits. `source`: the key's fingerprint and the origin."""
+        fingerprint, origin = source
         identities.forget_requests(connection, now_ms - REQUEST_LIFE_MS)
         waiting = identities.load_request(connection, fingerprint)
         if waiting is not None and waiting.device == request.device:
@@ -149,8 +158,14 @@ class Admission:
             raise ConfigError("a request without claim must name a profile", hint="give --profile")
         if devices.load(connection, DeviceId(request.device)) is not None:
             raise _taken(request.device)
-        if len(identities.load_requests(connection)) >= REQUESTS_MAX:
-            raise TrustError("too many devices wait for an operator", hint="use a claim, or have some denied")
+        asked = identities.load_requests(connection)
+        if len(asked) >= REQUESTS_MAX:
+            raise TrustError("too many devices wait for an operator", hint="use a claim")
+        if sum(one.origin == origin for one in asked) >= REQUESTS_PER_ORIGIN_MAX:
+            raise TrustError(
+                f"{REQUESTS_PER_ORIGIN_MAX} devices of your address have asked within a week",
+                hint="use a claim, or have some approved",
+            )
         identities.save_request(
             connection,
             Request(
@@ -159,6 +174,7 @@ class Admission:
                 profile=request.profile,
                 standing=Standing.PENDING.value,
                 asked_at_ms=now_ms,
+                origin=origin,
             ),
         )
         return Standing.PENDING, request.profile
@@ -238,13 +254,7 @@ def decide(store: Store, which: str, standing: str) -> Request:
             )
         if standing == APPROVED and devices.load(connection, DeviceId(found[0].device)) is not None:
             raise _taken(found[0].device)
-        decided = Request(
-            key_fingerprint=found[0].key_fingerprint,
-            device=found[0].device,
-            profile=found[0].profile,
-            standing=standing,
-            asked_at_ms=found[0].asked_at_ms,
-        )
+        decided = msgspec.structs.replace(found[0], standing=standing)
         identities.save_request(connection, decided)
     return decided
 
@@ -263,15 +273,7 @@ def _use_claim(connection: sa.Connection, request: EnrolRequest, fingerprint: st
         raise TrustError(f"the claim is for {claim.device}, not for {request.device}", hint=hint)
     if not claim.device and devices.load(connection, DeviceId(request.device)) is not None:
         raise _taken(request.device)
-    used = Claim(
-        token_sha256=claim.token_sha256,
-        profile=claim.profile,
-        device=claim.device,
-        created_at_ms=claim.created_at_ms,
-        expires_at_ms=claim.expires_at_ms,
-        used_by=fingerprint,
-    )
-    identities.save_claim(connection, used)
+    identities.save_claim(connection, msgspec.structs.replace(claim, used_by=fingerprint))
     return claim.profile
 
 

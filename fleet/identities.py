@@ -38,6 +38,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     profile: str
     standing: str
     asked_at_ms: int
+    origin: str
 
 
 class Certificate(msgspec.Struct, frozen=True, kw_only=True):

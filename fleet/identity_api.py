@@ -27,7 +27,7 @@ from edgeml.identity import (
 )
 
 from .admission import Admission
-from .peer import Peer, read_peer
+from .peer import Peer, origin_of, read_peer
 
 _PEER: Final = "edgeml.peer"
 
@@ -68,7 +68,8 @@ def add_routes(app: FastAPI, admission: Admission, clock: Clock) -> None:
     async def enrol(request: Request) -> Response:
         """Ask to become a device."""
         asked = _decode(await _body(request), EnrolRequest)
-        return await _answer(lambda: admission.enrol(asked, clock.now_ms()))
+        origin = origin_of(request.client.host if request.client else "")
+        return await _answer(lambda: admission.enrol(asked, origin, clock.now_ms()))
 
     @app.post(RENEW_PATH)
     async def renew(request: Request) -> Response:

@@ -31,6 +31,8 @@ requests = Table(
     Column("profile", Text, nullable=False),
     Column("standing", Text, nullable=False),
     Column("asked_at_ms", BigInteger, nullable=False),
+    # Where it came from: an address, or of IPv6 the network that one customer gets.
+    Column("origin", Text, nullable=False, index=True),
 )
 
 certificates = Table(

@@ -48,7 +48,9 @@ def test_device_with_a_claim_gets_all_it_needs_and_is_known_by_its_certificate(f
     done = enrol(fleet.wish(kit), said.append, 0, never)
     config = load(done.settings_path)
     assert (config.device, config.tenant, config.profile) == ("cam-1", "main", "generic-x86-64")
-    assert {path.name for path in kit.iterdir()} == {"agent.toml", "ca.pem", "root.json", "identity.pem"}
+    assert {path.name for path in kit.iterdir()} == {
+        "agent.toml", "ca.pem", "root.json", "identity.pem", "identity.claim",
+    }  # fmt: skip
     assert {stat.S_IMODE(path.stat().st_mode) for path in kit.iterdir()} == {0o600}
     assert (kit / "root.json").read_bytes() == load_keys(fleet.home.keys).anchor
     facts = keypair.facts((kit / "identity.pem").read_bytes())

@@ -170,7 +170,8 @@ def request_of(fleet, directory, device):
     key = keypair.generate()
     (directory / f"{device}.key").write_bytes(key)
     claim = fleet.invitation(device).token
-    return EnrolRequest(device=device, csr=keypair.request(key, device), claim=claim), fleet.clock.now_ms()
+    asked = EnrolRequest(device=device, csr=keypair.request(key, device), claim=claim)
+    return asked, "127.0.0.1", fleet.clock.now_ms()
 
 
 def test_new_identity_is_used_after_a_reload(fleet, tmp_path):
