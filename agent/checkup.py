@@ -17,12 +17,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 
 from edgeml import keypair
 from edgeml.doctor import Finding
-from edgeml.errors import EdgemlError
+from edgeml.errors import EdgemlError, TransferError
+from edgeml.handshake import Fault, find_refusal
 from edgeml.mqtt import Login, PahoTransport
 from edgeml.source import HttpSource
 from edgeml.tls import check_private
@@ -241,6 +243,7 @@ def _broker(device: _Device) -> str:
         case LinkUp():
             return f"{where} accepts the login"
         case LinkDown(reason):
+            _check_handshake(config, (config.broker.host, config.broker.port))
             raise _Wrong(
                 reason,
                 f"check that {where} can be reached, and `edgeml fleet device list` on the fleet's machine",
@@ -249,13 +252,42 @@ def _broker(device: _Device) -> str:
             raise _Wrong(f"{where} does not answer", "check the address and the network")
 
 
+def _check_handshake(config: AgentConfig, address: tuple[str, int]) -> None:
+    """Find better words for a connection that failed, if TLS is why."""
+    if config.tls is None:
+        return
+    try:
+        refusal = find_refusal(address, config.tls.files)
+    except OSError:
+        return  # not reached at all, which the caller tells
+    if refusal is None:
+        return
+    again = f"edgeml agent enroll, with a claim of `edgeml fleet claim create --device {config.device}`"
+    match refusal.fault:
+        case Fault.SERVER:
+            hint = "check the address, the clock, and [devices] host and [tls] names of the fleet"
+        case Fault.OTHER:
+            hint = "see the messages of `edgeml fleet serve`"
+        case Fault.HUNG_UP:
+            hint = f"if `certificate` is good above, this device was removed or enrolled elsewhere: {again}"
+        case _:
+            hint = again
+    raise _Wrong(f"{address[0]}:{address[1]}: {refusal.fault.value} ({refusal.detail})", hint)
+
+
 def _blobs(device: _Device) -> str:
     config = device.config
     if config.blobs is None:
         return "none: this device works alone"
     tls = config.tls.files if config.tls else None
     source = HttpSource(config.blobs.url, config.device, read_token(config), tls)
-    count = sum(len(piece) for piece in source.metadata("timestamp.json"))
+    try:
+        count = sum(len(piece) for piece in source.metadata("timestamp.json"))
+    except TransferError:
+        where = urlsplit(config.blobs.url)
+        if where.hostname:
+            _check_handshake(config, (where.hostname, where.port or 443))
+        raise
     return f"{config.blobs.url} serves signed metadata ({count} bytes)"
 
 

@@ -196,6 +196,12 @@ def _write(wish: Wish, key: bytes, authority: str, answer: EnrolAnswer) -> None:
     if wish.invitation.token:
         atomic.write_bytes(directory / CLAIM, _claim_hash(wish))
     atomic.write_bytes(directory / IDENTITY, key + answer.certificate.encode())
+    storage = directory / wish.storage
+    try:
+        # Here, so that who may not make it hears of it now.
+        storage.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise atomic.storage_error(error, storage) from error
     if not (directory / SETTINGS).exists():
         atomic.write_bytes(directory / SETTINGS, _settings(wish, settings).encode())
     try:

@@ -34,7 +34,8 @@ def renew(job: RenewJob) -> Renewed:
     files = TlsConfig(authority=job.authority, identity=job.identity).files
     check_private(files.identity)
     try:
-        facts = keypair.facts(files.identity.read_bytes())
+        before = files.identity.read_bytes()
+        facts = keypair.facts(before)
         authority = files.authority.read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read the identity: {error}", hint="enrol this device again") from error
@@ -52,6 +53,9 @@ def renew(job: RenewJob) -> Renewed:
     asked = RenewRequest(csr=keypair.request(key, job.device))
     answer = identity_client.renew((where.hostname, where.port or 443), client_context(files), asked)
     issued = keypair.check_issued(answer.certificate, authority, key, job.device)
+    if files.identity.read_bytes() != before:
+        # Somebody has enrolled the device anew meanwhile, which revoked what was just issued.
+        return Renewed()
     atomic.write_bytes(Path(job.identity), key + answer.certificate.encode())
     return Renewed(renewed=True, renew_at_ms=issued.renew_at_ms)
 

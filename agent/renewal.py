@@ -104,6 +104,11 @@ class Renewal:
             return News(FAILED, f"{answer.error}{hint}")
         return News(RENEWED, "") if answer.renewed else None
 
+    def look_again(self) -> None:
+        """Forget what was found of an identity that was replaced: look at the new one soon."""
+        self._due_s = None
+        self._failures = 0
+
     def stop(self) -> None:
         """End the child; the identity on disk is whole at every moment."""
         if self._child is not None:

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from edgeml import __version__
 from edgeml.clock import Clock, SystemClock
-from edgeml.errors import EdgemlError, StateError, StorageError
+from edgeml.errors import ConfigError, EdgemlError, StateError, StorageError
 from edgeml.ids import DeviceId, ModelName, TenantId
 from edgeml.lock import Lock
 from edgeml.mqtt import Login, PahoTransport
@@ -50,6 +50,7 @@ from .slots import SlotTable
 from .updater import Moment
 from .updates import Updates
 from .uplink import Uplink
+from .watched import WatchedFile
 from .windows import Windows
 
 logger = logging.getLogger(__name__)
@@ -121,6 +122,8 @@ class Service:
         self._link = Link(
             identity, self._device, Uplink(self._buffer, identity.tenant, identity.device), self._birth
         )
+        # Before the transport reads it, so that no replacement is missed.
+        self._identity = WatchedFile(Path(config.tls.identity)) if config.tls else None
         self._transport = self._connect()
         self._renewal = Renewal(config, child_environment())
         self._uploads = self._look_at_uploads()
@@ -256,14 +259,23 @@ class Service:
                 self._device.crashed(model, f"the worker died {seat.crashes} times", now)
 
     def _renew(self, now: Moment) -> None:
-        """Keep the certificate fresh, and connect with the new one."""
+        """Keep the certificate fresh, and connect with a new one, whoever wrote it."""
         news = self._renewal.turn(now.wall_ms, now.monotonic_s)
-        if news is None:
+        if news is not None:
+            logger.log(
+                logging.INFO if news.kind == RENEWED else logging.ERROR, "%s %s", news.kind, news.detail
+            )
+            self._event(news.kind, news.detail)
+        if self._identity is None or not self._identity.changed(now.monotonic_s):
             return
-        logger.log(logging.INFO if news.kind == RENEWED else logging.ERROR, "%s %s", news.kind, news.detail)
-        self._event(news.kind, news.detail)
-        if news.kind == RENEWED and isinstance(self._transport, PahoTransport):
-            self._transport.reload_identity()
+        if isinstance(self._transport, PahoTransport):
+            try:
+                self._transport.reload_identity()
+            except ConfigError as error:
+                logger.error("the new identity is not used: %s (%s)", error.message, error.hint)  # noqa: TRY400  # one line
+                return
+        self._renewal.look_again()
+        logger.info("the identity was replaced; connecting with the new one")
 
     def _windows_due(self, now: Moment) -> bool:
         with self._answering.lock:

@@ -62,7 +62,8 @@ class Admission:
         """
         if not self.config.tls.http_port:
             raise ConfigError(
-                "this fleet has no TLS listener", hint="set broker_port and http_port in [tls] of fleet.toml"
+                "this fleet has no TLS listener",
+                hint="set broker_port (say 18883) and http_port (say 18443) in [tls] of fleet.toml, and serve it",
             )
         if device:
             parse_name(device, "device")

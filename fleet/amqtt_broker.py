@@ -157,6 +157,10 @@ class TriedOutBroker(Broker):  # type: ignore[misc]  # amqtt is untyped
         except ConnectionError as error:
             # A peer that hangs up while it is told goodbye; amqtt would show a stack for it.
             logger.info("a connection was cut: %s", error)
+        except asyncio.CancelledError:
+            # The broker stops. This is all that the task does, and asyncio's streams (until Python 3.12) show a stack
+            # for a handler that was cancelled.
+            logger.info("a connection was ended by the broker's end")
 
     @staticmethod
     def _create_ssl_context(listener: ListenerConfig) -> ssl.SSLContext:

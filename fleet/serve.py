@@ -2,7 +2,8 @@
 
 Decides in which order they start and stop, that one which dies is started again with growing pauses, and that none
 outlives the supervisor. What each does is its own file's business. When logins change on disk, the broker is told; when
-somebody may not log in any more it is restarted, because that ends the connections that are there.
+somebody may not log in any more it is restarted, because that ends the connections that are there; several such within
+a few seconds share a restart.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ TEND_EVERY_S: Final = 6 * 3600.0
 """How often it is looked whether the server's certificate is to be made anew."""
 BACKOFF_FIRST_S: Final = 0.2
 BACKOFF_MOST_S: Final = 10.0
+RESTARTS_APART_S: Final = 10.0
+"""Between two restarts of the broker for logins that were taken away."""
 STEADY_S: Final = 20.0
 """A child that has lived so long is started again without a pause when it dies."""
 BROKER: Final = "broker"
@@ -118,6 +121,8 @@ class Supervisor:
         operator_token(home)
         self._logins = _stamps(broker.login_files(home))
         self._revoked = _stamps((broker.revoked_path(home),))
+        self._restart_at_s: float | None = None
+        self._restarted_s = -RESTARTS_APART_S
         self._stopping = False
         self._tend_at_s = time.monotonic() + TEND_EVERY_S
         self._started_at_ms = time.time_ns() // 1_000_000
@@ -210,7 +215,7 @@ class Supervisor:
         if self._config.tls.http_port and now_s >= self._tend_at_s:
             self._tend_certificate()
             self._tend_at_s = now_s + TEND_EVERY_S
-        self._tell_broker_of_logins()
+        self._tell_broker_of_logins(now_s)
 
     def _tend_certificate(self) -> None:
         """Give the TLS listeners a new certificate where that is due; they read it when they start."""
@@ -229,16 +234,26 @@ class Supervisor:
                 if child.name in {BROKER, HTTPS} and child.process is not None:
                     child.process.terminate()
 
-    def _tell_broker_of_logins(self) -> None:
+    def _tell_broker_of_logins(self, now_s: float) -> None:
+        """Let the broker read who may log in; restart it for those who may not any more.
+
+        No broker ends the connections of a login that was taken away, and a restart ends everybody's: several within
+        a short time share one. Nobody gets in anew meanwhile: mosquitto reads logins and revocations at SIGHUP.
+        """
         before, self._logins = self._logins, _stamps(broker.login_files(self._home))
         revoked_before, self._revoked = self._revoked, _stamps((broker.revoked_path(self._home),))
         process = self._children[0].process
+        if self._revoked != revoked_before and self._restart_at_s is None:
+            self._restart_at_s = max(now_s, self._restarted_s + RESTARTS_APART_S)
         if process is None:
             return
-        if self._revoked != revoked_before:
-            logger.info("a login was taken away; restarting the broker to end its connections")
+        if self._restart_at_s is not None and now_s >= self._restart_at_s:
+            logger.info("logins were taken away; restarting the broker to end their connections")
+            self._restart_at_s, self._restarted_s = None, now_s
             process.terminate()
-        elif self._logins != before and self._launch.kind is BrokerKind.MOSQUITTO:
+        elif self._launch.kind is BrokerKind.MOSQUITTO and (
+            self._logins != before or self._revoked != revoked_before
+        ):
             process.send_signal(signal.SIGHUP)
 
     def _stop_all(self) -> None:

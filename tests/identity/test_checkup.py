@@ -17,7 +17,6 @@ DAY_MS = 86_400_000
 def kit(fleet, tmp_path):
     directory = tmp_path / "kit"
     enrol(fleet.wish(directory), lambda _line: None, 0)
-    (directory / "state").mkdir()
     return directory
 
 
