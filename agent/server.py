@@ -130,6 +130,7 @@ class Server:
                 ws="none",
                 loop="asyncio",
                 server_header=False,
+                proxy_headers=False,
                 limit_concurrency=CONNECTIONS_MAX,
                 timeout_graceful_shutdown=1,
             )

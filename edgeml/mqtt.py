@@ -16,11 +16,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
-
+from .deferral import deferred
 from .tls import TlsFiles, client_context, load_identity
 from .transport import Arrival, LinkDown, LinkUp, Message
+
+# paho wants two functions of it, and only where PySocks is installed; an HTTP client and a mail parser come with it, 1.3 MB.
+with deferred("urllib.request"):
+    import paho.mqtt.client as paho
+    from paho.mqtt.enums import CallbackAPIVersion
 
 logger = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from agent.config import UpdateConfig, load
+from agent.executor import Setback
 from agent.fetching import Fetching
 from agent.schedule import Metered
 from agent.timetable import Timetable
@@ -58,7 +59,10 @@ class Scene:
         self.fetching = Fetching(self.config, self.store, self.clock, timetable, self.traffic)
 
     def fetch(self):
-        return self.fetching.fetch(self.desired, "")
+        delivery = self.fetching.fetch(self.desired, "")
+        if isinstance(delivery, Setback):
+            raise delivery.error
+        return delivery
 
 
 @pytest.fixture
