@@ -90,7 +90,7 @@ class Service:
         self._windows = Windows(config.telemetry.window_s)
         samples = config.telemetry.samples
         self._sampler = Sampler(samples, self._clock, self._journal.boot) if samples.bytes_per_day else None
-        self.answering = self._answering = Answering(
+        self.answering = Answering(
             self._roster, self._windows, self._clock, self._budget.turnstile, sampler=self._sampler
         )
         self._device = Device(DeviceId(config.device), self._journal, self._table)
@@ -99,10 +99,10 @@ class Service:
             self._roster,
             self._table,
             self._clock,
-            self._answering.retire,
-            self._answering.expect,
-            self._answering.shadow,
-            self._answering.totals,
+            self.answering.retire,
+            self.answering.expect,
+            self.answering.shadow,
+            self.answering.totals,
             self._device.wanted,
             self._budget.ledger,
             self._budget.timetable,
@@ -278,11 +278,11 @@ class Service:
         logger.info("the identity was replaced; connecting with the new one")
 
     def _windows_due(self, now: Moment) -> bool:
-        with self._answering.lock:
+        with self.answering.lock:
             return self._windows.due(now.monotonic_s)
 
     def _close_windows(self, now: Moment) -> None:
-        for window in self._answering.close(now.wall_ms):
+        for window in self.answering.close(now.wall_ms):
             self._buffer.append(window)
         self._buffer.flush()
 
@@ -319,7 +319,7 @@ class Service:
         from .server import Server
 
         intake = Intake(self._storage, self._config.budget.storage_bytes)
-        server = Server(self._answering, self._config.serve.listen, metrics=self._metrics, intake=intake)
+        server = Server(self.answering, self._config.serve.listen, metrics=self._metrics, intake=intake)
         server.start()
         return server
 
@@ -336,7 +336,7 @@ class Service:
         return render(
             Facts(
                 agent_version=__version__,
-                releases=self._answering.totals(),
+                releases=self.answering.totals(),
                 workers=tuple(WorkerFacts(one.manifest.release, one.memory_bytes()) for one in workers),
                 tolls={model: seat.toll for model, seat in self._roster.seats.items()},
                 streams=self._uploads,
