@@ -112,11 +112,11 @@ def embedded(folder, rounds, figures):
 
 def over_http(folder, rounds, peer, figures):
     """One client and eight, the agent and its peer in turns."""
-    path = folder / "perceptron.edgeml"
-    model = models.perceptron()
-    session = models.bundle(path, "perceptron", model)
+    path = folder / "convolutional.edgeml"
+    model = models.convolutional()
+    session = models.bundle(path, "convolutional", model)
     array = np.random.default_rng(0).normal(size=(1, models.FEATURES)).astype(np.float32)
-    binary = infer_request("perceptron", {"x": array})
+    binary = infer_request("convolutional", {"x": array})
     one = {"name": "x", "datatype": "FP32", "shape": array.shape, "data": array.ravel().tolist()}
     text, kind = msgspec.json.encode({"inputs": [one]}), {"Content-Type": "application/json"}
     with ExitStack() as running:
@@ -147,7 +147,7 @@ def alone(asked, bare, rounds, figures):
             figures.add(f"HTTP, 4 KB, {name}: p50", taken[name][0] / 1000, "ms", at_most=target_ms)
             figures.add(f"HTTP, 4 KB, {name}: p99", taken[name][1] / 1000, "ms")
     for one in connections.values():
-        one.connection.close()
+        one.close()
 
 
 def crowded(asked, rounds, figures):
