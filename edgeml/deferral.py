@@ -1,8 +1,8 @@
 """Imports that are put off until something of them is used.
 
 Decides how a library that we import is kept from loading a module that it may never need: while the library is imported,
-something stands in the module's place that loads it when it is first asked for anything. For processes that live for
-years in little memory; nobody else needs it.
+something stands in the module's place that loads it when it is first asked for anything, or nothing does, where the
+library has a way without it. For processes that live for years in little memory; nobody else needs it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,19 @@ def deferred(name: str) -> Iterator[None]:
     sys.modules[name] = stand_in
     # An import that finds it there does not tell the package, which is where its users look for it.
     setattr(importlib.import_module(package), last, stand_in)
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+@contextmanager
+def absent(name: str) -> Iterator[None]:
+    """Let what is imported meanwhile do without a module of which it can do without."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]  # as Python itself has it: an import of it fails
     try:
         yield
     finally:

@@ -22,7 +22,9 @@ class Connection:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         named = {"Host": "127.0.0.1", "Content-Length": str(len(body))} | headers
-        lines = ["POST /v2/models/convolutional/infer HTTP/1.1"] + [f"{key}: {value}" for key, value in named.items()]
+        lines = ["POST /v2/models/convolutional/infer HTTP/1.1"] + [
+            f"{key}: {value}" for key, value in named.items()
+        ]
         self.request = "\r\n".join(lines).encode() + END + body
 
     def call(self):

@@ -98,7 +98,8 @@ class AgentServer(Running):
         digest = digest_of_file(bundle)
         table.path(digest).write_bytes(bundle.read_bytes())
         table.write(
-            ModelName("convolutional"), promote(Slots(), Slot("convolutional@1.0.0", digest, "convolutional/1.0.0", 1))
+            ModelName("convolutional"),
+            promote(Slots(), Slot("convolutional@1.0.0", digest, "convolutional/1.0.0", 1)),
         )
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         super().__init__(

@@ -37,3 +37,23 @@ def test_others_import_the_real_one_before_and_after():
         "import edgeml.mqtt; from urllib.request import Request; print(Request.__name__)",
     ):
         assert run(code) == ["Request"]
+
+
+def test_what_is_absent_is_there_again_for_whoever_comes_next():
+    code = """
+import sys
+from edgeml.deferral import absent
+with absent("typing_extensions"):
+    import msgspec
+print("typing_extensions" in sys.modules)
+import typing_extensions
+with absent("typing_extensions"):
+    import typing_extensions as known
+print(known is typing_extensions, "Required" in dir(typing_extensions))
+"""
+    assert run(code) == ["False", "True", "True"]
+
+
+def test_the_daemon_has_none_of_what_it_never_needs():
+    code = "import sys, agent.daemon; print(*('typing_extensions' in sys.modules, 'inspect' in sys.modules))"
+    assert run(code) == ["False", "False"]
