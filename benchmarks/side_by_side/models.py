@@ -66,33 +66,56 @@ def convolutional():
     return _finished(nodes, COUNTED, ["batch", FEATURES], ["batch", CLASSES], weights)
 
 
-def doubling(floats):
-    """A .tflite model that returns its input doubled, written with the format's own schema."""
+def _graph(names, shapes, kind, options, numbers=()):
+    """A .tflite model of one operator, written with the format's own schema.
+
+    The first name is what it takes, the last what it gives; between them are the constants `numbers`.
+    """
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
-    def tensor(name):
+    model, graph, operator, code = (
+        schema.ModelT(), schema.SubGraphT(), schema.OperatorT(), schema.OperatorCodeT()
+    )  # fmt: skip
+    model.buffers, graph.tensors = [schema.BufferT()], []
+    for name, shape in zip(names, shapes, strict=True):
         made = schema.TensorT()
-        made.name, made.shape, made.type, made.buffer = name, [1, floats], schema.TensorType.FLOAT32, 0
-        return made
-
-    add, code = schema.OperatorT(), schema.OperatorCodeT()
-    add.inputs, add.outputs = [0, 0], [1]
-    add.builtinOptionsType, add.builtinOptions = schema.BuiltinOptions.AddOptions, schema.AddOptionsT()
-    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.ADD
+        made.name, made.shape, made.type, made.buffer = name, shape, schema.TensorType.FLOAT32, 0
+        graph.tensors.append(made)
+    for made, values in zip(graph.tensors[1:-1], numbers, strict=True):
+        constant = schema.BufferT()
+        constant.data = np.array(values, np.int32).view(np.uint8)
+        made.type, made.buffer = schema.TensorType.INT32, len(model.buffers)
+        model.buffers.append(constant)
+    last = len(names) - 1
+    operator.inputs, operator.outputs = (list(range(last)) if numbers else [0, 0]), [last]
+    operator.builtinOptionsType, operator.builtinOptions = options
+    code.builtinCode = code.deprecatedBuiltinCode = kind
     code.version = 1
-    graph, model = schema.SubGraphT(), schema.ModelT()
-    graph.tensors, graph.operators = [tensor(b"x"), tensor(b"y")], [add]
-    graph.inputs, graph.outputs = [0], [1]
-    model.version, model.operatorCodes, model.subgraphs, model.buffers = (
-        3,
-        [code],
-        [graph],
-        [schema.BufferT()],
-    )
+    graph.inputs, graph.outputs, graph.operators = [0], [last], [operator]
+    model.version, model.operatorCodes, model.subgraphs = 3, [code], [graph]
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+def doubling(floats):
+    """A .tflite model that returns its input doubled: as many bytes back as there came."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    options = schema.BuiltinOptions.AddOptions, schema.AddOptionsT()
+    return _graph([b"x", b"y"], [[1, floats]] * 2, schema.BuiltinOperator.ADD, options)
+
+
+def beginning(floats):
+    """A .tflite model that returns the first ten of its numbers: next to nothing but the call itself."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    options = schema.BuiltinOptions.SliceOptions, schema.SliceOptionsT()
+    return _graph(
+        [b"x", b"from", b"count", b"y"], [[1, floats], [2], [2], [1, CLASSES]], schema.BuiltinOperator.SLICE,
+        options, [[0, 0], [1, CLASSES]],
+    )  # fmt: skip
 
 
 def bundle(path, name, model, family=RuntimeFamily.ONNX):
