@@ -73,6 +73,7 @@ class Budget:
         self._most_bytes: dict[int, int | None] = {}
         self._substituted_s: dict[ModelName, float] = {}
         self._tell_s = float("-inf")
+        self._held_back = 0
 
     def govern(
         self,
@@ -104,8 +105,9 @@ class Budget:
         self._regulator = Regulator(self._limits, self._sensors, self.ledger, self.turnstile, ports)
         self.timetable.may_try = lambda: self._regulator.may_try
 
-    def turn(self, now: Moment) -> None:
-        """Look, act, and tell whoever looks into the file."""
+    def turn(self, now: Moment, held_back: int) -> None:
+        """Look, act, and tell whoever looks into the file; `held_back` rows wait because of the network's budget."""
+        self._held_back = held_back
         decided = self._regulator.turn(now.monotonic_s, now.wall_ms)
         if self._groups is not None:
             self._resize(self._groups)
@@ -140,6 +142,7 @@ class Budget:
             refused=self.ledger.refused,
             temperature_c=facts.temperature_c,
             network_bytes=self.traffic.spent_bytes,
+            network_budget_bytes=self._network_budget,
         )
 
     def _back_bytes(self, model: ModelName) -> int:
@@ -157,6 +160,7 @@ class Budget:
             temperature_c=facts.temperature_c,
             network_bytes=self.traffic.spent_bytes,
             network_budget_bytes=self._network_budget,
+            held_back_rows=self._held_back,
             decisions=sum(self._regulator.counts.values()),
             at_ms=now.wall_ms,
             models=self._regulator.models(),

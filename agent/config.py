@@ -18,6 +18,7 @@ from edgeml.tls import TlsFiles
 
 from .batch import Rules
 from .listener import absolute_listen
+from .ration import BUDGET_MIN_BYTES
 from .schedule import Metered, Policy, parse_window
 from .selection import Select
 
@@ -110,7 +111,7 @@ class BudgetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     storage_bytes: int = 1 << 31
     """All bundles, what was fetched in part, and deltas."""
     network_bytes_per_day: int | None = None
-    """Fetches stop there and go on the next day. Telemetry counts, and goes on."""
+    """All that the agent sends and receives. What does not fit waits for the next day; a part is kept for the link."""
     network_bytes_per_s: int | None = None
     """All fetches together."""
     temperature_c: float | None = None
@@ -232,6 +233,11 @@ def _check_budget(path: Path, budget: BudgetConfig) -> None:
         value = getattr(budget, name)
         if value is not None and not value > 0:
             raise ConfigError(f"{path}: budget.{name} must be positive", hint="leave it out for no limit")
+    if (budget.network_bytes_per_day or BUDGET_MIN_BYTES) < BUDGET_MIN_BYTES:
+        raise ConfigError(
+            f"{path}: budget.network_bytes_per_day must be at least {BUDGET_MIN_BYTES}",
+            hint="the link alone takes that; leave it out for no limit",
+        )
 
 
 def _check_samples(samples: SamplesConfig, path: Path) -> None:

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 JOB_BYTES_MAX: Final = 64 << 10
 LOCK: Final = "trust.lock"
+UNREAD_BYTES: Final = 32 << 10
+"""Of a download with an allowance."""
 TRUST_WAIT_S: Final = 300.0
 """For another child to have done with the metadata; it has a time limit of its own."""
 
@@ -53,6 +55,8 @@ class Job(msgspec.Struct, frozen=True):
     """What may still be taken of the network today."""
     allowance_wait_s: float = 0.0
     """Until there is more."""
+    tell_bytes: int = 256 << 10
+    """How much may be taken of it without telling."""
     bytes_per_s: float | None = None
     cache: str = ""
     """`http(s)://…` of a cache nearby that may have blobs; empty if there is none."""
@@ -127,13 +131,15 @@ def _deliver(job: Job, work: _Work) -> Answer:
     from edgeml.metering import MeteredSource, Terms
     from edgeml.nearby_source import NearbySource
     from edgeml.source import CountedSource, DirectorySource, HttpSource
+    from edgeml.wire import WireMeter
 
     if not job.repository.startswith(("http://", "https://")):
         work.source = CountedSource(DirectorySource(Path(job.repository)))
         return _obtain(job, work, work.source)
-    terms = Terms(job.allowance_bytes, job.bytes_per_s, job.allowance_wait_s)
-    http = HttpSource(job.repository, job.username, job.password, job.tls.files if job.tls else None)
-    metered = MeteredSource(http, terms, work.tell)
+    terms = Terms(job.allowance_bytes, job.bytes_per_s, job.allowance_wait_s, job.tell_bytes)
+    meter = WireMeter(None if job.allowance_bytes is None else UNREAD_BYTES)
+    http = HttpSource(job.repository, job.username, job.password, job.tls.files if job.tls else None, meter)
+    metered = MeteredSource(http, terms, work.tell, meter)
     nearby = NearbySource(HttpSource(job.cache), metered) if job.cache else None
     work.source = CountedSource(nearby or metered)
     try:

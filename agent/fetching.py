@@ -33,11 +33,17 @@ from edgeml.twin import Desired
 from .config import AgentConfig, read_token
 from .executor import Delivery, Setback
 from .fetch import Answer, Job
+from .ration import Purpose
 from .timetable import Timetable
 from .traffic import Traffic
 
 FETCH_TIMEOUT_S: Final = 3600.0
 LINE_BYTES_MAX: Final = 1 << 20
+TELL_BYTES: Final = 256 << 10
+"""A child tells after so many bytes, and more often where its allowance is small."""
+TELL_MIN_BYTES: Final = 4 << 10
+OTHERS_WAIT_S: Final = 60.0
+"""For another fetch to have done with what is left of the day."""
 
 
 class Fetching:
@@ -52,6 +58,9 @@ class Fetching:
         self._store = store
         self._clock = clock
         self._children: dict[ModelName, subprocess.Popen[bytes]] = {}
+        self._allotted: dict[ModelName, int] = {}
+        """What each child may still take today."""
+        self._allotting = threading.Lock()
 
     def fetch(self, desired: Desired, source: str) -> Delivery | Setback:
         """Let a child check the signed metadata and fetch the bundle.
@@ -70,28 +79,14 @@ class Fetching:
             raise ConfigError(
                 "this device has no server to fetch from", hint="set [blobs] and [broker], or flash it"
             )
-        rate = self._config.budget.network_bytes_per_s
+        allowance = None
         if not source:
             self._timetable.check_download()
-            self._check_allowance()
-        job = Job(
-            target=desired.target,
-            trust_directory=str(Path(self._config.storage) / "trust"),
-            store_directory=str(self._store),
-            repository=source or (blobs.url if blobs else ""),
-            now_ms=self._clock.now_ms(),
-            storage_bytes=self._config.budget.storage_bytes,
-            full_download=desired.policy.full_download,
-            username="" if source else self._config.device,
-            password="" if source else read_token(self._config),
-            tls=None if source else self._config.tls,
-            allowance_bytes=None if source else self._traffic.left_bytes,
-            allowance_wait_s=self._traffic.wait_s,
-            bytes_per_s=None if rate is None else rate / self._config.update.parallel_downloads,
-            cache=blobs.cache_url if blobs and not source else "",
-            parent_id=os.getpid(),
-        )
-        answer = self._run_child(model_of(desired.release), job)
+            allowance = self._allot(model_of(desired.release))
+        try:
+            answer = self._run_child(model_of(desired.release), self._job(desired, source, allowance))
+        finally:
+            self._allotted.pop(model_of(desired.release), None)
         if answer.error:
             return Setback(_error(answer), answer.received_bytes, answer.length_bytes, answer.retry_after_s)
         self._timetable.clock_trusted = answer.clock_trusted
@@ -106,13 +101,56 @@ class Fetching:
         if child is not None:
             child.terminate()
 
-    def _check_allowance(self) -> None:
-        if self._traffic.left_bytes == 0:
+    def _job(self, desired: Desired, source: str, allowance: int | None) -> Job:
+        blobs = self._config.blobs
+        rate = self._config.budget.network_bytes_per_s
+        return Job(
+            target=desired.target,
+            trust_directory=str(Path(self._config.storage) / "trust"),
+            store_directory=str(self._store),
+            repository=source or (blobs.url if blobs else ""),
+            now_ms=self._clock.now_ms(),
+            storage_bytes=self._config.budget.storage_bytes,
+            full_download=desired.policy.full_download,
+            username="" if source else self._config.device,
+            password="" if source else read_token(self._config),
+            tls=None if source else self._config.tls,
+            allowance_bytes=allowance,
+            allowance_wait_s=self._traffic.wait_s,
+            tell_bytes=TELL_BYTES
+            if allowance is None
+            else min(TELL_BYTES, max(allowance // 8, TELL_MIN_BYTES)),
+            bytes_per_s=None if rate is None else rate / self._config.update.parallel_downloads,
+            cache=blobs.cache_url if blobs and not source else "",
+            parent_id=os.getpid(),
+        )
+
+    def _allot(self, model: ModelName) -> int | None:
+        """Say what a child may take of today's budget, and set it aside; None without a budget.
+
+        Raises:
+            PostponedError: Nothing, or others may take all that is left.
+        """
+        room = self._traffic.room_bytes(Purpose.DOWNLOADS)
+        if room is None:
+            return None
+        if not room:
             raise PostponedError(
                 f"the network's budget of today is used up after {self._traffic.spent_bytes} bytes",
                 wait_s=self._traffic.wait_s,
                 hint="budget.network_bytes_per_day; it goes on tomorrow",
             )
+        with self._allotting:
+            left = room - sum(self._allotted.values())
+            self._allotted[model] = max(left, 0)
+        if left <= 0:
+            del self._allotted[model]
+            raise PostponedError(
+                "another model is fetched with what is left of the network's budget of today",
+                wait_s=min(OTHERS_WAIT_S, self._traffic.wait_s),
+                hint="budget.network_bytes_per_day",
+            )
+        return left
 
     def _timeout_s(self, job: Job) -> float:
         """A slow rate takes the time that it takes, and a bundle is at most as large as the store."""
@@ -142,9 +180,8 @@ class Fetching:
                     if not last.finished:
                         self._traffic.add(last.network_bytes - counted)
                         counted = last.network_bytes
-                        if self._traffic.left_bytes == 0 and len(self._children) > 1:
-                            # What it was allowed is by now used by another child, too.
-                            child.terminate()
+                        if job.allowance_bytes is not None:
+                            self._allotted[model] = max(job.allowance_bytes - counted, 0)
             except (msgspec.MsgspecError, BrokenPipeError) as error:
                 child.kill()
                 raise BackendError(f"the fetching child said nothing sensible: {error}") from error
@@ -157,8 +194,8 @@ class Fetching:
                 del self._children[model]
                 self._traffic.settle()
         if not last.finished:
-            if job.allowance_bytes is not None:
-                self._check_allowance()
+            # What it took since it told.
+            self._traffic.add(min(job.tell_bytes, self._allotted.get(model, 0)))
             # Killed, or out of memory: what it verified is kept, so trying again is right.
             return msgspec.structs.replace(
                 last, error=TransferError.__name__,

@@ -55,6 +55,8 @@ class StreamFacts:
     stream: Stream
     loss: Loss
     held: int
+    held_back: int = 0
+    """Those of them that wait because of the network's budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,8 @@ class BudgetFacts:
     temperature_c: float | None = None
     network_bytes: int = 0
     """Today."""
+    network_budget_bytes: int | None = None
+    """Of a day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +224,9 @@ def _budget_lines(budget: BudgetFacts) -> Iterator[str]:
         yield from _family("edgeml_temperature_celsius", "gauge", "The processor's temperature.", heat)
     network = [_Sample((), budget.network_bytes)]
     yield from _family("edgeml_network_today_bytes", "gauge", "Network used today.", network)
+    if budget.network_budget_bytes is not None:
+        daily = [_Sample((), budget.network_budget_bytes)]
+        yield from _family("edgeml_network_budget_bytes", "gauge", "What may be used in a day.", daily)
 
 
 def _stream_lines(streams: tuple[StreamFacts, ...]) -> Iterator[str]:
@@ -240,6 +247,13 @@ def _stream_lines(streams: tuple[StreamFacts, ...]) -> Iterator[str]:
     )
     held = [_Sample((("stream", one.stream.value),), one.held) for one in streams]
     yield from _family("edgeml_telemetry_rows_held", "gauge", "Rows that wait for the fleet.", held)
+    held_back = [_Sample((("stream", one.stream.value),), one.held_back) for one in streams]
+    yield from _family(
+        "edgeml_telemetry_rows_held_back",
+        "gauge",
+        "Rows that wait because of the network's budget.",
+        held_back,
+    )
 
 
 def _buckets(labels: tuple[tuple[str, str], ...], total: Total) -> Iterator[_Sample]:

@@ -23,25 +23,25 @@ from edgeml.clock import Clock, SystemClock
 from edgeml.errors import ConfigError, EdgemlError, StateError, StorageError
 from edgeml.ids import DeviceId, ModelName, TenantId
 from edgeml.lock import Lock
-from edgeml.mqtt import Login, PahoTransport
 from edgeml.runtime import installed_runtimes
 from edgeml.telemetry import Event, Stream
-from edgeml.transport import Transport
 from edgeml.twin import Birth
 
 from . import flash
 from .answering import Answering
 from .budget import Budget
 from .buffer import Buffer, BufferLimits
-from .config import LOCK, AgentConfig, install_anchor, read_token
+from .config import LOCK, AgentConfig, install_anchor
 from .device import Device
 from .fetching import child_environment
 from .inbox import Inbox
 from .installer import DeviceInstaller, Tools
 from .journal import Entry, Journal
 from .link import Identity, Link
+from .metered_link import connect
 from .metrics import Facts, StreamFacts, UpdateFacts, WorkerFacts, render
 from .notify import Notifier
+from .ration import RENEWAL_BYTES
 from .renewal import RENEWED, Renewal
 from .roster import Roster
 from .sampler import Sampler
@@ -119,12 +119,11 @@ class Service:
         self._budget.govern(self._roster, self._table, self._priority, self._buffer.append)
         self._inbox = Inbox(self._storage, self._device)
         identity = Identity(TenantId(config.tenant), DeviceId(config.device), self._journal.boot)
-        self._link = Link(
-            identity, self._device, Uplink(self._buffer, identity.tenant, identity.device), self._birth
-        )
+        self._uplink = Uplink(self._buffer, identity.tenant, identity.device, self._budget.traffic)
+        self._link = Link(identity, self._device, self._uplink, self._birth)
         # Before the transport reads it, so that no replacement is missed.
         self._identity = WatchedFile(Path(config.tls.identity)) if config.tls else None
-        self._transport = self._connect()
+        self._transport = connect(config, self._link, self._budget.traffic, self._clock)
         self._renewal = Renewal(config, child_environment())
         self._uploads = self._look_at_uploads()
         self._stop = threading.Event()
@@ -193,7 +192,7 @@ class Service:
     def _turn(self) -> None:
         """Do what is due, once. A disk that refuses stops updates and telemetry, never the model that serves."""
         try:
-            self._budget.turn(self._now())
+            self._budget.turn(self._now(), sum(one.held_back for one in self._uploads))
             self._listen()
             now = self._now()
             self._update(now)
@@ -225,8 +224,7 @@ class Service:
             and self._link.outbox
             and self._transport.publish(self._link.outbox[0])
         ):
-            said = self._link.outbox.popleft()
-            self._budget.traffic.add(len(said.topic) + len(said.payload))
+            self._link.outbox.popleft()
 
     def _update(self, now: Moment) -> None:
         if self._updates.turn(now):
@@ -266,9 +264,10 @@ class Service:
                 logging.INFO if news.kind == RENEWED else logging.ERROR, "%s %s", news.kind, news.detail
             )
             self._event(news.kind, news.detail)
+            self._budget.traffic.add(RENEWAL_BYTES)
         if self._identity is None or not self._identity.changed(now.monotonic_s):
             return
-        if isinstance(self._transport, PahoTransport):
+        if self._transport is not None:
             try:
                 self._transport.reload_identity()
             except ConfigError as error:
@@ -298,20 +297,6 @@ class Service:
     def _event(self, kind: str, detail: str) -> None:
         self._buffer.append(Event(seq=0, kind=kind, at_ms=self._clock.now_ms(), detail=detail))
 
-    def _connect(self) -> Transport | None:
-        broker = self._config.broker
-        if broker is None:
-            return None
-        login = Login(
-            host=broker.host,
-            port=broker.port,
-            username=self._config.device,
-            password=read_token(self._config),
-            client_id=self._config.device,
-            tls=self._config.tls.files if self._config.tls else None,
-        )
-        return PahoTransport(login, subscriptions=self._link.subscriptions, will=self._link.will)
-
     def _start_server(self) -> Any:
         if not self._config.serve.listen:
             return None
@@ -326,7 +311,8 @@ class Service:
     def _look_at_uploads(self) -> tuple[StreamFacts, ...]:
         """Counts of the buffer, which only this thread may ask, for threads that may not."""
         return tuple(
-            StreamFacts(stream, self._buffer.loss(stream), self._buffer.held(stream)) for stream in Stream
+            StreamFacts(one, self._buffer.loss(one), self._buffer.held(one), self._uplink.held_back(one))
+            for one in Stream
         )
 
     def _metrics(self) -> str:

@@ -45,6 +45,8 @@ class Standing(msgspec.Struct, frozen=True, omit_defaults=True):
     """Since the agent started."""
     at_ms: int
     models: tuple[ModelStanding, ...] = ()
+    held_back_rows: int = 0
+    """Rows of telemetry that wait because of the network's budget."""
 
     def lines(self) -> list[str]:
         """As text."""
@@ -52,7 +54,8 @@ class Standing(msgspec.Struct, frozen=True, omit_defaults=True):
         lines = [
             f"budget    {self.level}{why}, {self.enforced}, {self.decisions} decisions",
             f"memory    {_of(self.used_bytes, self.budget_bytes)}",
-            f"network   {_of(self.network_bytes, self.network_budget_bytes)} today",
+            f"network   {_of(self.network_bytes, self.network_budget_bytes)} today"
+            + (f", {self.held_back_rows} rows of telemetry wait for it" if self.held_back_rows else ""),
         ]
         if self.temperature_c is not None:
             lines.append(f"heat      {self.temperature_c:.1f} °C")

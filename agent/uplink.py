@@ -2,18 +2,19 @@
 
 One unacknowledged batch a stream at a time; sent again when its answer is late, later and later, and at once on a new
 link. Events go before windows before samples: while more than a batch of a stream waits, those that matter less wait, too. Rows leave the buffer only by the controller's own acknowledgement, or one by one when it says that it will never
-store them: a batch that is refused is sent again in halves until the bad row is found. Pure of sockets and clocks.
+store them: a batch that is refused is sent again in halves until the bad row is found. What the day's budget of the network
+does not allow waits in the buffer, and is looked at again every HOLD_S. Pure of sockets and clocks.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from edgeml import topics, twin
 from edgeml.ids import DeviceId, Digest, TenantId, digest_of
-from edgeml.telemetry import PRIORITIES, Stream, encode_batch
+from edgeml.telemetry import BATCH_BYTES_MAX, PRIORITIES, Batch, Stream, encode_batch
 from edgeml.topics import RULES, Leaf
 from edgeml.transport import Message
 from edgeml.twin import Ack
@@ -24,6 +25,40 @@ logger = logging.getLogger(__name__)
 
 RESEND_FIRST_S: Final = 5.0
 RESEND_MAX_S: Final = 300.0
+HOLD_S: Final = 60.0
+"""Between two looks at a stream that the budget holds back: reading and packing a batch in vain costs time."""
+
+
+class Allowance(Protocol):
+    """What may still be taken of the network today."""
+
+    def affords(self, stream: Stream, length_bytes: int) -> bool:
+        """Tell whether a message of so many bytes may be sent now."""
+        ...
+
+    def take(self, stream: Stream, length_bytes: int) -> bool:
+        """Set aside what a message of so many bytes will cost, if it may be sent now."""
+        ...
+
+    def longest_bytes(self, stream: Stream) -> int | None:
+        """What a message may have to be sent on any day at all; None: anything."""
+        ...
+
+
+class Unlimited:
+    """An allowance without an end."""
+
+    def affords(self, stream: Stream, length_bytes: int) -> bool:  # noqa: ARG002 - anything
+        """Yes."""
+        return True
+
+    def take(self, stream: Stream, length_bytes: int) -> bool:  # noqa: ARG002 - anything
+        """Yes."""
+        return True
+
+    def longest_bytes(self, stream: Stream) -> int | None:  # noqa: ARG002 - anything
+        """Anything."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +73,23 @@ class _Flight:
     pause_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Hold:
+    """What waits because of the budget: the length of its oldest row as a message, and when it is looked at again."""
+
+    length_bytes: int
+    again_at_s: float
+
+
 class Uplink:
     """One device's telemetry on its way."""
 
-    def __init__(self, buffer: Buffer, tenant: TenantId, device: DeviceId) -> None:
+    def __init__(
+        self, buffer: Buffer, tenant: TenantId, device: DeviceId, allowance: Allowance | None = None
+    ) -> None:
         self._buffer = buffer
+        self._allowance = allowance or Unlimited()
+        self._holds: dict[Stream, _Hold] = {}
         self._topics = {
             stream: topics.device_topic(tenant, device, Leaf.TELEMETRY, stream) for stream in Stream
         }
@@ -64,6 +111,9 @@ class Uplink:
         messages = []
         for stream in PRIORITIES:
             flight = self._flights.get(stream)
+            hold = self._holds.get(stream)
+            if hold is not None and now_s < hold.again_at_s:
+                continue
             if flight is None or now_s >= flight.again_at_s:
                 pause_s = RESEND_FIRST_S if flight is None else min(flight.pause_s * 2, RESEND_MAX_S)
                 message = self._launch(stream, now_s, pause_s)
@@ -72,6 +122,10 @@ class Uplink:
             if self._is_behind(stream):
                 break
         return messages
+
+    def held_back(self, stream: Stream) -> int:
+        """Rows that wait because of the budget."""
+        return self._buffer.held(stream) if stream in self._holds else 0
 
     def _is_behind(self, stream: Stream) -> bool:
         """Tell whether more waits than what is on its way: it was offline for long."""
@@ -111,15 +165,34 @@ class Uplink:
 
     def _launch(self, stream: Stream, now_s: float, pause_s: float) -> Message | None:
         # Read again for every sending: what was evicted meanwhile is counted as dropped and not sent any more.
-        batch = self._buffer.pending(stream, rows_max=self._rows_max[stream])
+        batch, payload = self._affordable(stream, now_s)
         if batch is None:
             self._flights.pop(stream, None)
             return None
         self._buffer.send(stream, batch)
-        payload = encode_batch(batch)
         digest = digest_of(payload)
         self._flights[stream] = _Flight(
             batch.boot, batch.rows[-1].seq, len(batch.rows), digest, now_s + pause_s, pause_s
         )
         rule = RULES[Leaf.TELEMETRY]
         return Message(self._topics[stream], payload, rule.qos, rule.retain)
+
+    def _affordable(self, stream: Stream, now_s: float) -> tuple[Batch | None, bytes]:
+        """Return the oldest rows that may be sent now, and as bytes; note whether the budget holds the stream back."""
+        hold = self._holds.pop(stream, None)
+        if hold is not None and not self._allowance.affords(stream, hold.length_bytes):
+            self._holds[stream] = _Hold(hold.length_bytes, now_s + HOLD_S)
+            return None, b""
+        topic_bytes = len(self._topics[stream])
+        longest = self._allowance.longest_bytes(stream)
+        bytes_max = BATCH_BYTES_MAX if longest is None else min(BATCH_BYTES_MAX, longest - topic_bytes)
+        rows_max = self._rows_max[stream]
+        while batch := self._buffer.pending(stream, bytes_max, rows_max):
+            payload = encode_batch(batch)
+            if self._allowance.take(stream, topic_bytes + len(payload)):
+                return batch, payload
+            if len(batch.rows) == 1:
+                self._holds[stream] = _Hold(topic_bytes + len(payload), now_s + HOLD_S)
+                break
+            rows_max = len(batch.rows) // 2
+        return None, b""

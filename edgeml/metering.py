@@ -1,6 +1,6 @@
 """A source that counts, slows down and stops: what a fetch may take of the network.
 
-Decides what is counted (bodies, and about what a request costs besides), how a rate is kept (by pausing between pieces;
+Decides what is counted (what the kernel says, or bodies and about what a request costs besides), how a rate is kept (by pausing between pieces;
 the peer then waits too), and that bundles stop at the allowance while metadata, which are small, do not. How much may be
 taken is the agent's business.
 """
@@ -16,6 +16,7 @@ from typing import Final
 from .errors import PostponedError
 from .ids import Digest
 from .source import Source, Stream
+from .wire import WireMeter
 
 REQUEST_BYTES: Final = 1 << 10
 """What a request costs besides its body: headers of both sides, and its part of a connection."""
@@ -31,16 +32,30 @@ class Terms:
     bytes_per_s: float | None = None
     wait_s: float = 0.0
     """When the allowance is used up, until there is a new one."""
+    tell_bytes: int = TELL_BYTES
+    """How much may be taken without telling."""
 
 
 class MeteredSource:
     """A source within terms. For one thread."""
 
     def __init__(
-        self, source: Source, terms: Terms, tell: Callable[[int], None] = lambda _received: None
+        self,
+        source: Source,
+        terms: Terms,
+        tell: Callable[[int], None] = lambda _received: None,
+        meter: WireMeter | None = None,
     ) -> None:
-        """Wrap a source; `tell` hears of all bytes taken so far, at least every TELL_BYTES or TELL_EVERY_S."""
+        """Wrap a source.
+
+        Args:
+            source: what is asked.
+            terms: what may be taken.
+            tell: hears of all bytes taken so far, at least every `tell_bytes` or TELL_EVERY_S.
+            meter: counts the source's connections; without it, what they cost is guessed.
+        """
         self.received_bytes = 0
+        self._meter = meter
         self._source = source
         self._terms = terms
         self._tell = tell
@@ -69,6 +84,7 @@ class MeteredSource:
 
     def settle(self) -> None:
         """Tell what was taken and not told yet."""
+        self._look()
         if self.received_bytes > self._told_bytes:
             self._told_bytes, self._told_s = self.received_bytes, time.monotonic()
             self._tell(self.received_bytes)
@@ -79,9 +95,15 @@ class MeteredSource:
             yield piece
             self._stop_if_used_up()
 
+    def _look(self) -> None:
+        if self._meter is not None:
+            self.received_bytes = max(self.received_bytes, self._meter.look())
+
     def _take(self, count: int) -> None:
-        self.received_bytes += count
-        due = self.received_bytes - self._told_bytes >= TELL_BYTES
+        if self._meter is None:
+            self.received_bytes += count
+        self._look()
+        due = self.received_bytes - self._told_bytes >= self._terms.tell_bytes
         if due or time.monotonic() - self._told_s >= TELL_EVERY_S:
             self.settle()
         if self._terms.bytes_per_s is not None:

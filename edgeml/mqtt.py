@@ -19,6 +19,7 @@ from typing import Any, Final
 from .deferral import deferred
 from .tls import TlsFiles, client_context, load_identity
 from .transport import Arrival, LinkDown, LinkUp, Message
+from .wire import WireMeter
 
 # paho wants two functions of it, and only where PySocks is installed; an HTTP client and a mail parser come with it, 1.3 MB.
 with deferred("urllib.request"):
@@ -79,8 +80,11 @@ class PahoTransport:
         subscriptions: tuple[str, ...],
         will: Message | None = None,
         keepalive_s: int = 30,
+        meter: WireMeter | None = None,
     ) -> None:
+        """Say with whom to talk; nothing is connected yet. `meter` counts what the link costs."""
         self._login = login
+        self._meter = meter or WireMeter()
         self._subscriptions = subscriptions
         self._keepalive_s = keepalive_s
         self._inbox: queue.Queue[Arrival] = queue.Queue(INBOX_MAX)
@@ -100,10 +104,14 @@ class PahoTransport:
             client.username_pw_set(login.username, login.password)
         self._context = client_context(login.tls) if login.tls is not None else None
         if self._context is not None:
+            self._meter.meter_handshakes(self._context)
             client.tls_set_context(self._context)
         client.max_inflight_messages_set(IN_FLIGHT_MAX)
         if will is not None:
             client.will_set(will.topic, will.payload, will.qos, will.retain)
+        client.on_pre_connect = self._on_pre_connect
+        client.on_socket_open = self._on_socket_open
+        client.on_socket_close = self._on_socket_close
         client.on_connect = self._on_connect
         client.on_connect_fail = self._on_connect_fail
         client.on_disconnect = self._on_disconnect
@@ -150,8 +158,7 @@ class PahoTransport:
         with self._count:
             self._unconfirmed += 1
         info = self._client.publish(message.topic, message.payload, message.qos, message.retain)
-        # If the link died between the check and the call, paho has queued QoS 1 and will send it later; the
-        # protocol allows duplicates, so saying "not taken" is safe.
+        # If the link died between the check and the call, paho has queued QoS 1 and forgets it before it connects again.
         return bool(info.rc == paho.MQTT_ERR_SUCCESS)
 
     def receive(self, timeout_s: float) -> Arrival | None:
@@ -169,6 +176,19 @@ class PahoTransport:
             self._closed = True
             self._client.disconnect()
             self._client.loop_stop()
+
+    def _on_pre_connect(self, client: paho.Client, _data: Any) -> None:
+        self._meter.attempt()
+        # paho would send again whatever was not confirmed, after each cut one more copy of what is said again anyway.
+        with client._out_message_mutex:  # noqa: SLF001 - it has no other way; test_mqtt sees if this one ends
+            client._out_messages.clear()  # noqa: SLF001
+            client._inflight_messages = 0  # noqa: SLF001
+
+    def _on_socket_open(self, _client: paho.Client, _data: Any, connection: Any) -> None:
+        self._meter.watch(connection)
+
+    def _on_socket_close(self, _client: paho.Client, _data: Any, _connection: Any) -> None:
+        self._meter.look()
 
     def _on_connect(
         self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any

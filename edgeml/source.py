@@ -22,6 +22,7 @@ import urllib3
 from .errors import LinkDownError, PermanentTransferError, StalledError, TransferError
 from .ids import Digest, is_digest
 from .tls import TlsFiles, client_context
+from .wire import WireMeter
 
 READ_BYTES: Final = 64 << 10
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -120,15 +121,29 @@ class HttpSource:
     """A repository behind HTTP(S), with ranges."""
 
     def __init__(
-        self, base_url: str, username: str = "", password: str = "", tls: TlsFiles | None = None
+        self,
+        base_url: str,
+        username: str = "",
+        password: str = "",
+        tls: TlsFiles | None = None,
+        meter: WireMeter | None = None,
     ) -> None:
+        """Name a server. Its connections are counted by a `meter`, which also says how much may come unread."""
         self._base = base_url.rstrip("/")
+        self._meter = meter
+        context = client_context(tls) if tls is not None else None
+        if meter is not None and context is not None:
+            meter.meter_handshakes(context)
+        options = [*urllib3.connection.HTTPConnection.default_socket_options]
+        if meter is not None and meter.unread_bytes is not None:
+            options.append((socket.SOL_SOCKET, socket.SO_RCVBUF, meter.unread_bytes))
         self._pool = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
             retries=False,
             maxsize=2,
             # None: urllib3 makes its own, with the machine's authorities.
-            ssl_context=client_context(tls) if tls is not None else None,
+            ssl_context=context,
+            socket_options=options,
         )
         self._pool.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
         self._headers = {"User-Agent": "edgeml", "Accept-Encoding": "identity"}
@@ -155,6 +170,8 @@ class HttpSource:
 
     @contextmanager
     def _open(self, url: str, headers: dict[str, str]) -> Iterator[tuple[urllib3.BaseHTTPResponse, _Pace]]:
+        if self._meter is not None:
+            self._meter.attempt()
         try:
             response = self._pool.request(
                 "GET", url, headers=self._headers | headers, preload_content=False, redirect=False
@@ -165,6 +182,8 @@ class HttpSource:
             ) from error
         # Now: a response that has been read to its end forgets its connection.
         pace = _pace_of(response)
+        if self._meter is not None:
+            self._meter.watch(pace.line)
         try:
             if response.status in _PERMANENT:
                 raise PermanentTransferError(
@@ -177,6 +196,8 @@ class HttpSource:
             yield response, pace
         finally:
             pace.stop()
+            if self._meter is not None:
+                self._meter.look()
             # Not given back to the pool: an aborted body would be read by the next request.
             response.close()
 
@@ -207,7 +228,7 @@ class _Pace:
     """
 
     def __init__(self, line: socket.socket) -> None:
-        self._line = line
+        self.line = line
         self._timer: threading.Timer | None = None
         self.count_bytes = 0
         """Bytes that came in this window."""
@@ -237,7 +258,7 @@ class _Pace:
         self.is_lost = True
         # The plain socket's: under TLS, the one of the reader's layer must not be taken away while it reads.
         with suppress(OSError):
-            socket.socket.shutdown(self._line, socket.SHUT_RDWR)
+            socket.socket.shutdown(self.line, socket.SHUT_RDWR)
 
 
 class _Paced:

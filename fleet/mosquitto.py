@@ -69,7 +69,7 @@ def write_settings(home: FleetHome, config: FleetConfig) -> None:
         f"max_packet_size {PACKET_BYTES_MAX}",
         f"max_queued_messages {QUEUED_MESSAGES_MAX}",
         "max_inflight_messages 100",
-        "max_keepalive 300",
+        "max_keepalive 1800",
         "allow_zero_length_clientid false",
         "set_tcp_nodelay true",
         "sys_interval 0",

@@ -18,7 +18,7 @@ def read(tmp_path, text):
 def test_budgets_and_hours_are_read(tmp_path):
     config = read(
         tmp_path,
-        "[budget]\nmemory_bytes = 1000\ncpu_cores = 0.5\nnetwork_bytes_per_day = 5\ntemperature_c = 80\n"
+        "[budget]\nmemory_bytes = 1000\ncpu_cores = 0.5\nnetwork_bytes_per_day = 500000\ntemperature_c = 80\n"
         '[update]\ndownload_window = "01:00-05:00"\nmetered = "never"\nmetered_file = "run/metered"\n',
     )
     assert (config.budget.memory_bytes, config.budget.cpu_cores, config.budget.temperature_c) == (
@@ -46,6 +46,7 @@ def test_without_settings_nothing_is_limited_but_the_store(tmp_path):
         ("[budget]\nmemory_bytes = 0\n", "budget.memory_bytes must be positive"),
         ("[budget]\ncpu_cores = -1.0\n", "budget.cpu_cores must be positive"),
         ("[budget]\ntemperature_c = nan\n", "budget.temperature_c must be positive"),
+        ("[budget]\nnetwork_bytes_per_day = 65535\n", "network_bytes_per_day must be at least 65536"),
         ('[update]\napply_window = "night"\n', "is no part of a day"),
         ('[update]\nmetered = "sometimes"\n', "Invalid enum value"),
         ("[budget]\nmemory = 5\n", "unknown field"),

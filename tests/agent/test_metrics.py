@@ -42,7 +42,7 @@ def facts(releases, toll=None):
         (WorkerFacts(ReleaseId("digits@1.1.0"), 52_428_800), WorkerFacts(ReleaseId("kws@2"), 0)),
         {ModelName("digits"): toll or Toll(3, 2), ModelName("kws"): Toll()},
         (
-            StreamFacts(Stream.WINDOWS, Loss(100, 90, 3, Drops(evicted=2, refused=1), 95), 7),
+            StreamFacts(Stream.WINDOWS, Loss(100, 90, 3, Drops(evicted=2, refused=1), 95), 7, 6),
             StreamFacts(Stream.EVENTS, Loss(5, 5, 0, sent=5), 0),
         ),
         (
@@ -63,6 +63,7 @@ def facts(releases, toll=None):
             1,
             86.5,
             1_234_567,
+            2_000_000,
         ),
     )
 

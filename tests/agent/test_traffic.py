@@ -10,11 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.allowance import DAY_S
+from agent.ration import Purpose, message_bytes
 from agent.storeroom import check_room, stored_bytes
-from agent.traffic import FILE, RESERVE_BYTES, Traffic
+from agent.traffic import FILE, RESERVE_BYTES, WRITES_A_DAY, Traffic
+from edgeml import atomic
 from edgeml.errors import BudgetError
 from edgeml.ids import Digest
 from edgeml.manifest import RuntimeFamily
+from edgeml.telemetry import Stream
 from edgeml.testing import FakeClock
 from edgeml.trustfacts import SignedFacts, SignedTarget
 
@@ -49,6 +52,46 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert done.returncode == -9
     spent = Traffic(tmp_path, 1 << 30, FakeClock(0)).spent_bytes
     assert 5_000_000 <= spent <= 5_000_000 + RESERVE_BYTES
+
+
+def test_kills_cost_a_small_budget_as_small_a_part_of_the_day(tmp_path):
+    for _ in range(10):
+        Traffic(tmp_path, MIB, FakeClock()).add(100)
+    assert Traffic(tmp_path, MIB, FakeClock()).spent_bytes <= 10 * (100 + MIB // WRITES_A_DAY)
+
+
+def test_a_day_of_small_messages_is_a_bounded_number_of_writes(tmp_path, monkeypatch):
+    writes, real = [], atomic.write_bytes
+    monkeypatch.setattr(atomic, "write_bytes", lambda *given: (writes.append(given), real(*given)))
+    traffic = Traffic(tmp_path, MIB, FakeClock())
+    for _ in range(10_000):
+        traffic.redeem(104, outstanding=False)
+    assert traffic.spent_bytes == 1_040_000
+    assert len(writes) <= WRITES_A_DAY + 1
+
+
+def test_what_is_on_its_way_is_set_aside_until_it_is_counted(tmp_path):
+    traffic = Traffic(tmp_path, MIB, FakeClock())
+    room = traffic.room_bytes(Purpose.WINDOWS)
+    assert traffic.take(Stream.WINDOWS, 10_000)
+    cost = message_bytes(10_000)
+    assert traffic.room_bytes(Purpose.WINDOWS) == room - cost
+    assert traffic.spent_bytes == 0
+    traffic.redeem(cost - 1000, outstanding=True)
+    assert traffic.room_bytes(Purpose.WINDOWS) == room - cost
+    traffic.redeem(0, outstanding=False)
+    assert traffic.room_bytes(Purpose.WINDOWS) == room - cost + 1000
+    traffic.add(traffic.room_bytes(Purpose.WINDOWS) - 1000)
+    assert not traffic.take(Stream.WINDOWS, 1000)
+    assert traffic.take(Stream.EVENTS, 1000), "events may take what windows must leave"
+
+
+def test_without_a_budget_everything_may_be_sent(tmp_path):
+    traffic = Traffic(tmp_path, None, FakeClock())
+    assert traffic.take(Stream.SAMPLES, 1 << 40)
+    assert (traffic.day, traffic.room_bytes(Purpose.LINK), traffic.longest_bytes(Stream.EVENTS)) == (
+        None,
+    ) * 3
 
 
 def test_a_new_day_begins_at_nothing_and_the_wait_leads_there(tmp_path):

@@ -195,6 +195,19 @@ def test_lost_link_refuses_messages_and_comes_back_by_itself(broker, make):
     assert transport.publish(Message("em/v1/t/d/cam-1/state", b"x"))
 
 
+def test_what_was_not_confirmed_is_not_sent_again_on_a_new_link(broker, make):
+    """Whoever said it says it again; paho's own copies would add up, one more after each cut."""
+    broker.confirms = False
+    transport = up(make())
+    assert transport.publish(Message("em/v1/t/d/cam-1/state", b"old"))
+    assert broker.next(PUBLISH)[1].endswith(b"old")
+    broker.cut()
+    assert isinstance(transport.receive(WAIT_S), LinkDown)
+    assert transport.receive(WAIT_S) == LinkUp()
+    assert transport.publish(Message("em/v1/t/d/cam-1/state", b"new"))
+    assert broker.next(PUBLISH)[1].endswith(b"new")
+
+
 def test_window_of_unconfirmed_messages_is_bounded(broker, make):
     broker.confirms = False
     transport = up(make())
