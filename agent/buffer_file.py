@@ -25,8 +25,9 @@ PAGE_BYTES: Final = 4096
 PAGES_MIN: Final = 512
 LOG_PAGES: Final = 64
 """Pages of the log after which they are synced into the file: what a power cut may take."""
-SCHEMA_VERSION: Final = 2
-"""1 kept rows one by one; such a file is read into blocks when it is opened."""
+SCHEMA_VERSION: Final = 3
+"""1 kept rows one by one; such a file is read into blocks when it is opened. 2 had deflated blocks only, which are still
+read."""
 _CORRUPT: Final = {
     sqlite3.SQLITE_CORRUPT,
     sqlite3.SQLITE_NOTADB,
@@ -158,7 +159,7 @@ def _is_sound(connection: sqlite3.Connection) -> bool:
         return True
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     checked = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-    return bool(version in {1, SCHEMA_VERSION} and checked == "ok")
+    return bool(version in range(1, SCHEMA_VERSION + 1) and checked == "ok")
 
 
 def _create_tables(connection: sqlite3.Connection) -> None:

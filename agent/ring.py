@@ -1,6 +1,6 @@
 """A ring of rows on disk: what waits of one stream, oldest first, packed into blocks.
 
-Decides the block: rows of one boot with consecutive numbers, one line of JSON each, under zlib. The newest block stays
+Decides the block: rows of one boot with consecutive numbers, packed as `block` says. The newest block stays
 open and is written anew with every commit until it is full, for a commit writes whole pages whatever it changes; so a
 row costs a share of a page, and what has waited for long lies as dense as it goes over the wire. Deleting is from the
 front: a block that is deleted in part says how many of its last rows still count. Who deletes what and why is
@@ -10,13 +10,13 @@ front: a block that is deleted in part says how many of its last rows still coun
 from __future__ import annotations
 
 import sqlite3
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from edgeml.telemetry import BATCH_RAW_BYTES_MAX, Stream
+from edgeml.telemetry import Stream
 
+from .block import pack_lines, unpack_lines
 from .buffer_file import sql
 
 BLOCK_ROWS: Final = 50
@@ -24,7 +24,6 @@ BLOCK_RAW_BYTES: Final = 64 << 10
 """Rows are not joined to a block beyond this; a longer row has a block of its own."""
 BLOCK_OVERHEAD_BYTES: Final = 64
 """What SQLite needs for a block besides its payload, about."""
-_LEVEL: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +186,7 @@ class Ring:
             self._open = None
 
     def _put(self, connection: sqlite3.Connection, block: OpenBlock, lines: list[bytes]) -> OpenBlock:
-        payload = pack(lines)
+        payload = pack_lines(lines)
         if block.id:
             self._execute(
                 connection,
@@ -216,25 +215,9 @@ class Ring:
         return connection.execute(sql(statement, self._stream), values)
 
 
-def pack(lines: Sequence[bytes]) -> bytes:
-    """Make the payload of a block. JSON has no line breaks of its own."""
-    return zlib.compress(b"\n".join(lines), _LEVEL)
-
-
 def unpack(boot: str, first_seq: int, rows: int, payload: object) -> list[StoredRow]:
     """Read a block: its last `rows` rows, the first of which has the number `first_seq`."""
-    lines = _lines(payload)
+    lines = unpack_lines(payload)
     if lines is None or len(lines) < rows:
         return [StoredRow(boot, first_seq + index, None) for index in range(rows)]
     return [StoredRow(boot, first_seq + i, line) for i, line in enumerate(lines[len(lines) - rows :])]
-
-
-def _lines(payload: object) -> list[bytes] | None:
-    if not isinstance(payload, bytes):
-        return None
-    inflater = zlib.decompressobj()
-    try:
-        raw = inflater.decompress(payload, BATCH_RAW_BYTES_MAX)
-    except zlib.error:
-        return None
-    return raw.split(b"\n") if inflater.eof else None

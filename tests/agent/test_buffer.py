@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.block import pack_lines, unpack_lines
 from agent.buffer import ROWS_PER_BATCH, Buffer, BufferLimits
-from agent.ring import pack
 from edgeml.ids import Digest, ReleaseId
 from edgeml.sketch import Sketch
 from edgeml.telemetry import (
@@ -69,9 +69,9 @@ def spoil_row(buffer, index, line):
         id_, payload = connection.execute(
             "SELECT id, payload FROM windows_blocks ORDER BY id LIMIT 1"
         ).fetchone()
-        lines = zlib.decompress(payload).split(b"\n")
+        lines = unpack_lines(payload)
         lines[index] = line
-        connection.execute("UPDATE windows_blocks SET payload = ? WHERE id = ?", (pack(lines), id_))
+        connection.execute("UPDATE windows_blocks SET payload = ? WHERE id = ?", (pack_lines(lines), id_))
 
 
 def balanced(buffer):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.block import MARK
 from agent.buffer import Buffer
 from agent.buffer_file import open_file
 from agent.ring import BLOCK_RAW_BYTES, BLOCK_ROWS, Ring, unpack
@@ -134,3 +135,32 @@ def test_a_file_that_kept_rows_one_by_one_is_read_and_loses_nothing(tmp_path):
     assert again.loss(EVENTS) == Loss(10, 8, 1, loss.reasons)
     assert again.loss(Stream.SAMPLES) == Loss()
     again.close()
+
+
+def test_a_file_of_format_2_is_read_and_written_on(tmp_path):
+    """Its blocks are deflated lines; new ones are packed by columns beside them."""
+    path = tmp_path / "telemetry.db"
+    buffer = Buffer(path, "b1")
+    for number in range(3):
+        buffer.append(Event(0, "k", number))
+    buffer.close()
+    connection = sqlite3.connect(path)
+    with connection:
+        lines = [encode_row(Event(seq, "old", 1)) for seq in (1, 2, 3)]
+        connection.execute("UPDATE events_blocks SET payload = ?", (zlib.compress(b"\n".join(lines)),))
+        connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    buffer = Buffer(path, "b2")
+    assert buffer.quarantined is None
+    for number in range(20):
+        buffer.append(Event(0, "new", number))
+    assert [row.kind for row in buffer.pending(EVENTS).rows] == ["old"] * 3
+    assert buffer.acknowledge(Ack(boot="b1", stream="events", seq=3)) == 3
+    assert [row.at_ms for row in buffer.pending(EVENTS).rows] == list(range(20))
+    assert buffer.loss(EVENTS).acknowledged == 3
+    buffer.close()
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+    [payload] = connection.execute("SELECT payload FROM events_blocks").fetchone()
+    connection.close()
+    assert payload.startswith(MARK)

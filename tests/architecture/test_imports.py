@@ -25,7 +25,7 @@ IMPURE = {
 }
 PURE_FILES = (
     "agent/machine.py", "agent/device.py", "agent/batch.py", "agent/health.py", "agent/link.py", "agent/windows.py", "agent/metrics.py",
-    "agent/admission.py", "agent/diagnosis.py", "agent/governor.py", "agent/schedule.py", "agent/allowance.py", "agent/ration.py", "agent/announcer.py",
+    "agent/admission.py", "agent/diagnosis.py", "agent/governor.py", "agent/schedule.py", "agent/allowance.py", "agent/ration.py", "agent/block.py", "agent/announcer.py",
     "fleet/rollout.py", "fleet/advance.py", "fleet/gate.py", "fleet/cohorts.py", "fleet/drift_report.py",
     "converters/select.py",
     "edgeml/evidence.py", "edgeml/drift.py", "edgeml/sketch.py", "edgeml/monitor.py", "edgeml/columns.py",
