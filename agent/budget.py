@@ -107,11 +107,12 @@ class Budget:
 
     def turn(self, now: Moment, held_back: int) -> None:
         """Look, act, and tell whoever looks into the file; `held_back` rows wait because of the network's budget."""
+        news = bool(held_back) != bool(self._held_back)
         self._held_back = held_back
         decided = self._regulator.turn(now.monotonic_s, now.wall_ms)
         if self._groups is not None:
             self._resize(self._groups)
-        if decided or now.monotonic_s >= self._tell_s:
+        if decided or news or now.monotonic_s >= self._tell_s:
             self._tell_s = now.monotonic_s + TELL_EVERY_S
             standing.write(self._storage, self._standing(now))
 

@@ -21,7 +21,7 @@ from edgeml.wire import WireMeter
 
 from .config import AgentConfig, read_token
 from .link import Link
-from .ration import dial_wait_s, is_used_up, keepalive_s
+from .ration import CONNECTION_BYTES, dial_wait_s, is_used_up, keepalive_s
 from .traffic import Traffic
 from .updater import Moment
 
@@ -65,6 +65,8 @@ class MeteredLink:
         self._inner: PahoTransport | None = dial(self._meter)
         self._is_started = False
         self._dialled_s = float("-inf")
+        self._cost_bytes = CONNECTION_BYTES
+        self._before_bytes = 0
         self._arrivals: deque[Arrival] = deque()
         self.given_up = 0
         """How often the budget ended the link."""
@@ -100,10 +102,8 @@ class MeteredLink:
             return None
         arrival = self._inner.receive(timeout_s)
         if isinstance(arrival, LinkDown):
-            self._dialled_s = self._clock.monotonic_s()
-            day = self._traffic.day
-            if day is not None and dial_wait_s(day, 0.0) > 0:
-                self._drop()
+            self._settle()
+            self._on_down()
         return arrival
 
     def reload_identity(self) -> None:
@@ -130,6 +130,14 @@ class MeteredLink:
         count, self._counted_bytes = total - self._counted_bytes, total
         self._traffic.redeem(count, outstanding=self.unconfirmed > 0)
 
+    def _on_down(self) -> None:
+        """Note what the attempt that has failed cost, or the link that broke; the next one may have to wait."""
+        self._dialled_s = self._clock.monotonic_s()
+        self._cost_bytes, self._before_bytes = self._counted_bytes - self._before_bytes, self._counted_bytes
+        day = self._traffic.day
+        if day is not None and dial_wait_s(day, 0.0, self._cost_bytes) > 0:
+            self._drop()
+
     def _keep_to_the_budget(self) -> None:
         day = self._traffic.day
         if self._inner is None:
@@ -147,7 +155,8 @@ class MeteredLink:
 
     def _dial(self, made: PahoTransport | None) -> None:
         now_s, day = self._clock.monotonic_s(), self._traffic.day
-        if not self._is_started or (day is not None and dial_wait_s(day, now_s - self._dialled_s) > 0):
+        since_s = now_s - self._dialled_s
+        if not self._is_started or (day is not None and dial_wait_s(day, since_s, self._cost_bytes) > 0):
             return
         if made is None and now_s - self._dialled_s < REDIAL_S:
             return

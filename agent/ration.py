@@ -48,6 +48,8 @@ CONNECTION_BYTES: Final = 12 << 10
 """What it takes to connect over TLS, subscribe, hear what is wanted and say how it stands; docs/telemetry.md has figures."""
 RENEWAL_BYTES: Final = 12 << 10
 """What it takes to renew a certificate, by a process that does not count."""
+ATTEMPT_MIN_BYTES: Final = 1 << 10
+"""What an attempt is taken for at least."""
 PING_BYTES: Final = 256
 """What one keepalive takes over TLS, both ways."""
 KEEPALIVE_FRACTION: Final = 1 / 16
@@ -121,14 +123,16 @@ def is_used_up(day: Day) -> bool:
     return day.left_bytes <= last_bytes(day.budget_bytes)
 
 
-def dial_wait_s(day: Day, since_s: float) -> float:
+def dial_wait_s(day: Day, since_s: float, cost_bytes: int = CONNECTION_BYTES) -> float:
     """Say how long to wait with a new connection, besides the usual pauses.
 
-    Above the reserve, not at all. Within it, what is left is spread over the rest of the day.
+    Above the reserve, not at all. Within it, what is left is spread over the rest of the day, as attempts like the last
+    one. What would not pay for a whole connection is none.
 
     Args:
         day: how it stands.
         since_s: time since the last attempt.
+        cost_bytes: what the last attempt cost; a broker that is not there takes little.
 
     >>> dial_wait_s(Day(1 << 20, 0, DAY_S), 0.0)
     0.0
@@ -138,7 +142,8 @@ def dial_wait_s(day: Day, since_s: float) -> float:
         return max(day.left_s, 0.0)
     if day.left_bytes > reserve_bytes(day.budget_bytes):
         return 0.0
-    return max(day.left_s / (spare // CONNECTION_BYTES) - since_s, 0.0)
+    attempts = spare // min(max(cost_bytes, ATTEMPT_MIN_BYTES), CONNECTION_BYTES)
+    return max(day.left_s / attempts - since_s, 0.0)
 
 
 def keepalive_s(budget_bytes: int | None) -> int:

@@ -115,6 +115,22 @@ def test_within_the_reserve_a_link_that_breaks_waits_for_its_turn(scene, broker)
     scene.until(LinkUp)
 
 
+def test_a_broker_that_is_not_there_costs_little_and_is_tried_again_sooner(scene, broker):
+    scene.until(LinkUp)
+    scene.traffic.add(7 * BUDGET // 8)
+    broker.connack = 5
+    broker.cut()
+    scene.until(LinkDown)
+    scene.clock.advance(3 * 3600)
+    scene.until(LinkDown)
+    accepted = broker.accepted
+    assert [scene.link.receive(0.05) for _ in range(10)] == [None] * 10
+    assert broker.accepted == accepted
+    broker.connack = 0
+    scene.clock.advance(1800)
+    scene.until(LinkUp)
+
+
 def test_an_identity_that_cannot_be_used_the_next_day_is_said_and_tried_again(scene, caplog):
     scene.until(LinkUp)
     scene.traffic.add(BUDGET)

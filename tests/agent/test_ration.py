@@ -90,6 +90,14 @@ def test_connections_within_the_reserve_never_use_up_more_than_there_is(day, wai
     assert used <= max(day.budget_bytes - last_bytes(day.budget_bytes), start)
 
 
+@given(days, st.floats(0.0, DAY_S), st.integers(0, 1 << 30))
+def test_cheaper_attempts_come_sooner_and_never_at_the_price_of_the_day(day, since_s, cost):
+    wait_s = dial_wait_s(day, since_s, cost)
+    assert 0.0 <= wait_s <= dial_wait_s(day, since_s)
+    if day.left_bytes - last_bytes(day.budget_bytes) < CONNECTION_BYTES:
+        assert wait_s == day.left_s
+
+
 def test_when_nothing_is_left_there_is_no_new_link_before_tomorrow():
     assert dial_wait_s(Day(MIB, MIB, 5000.0), 1e9) == 5000.0
     assert is_used_up(Day(MIB, MIB, 5000.0))

@@ -252,6 +252,8 @@ def test_the_standing_says_what_each_model_uses(scene, tmp_path):
         "heat      81.0 °C",
         "  a: throttle 50 %, 10.0 of 50.0 MiB, 0.25 cores",
     ]
+    waiting = msgspec.structs.replace(standing, network_budget_bytes=2 * MIB, held_back_rows=341)
+    assert waiting.lines()[2] == "network   1.0 of 2.0 MiB today, 341 rows of telemetry wait for it"
 
 
 def test_a_standing_that_is_damaged_or_not_there_is_none(tmp_path):

@@ -4,10 +4,14 @@ fetched now waits.
 
 import contextlib
 import time
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from agent.allowance import DAY_MS, Spent
+from agent.config import load
 from edgeml.client import Client
 from edgeml.errors import BackendError
 from edgeml.twin import Outcome
@@ -130,6 +134,31 @@ def test_fetches_wait_for_their_hour_and_for_tomorrow_without_failing(house):
     wait_for(
         lambda: models(house, house.settings)["sample"]["outcome"] == Outcome.COMMITTED.value, "the commit"
     )
+    assert agent.stop() == 0
+
+
+def test_rows_that_the_days_budget_does_not_allow_wait_while_state_and_the_model_go_on(house):
+    house.serve()
+    # Within the reserve, a broker that is not there yet is not tried again for half an hour.
+    wait_for(lambda: "ready" in house.words(), "the fleet to serve")
+    with_budget(house.settings, network_bytes_per_day=262_144)
+    # Of a day that is not over while this test runs, the reserve is left.
+    spent = Spent(time.time_ns() // 1_000_000 // DAY_MS + 1, 200_000)
+    (storage := Path(load(house.settings).storage)).mkdir(parents=True, exist_ok=True)
+    (storage / "traffic.json").write_bytes(msgspec.json.encode(spent))
+    agent = house.agent()
+    wait_for(lambda: house.device().online, "the device to be online")
+    flash(house, house.publish("1.0.0", model="digits"))
+    wait_for(lambda: house.ask(model="digits"), "an answer")
+    held_back = "edgeml_telemetry_rows_held_back", "events"
+    wait_for(lambda: house.metrics().get(held_back, 0) > 0, "rows that wait")
+    wait_for(
+        lambda: "rows of telemetry wait for it" in house.edgeml("agent", "status", "-c", house.settings),
+        "the status to say so",
+    )
+    found = house.metrics()
+    assert found["edgeml_telemetry_rows_sent_total", "events"] == 0
+    assert 200_000 < found["edgeml_network_today_bytes",] <= found["edgeml_network_budget_bytes",] == 262_144
     assert agent.stop() == 0
 
 
