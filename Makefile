@@ -10,8 +10,8 @@ help:  ## Say what can be made
 demo: $(VENV)/.installed  ## Train, shrink, sign, push, run, report and tell drift, all on this machine
 	$(BIN)/edgeml demo
 
-test: $(VENV)/.installed-dev  ## Lint, types and all tests; installs Debian's mosquitto if it is missing
-	scripts/install-mosquitto
+test: $(VENV)/.installed-dev  ## Lint, types and all tests; installs Debian's mosquitto and sshd if they are missing
+	scripts/install-servers
 	$(MAKE) --no-print-directory lint types check
 
 lint: $(VENV)/.installed-dev  ## Lint and format, without changing anything
