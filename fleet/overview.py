@@ -18,8 +18,9 @@ from edgeml.ids import DeviceId, ModelName, ReleaseId, model_of
 from edgeml.telemetry import Loss
 from edgeml.twin import GOOD, DeviceState, Outcome
 
-from . import devices, rollout_store, schema, telemetry_store
+from . import devices, floods, rollout_store, schema, telemetry_store
 from .devices import DesiredRow, Device, Twin
+from .floods import Flood
 from .rollout import MetricEvidence, Rollout
 from .rollout_store import AssignmentRow, RolloutEvent
 from .store import Store
@@ -75,6 +76,8 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[ModelView, ...]
     """What it spoke of or what is wanted of it, by name."""
     rows: Loss
+    over_quota: Flood | None = None
+    """What was turned away of it; None: nothing, ever."""
 
 
 class FleetView(msgspec.Struct, frozen=True):
@@ -120,6 +123,7 @@ def status(store: Store, now_ms: int) -> FleetView:
         for row_wanted in devices.load_desired(connection).values():
             wanted.setdefault(row_wanted.device, {})[row_wanted.model] = row_wanted
         losses = telemetry_store.losses(connection)
+        flooded = floods.load(connection)
         unfinished = rollout_store.load_unfinished(connection)
         row = connection.execute(
             sa.select(schema.controllers).order_by(schema.controllers.c.seen_at_ms.desc())
@@ -129,7 +133,10 @@ def status(store: Store, now_ms: int) -> FleetView:
         refused = msgspec.json.decode(row.refused, type=dict[str, int])
         controller = ControllerView(row.id, row.started_at_ms, row.seen_at_ms, bool(row.connected), refused)
     views = tuple(
-        _device_view(device, wanted.get(device.device, {}), losses.get(device.device, Loss()))
+        msgspec.structs.replace(
+            _device_view(device, wanted.get(device.device, {}), losses.get(device.device, Loss())),
+            over_quota=flooded.get(device.device),
+        )
         for device in fleet
     )
     running = (model.release for view in views for model in view.models)

@@ -189,6 +189,16 @@ stream_high = Table(
     Column("updated_at_ms", BigInteger, nullable=False),
 )
 
+# What was turned away of devices that send too much. Came later than the other tables.
+floods = Table(
+    "floods",
+    metadata,
+    Column("device", Text, ForeignKey("devices.device", ondelete="CASCADE"), primary_key=True),
+    Column("messages", BigInteger, nullable=False),
+    Column("payload_bytes", BigInteger, nullable=False),
+    Column("last_at_ms", BigInteger, nullable=False),
+)
+
 monitors = Table(
     "monitors",
     metadata,

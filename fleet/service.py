@@ -23,12 +23,13 @@ from edgeml.topics import RULES, Leaf
 from edgeml.transport import Arrival, LinkDown, LinkUp, Message, Transport
 from edgeml.trustfacts import SignedTarget
 
-from . import assignments, ingest, rollout_store, schema, telemetry_store
+from . import assignments, floods, ingest, rollout_store, schema, telemetry_store
 from . import devices as device_store
 from .acks import Acks
 from .advance import advance
 from .config import FleetConfig
 from .devices import DesiredRow, Device, TwinKey
+from .doorkeeper import Doorkeeper
 from .facts import gather
 from .hearing import Hearing
 from .ingest import Heard
@@ -84,6 +85,7 @@ class Controller:
         config: FleetConfig,
         *,
         session: str = "",
+        doorkeeper: Doorkeeper | None = None,
     ) -> None:
         self._store = store
         self._releases = releases
@@ -92,6 +94,8 @@ class Controller:
         self._config = config
         self._tenant = TenantId(config.tenant)
         self._session = session or new_session()
+        self._doorkeeper = doorkeeper
+        """Whom the transport asks who may come in; None: nobody is turned away."""
         self._started_at_ms = clock.now_ms()
         self._link_since_ms = self._started_at_ms
         self._connected = False
@@ -278,6 +282,10 @@ class Controller:
         return asked
 
     def _heartbeat(self) -> None:
+        turned_away = self._doorkeeper.take() if self._doorkeeper else {}
+        for name, more in turned_away.items():
+            detail = f"{more.messages} messages, {more.payload_bytes} bytes turned away; what matters it sends again"
+            self._refusals.add("over quota", name, detail, self._clock.monotonic_s(), more.messages)
         row = {
             "id": self._config.controller,
             "started_at_ms": self._started_at_ms,
@@ -287,6 +295,7 @@ class Controller:
         }
         with self._store.write() as connection:
             upsert(connection, schema.controllers, row)
+            floods.add(connection, turned_away, self._clock.now_ms())
 
     def _prune(self) -> None:
         before_ms = self._clock.now_ms() - round(self._config.controller_loop.keep_days * _DAY_MS)

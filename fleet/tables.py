@@ -89,7 +89,18 @@ def words(state: enum.Enum) -> str:
 def devices_table(devices: Iterable[DeviceView], now_ms: int) -> Table:
     """One line a device and model; a device without any model has one line too."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("DEVICE", "PROFILE", "LINK", "SEEN", "MODEL", "RUNS", "WANTED", "STATE", "ROWS LOST"):
+    for column in (
+        "DEVICE",
+        "PROFILE",
+        "LINK",
+        "SEEN",
+        "MODEL",
+        "RUNS",
+        "WANTED",
+        "STATE",
+        "ROWS LOST",
+        "TURNED AWAY",
+    ):
         table.add_column(column, overflow="fold")
     for device in devices:
         for model in device.models or (None,):
@@ -100,6 +111,7 @@ def devices_table(devices: Iterable[DeviceView], now_ms: int) -> Table:
                 ago(device.last_seen_ms, now_ms),
                 *(_model_cells(model) if model else ("-",) * 4),
                 str(device.rows.dropped),
+                _turned_away(device, now_ms),
             )
     return table
 
@@ -185,6 +197,13 @@ def _model_cells(model: ModelView) -> tuple[str, str, str, str]:
     said = model.outcome or model.state
     state = words(said) if said else "-"
     return model.model, model.release or "-", wanted, f"{state}: {model.reason}" if model.reason else state
+
+
+def _turned_away(device: DeviceView, now_ms: int) -> Text:
+    flood = device.over_quota
+    if flood is None:
+        return Text("0")
+    return Text(f"{flood.messages}, {ago(flood.last_at_ms, now_ms)}", "yellow")
 
 
 def violations(quality: InputQuality) -> str:
