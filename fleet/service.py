@@ -23,7 +23,7 @@ from edgeml.topics import RULES, Leaf
 from edgeml.transport import Arrival, LinkDown, LinkUp, Message, Transport
 from edgeml.trustfacts import SignedTarget
 
-from . import assignments, floods, ingest, rollout_store, schema, telemetry_store
+from . import assignments, floods, ingest, removals, rollout_store, schema, telemetry_store
 from . import devices as device_store
 from .acks import Acks
 from .advance import advance
@@ -251,7 +251,8 @@ class Controller:
             book = self._books[rollout.id] = SliceBook(rollout.created_at_ms, slice_ms)
         book.update(connection)
         asked = rollout_store.load_assignments(connection, rollout.id)
-        return gather(rollout, fleet, asked, book.counts(), self._releases.variant_for)
+        removed = removals.load(connection, rollout.id)
+        return gather(rollout, fleet, asked, book.counts(), self._releases.variant_for, removed=removed)
 
     def _carry_out(self, rollout: Rollout, decision: Decision) -> None:
         now_ms = self._clock.now_ms()

@@ -39,6 +39,8 @@ _PART_STYLES: Final = {
     Part.FAILED: "red",
     Part.REVERTED: "yellow",
     Part.NOT_ASKED: "bright_black",
+    Part.QUARANTINED: "magenta",
+    Part.REMOVED: "bright_black",
 }
 
 
@@ -107,7 +109,7 @@ def devices_table(devices: Iterable[DeviceView], now_ms: int) -> Table:
             table.add_row(
                 device.device,
                 device.profile,
-                Text("online", "green") if device.online else Text("offline", "bright_black"),
+                _link(device),
                 ago(device.last_seen_ms, now_ms),
                 *(_model_cells(model) if model else ("-",) * 4),
                 str(device.rows.dropped),
@@ -128,6 +130,12 @@ def fleet(view: FleetView, *, controller_runs: bool) -> RenderableType:
         lines.append("the controller runs, but has no connection to the broker")
     for why, count in sorted((view.controller.refused if view.controller else {}).items()):
         lines.append(f"  {counted(count, 'message')} refused: {why}")
+    lines += [
+        f"{one.device} is in quarantine since {_time(one.quarantine.since_ms)}: {one.quarantine.reason};"
+        f" see docs/identity.md, then `edgeml fleet device readmit {one.device}`"
+        for one in view.devices
+        if one.quarantine is not None
+    ]
     lines += [
         f"rollout {one} is under way: edgeml fleet rollout status {one}" for one in view.unfinished_rollouts
     ]
@@ -197,6 +205,12 @@ def _model_cells(model: ModelView) -> tuple[str, str, str, str]:
     said = model.outcome or model.state
     state = words(said) if said else "-"
     return model.model, model.release or "-", wanted, f"{state}: {model.reason}" if model.reason else state
+
+
+def _link(device: DeviceView) -> Text:
+    if device.quarantine is not None:
+        return Text("quarantined", "bold red")
+    return Text("online", "green") if device.online else Text("offline", "bright_black")
 
 
 def _turned_away(device: DeviceView, now_ms: int) -> Text:
