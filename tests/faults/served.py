@@ -109,12 +109,19 @@ class Served:
 
     def status(self):
         """What the operator's HTTP view says."""
+        return json.loads(self._read("/api/status"))
+
+    def metrics(self):
+        """What Prometheus reads."""
+        return self._read("/metrics")
+
+    def _read(self, path):
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.config.http.port}/api/status",
+            f"http://127.0.0.1:{self.config.http.port}{path}",
             headers={"Authorization": f"Bearer {self.home.operator_token.read_text().strip()}"},
         )
         with urllib.request.urlopen(request, timeout=10) as answer:
-            return json.load(answer)
+            return answer.read().decode()
 
     def peer(self, name):
         self.peers.append(Peer(self, name))

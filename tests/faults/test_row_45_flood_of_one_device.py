@@ -104,6 +104,7 @@ def test_others_are_served_while_one_device_floods(served):
     status = served.status()
     assert status["controller"]["refused"] == {"over quota": shown["messages"]}
     assert [one["device"] for one in status["devices"] if one["over_quota"]] == ["noisy"]
+    assert f'turned_away_messages_total{{device="noisy"}} {shown["messages"]}\n' in served.metrics()
     assert f"{shown['messages']}, " in served.edgeml("fleet", "device", "list")
     assert served.words().count("noisy: over quota") == 1, "said once a minute, not once a message"
 
