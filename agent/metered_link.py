@@ -197,6 +197,7 @@ def connect(config: AgentConfig, link: Link, traffic: Traffic, clock: Clock) -> 
         password=read_token(config),
         client_id=config.device,
         tls=config.tls.files if config.tls else None,
+        keepalive_s=keepalive_s(config.budget.network_bytes_per_day),
     )
 
     def dial(meter: WireMeter) -> PahoTransport:
@@ -204,7 +205,6 @@ def connect(config: AgentConfig, link: Link, traffic: Traffic, clock: Clock) -> 
             login,
             subscriptions=link.subscriptions,
             will=link.will,
-            keepalive_s=keepalive_s(config.budget.network_bytes_per_day),
             meter=meter,
         )
 

@@ -12,6 +12,7 @@ import queue
 import random
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -29,6 +30,8 @@ with deferred("urllib.request"):
 logger = logging.getLogger(__name__)
 
 INBOX_MAX: Final = 10_000
+INBOX_BYTES_MAX: Final = 64 << 20
+"""What may wait for a receiver that is busy; payloads are up to 64 KiB, so that their number alone is no bound."""
 IN_FLIGHT_MAX: Final = 20
 RECONNECT_MIN_S: Final = 1.0
 RECONNECT_FIRST_S: Final = 5.0
@@ -54,7 +57,7 @@ def reconnect_delay_s(failures: int, drawn: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
-    """Where and as whom to connect."""
+    """Where and as whom to connect, and how the connection is kept."""
 
     host: str
     port: int
@@ -64,6 +67,8 @@ class Login:
     client_id: str
     tls: TlsFiles | None = None
     """None: plain TCP."""
+    keepalive_s: int = 30
+    """After so much silence each side shows that it is there."""
 
     def __repr__(self) -> str:
         """Leave the password out: this may reach a log."""
@@ -79,14 +84,16 @@ class PahoTransport:
         *,
         subscriptions: tuple[str, ...],
         will: Message | None = None,
-        keepalive_s: int = 30,
+        admits: Callable[[str, int], bool] | None = None,
         meter: WireMeter | None = None,
     ) -> None:
         """Say with whom to talk; nothing is connected yet. `meter` counts what the link costs."""
         self._login = login
         self._meter = meter or WireMeter()
         self._subscriptions = subscriptions
-        self._keepalive_s = keepalive_s
+        self._admits = admits
+        """Whether a message may take a place in the inbox, by its topic and length; asked in paho's thread."""
+        self._inbox_bytes = 0
         self._inbox: queue.Queue[Arrival] = queue.Queue(INBOX_MAX)
         self._connected = threading.Event()
         self._closed = False
@@ -133,7 +140,7 @@ class PahoTransport:
     def start(self) -> None:
         """Begin to connect in paho's thread."""
         self._draw_delay()
-        self._client.connect_async(self._login.host, self._login.port, self._keepalive_s)
+        self._client.connect_async(self._login.host, self._login.port, self._login.keepalive_s)
         self._client.loop_start()
 
     def reload_identity(self) -> None:
@@ -164,11 +171,14 @@ class PahoTransport:
     def receive(self, timeout_s: float) -> Arrival | None:
         """Return the next arrival, or None after the timeout."""
         try:
-            return self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait()
+            arrival = self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait()
         except queue.Empty:
             if self._overflowed:
                 self._hear_everything_again()
             return None
+        with self._count:
+            self._inbox_bytes -= _length(arrival)
+        return arrival
 
     def close(self) -> None:
         """Disconnect and stop paho's thread."""
@@ -244,7 +254,8 @@ class PahoTransport:
         self._client.reconnect_delay_set(delay_s, delay_s)  # type: ignore[arg-type]  # it waits for fractions, too
 
     def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
-        self._put(Message(message.topic, bytes(message.payload), message.qos, message.retain))
+        if self._admits is None or self._admits(message.topic, len(message.payload)):
+            self._put(Message(message.topic, bytes(message.payload), message.qos, message.retain))
 
     def _on_publish(
         self, _client: paho.Client, _data: Any, _mid: int, _reason: Any, _properties: Any
@@ -253,14 +264,21 @@ class PahoTransport:
             self._unconfirmed = max(0, self._unconfirmed - 1)
 
     def _put(self, arrival: Arrival) -> None:
-        try:
-            self._inbox.put_nowait(arrival)
-        except queue.Full:
-            if not self._overflowed:
-                logger.warning(
-                    "more than %d arrivals wait; the next ones are dropped and asked for again", INBOX_MAX
-                )
-            self._overflowed = True
+        length = _length(arrival)
+        with self._count:
+            fits = not self._inbox.full() and self._inbox_bytes + length <= INBOX_BYTES_MAX
+            if fits:
+                self._inbox_bytes += length
+                self._inbox.put_nowait(arrival)
+        if fits:
+            return
+        if not self._overflowed:
+            logger.warning(
+                "more than %d arrivals or %d bytes wait; the next ones are dropped and asked for again",
+                INBOX_MAX,
+                INBOX_BYTES_MAX,
+            )
+        self._overflowed = True
 
     def _hear_everything_again(self) -> None:
         """Make up for dropped arrivals, once there is room: as if the link had been lost and had come back.
@@ -276,3 +294,7 @@ class PahoTransport:
             self._client.subscribe([(topic, 1) for topic in self._subscriptions])
         else:
             self._put(LinkUp())
+
+
+def _length(arrival: Arrival) -> int:
+    return len(arrival.payload) if isinstance(arrival, Message) else 0

@@ -42,6 +42,7 @@ def advance(rollout: Rollout, facts: Facts, now_ms: int) -> Decision:
     if rollout.state in FINISHED:
         return Decision(_with(rollout, requested=None))
     view = view_of(rollout, facts, now_ms)
+    rollout = view.rollout
     decision = _obey(view)
     if decision is None:
         match rollout.state:
@@ -219,6 +220,7 @@ def _next_wave(view: View, event: str) -> Decision:
     event += f", {offline} offline ones are asked when they return" * bool(offline)
     if failures := standings.count(Standing.FAILED):
         event += f", {failures} failed"
+    event += view.without()
     return Decision(_with(rollout, state=RolloutState.COMPLETED, reason=""), event=event)
 
 
@@ -244,6 +246,7 @@ def _roll_back(view: View) -> Decision:
         event += f", {rootless} had nothing to go back to"
     if stuck := [one for one in away if one.online]:
         event += f"; not back: {_names(stuck)}"
+    event += view.without()
     state = RolloutState.ABORTED if rollout.requested is RolloutState.ABORTED else RolloutState.ROLLED_BACK
     return Decision(
         _with(rollout, state=state, requested=None), event=f"{state.value.replace('_', ' ')}: {event}"

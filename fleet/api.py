@@ -31,7 +31,7 @@ from edgeml.clock import Clock, SystemClock
 from edgeml.errors import EdgemlError
 from edgeml.ids import is_digest, is_name
 
-from . import authority, devices, identities, overview, tls_files
+from . import authority, devices, identities, metrics, overview, tls_files
 from .admission import Admission
 from .broker import TOKEN_BYTES, token_hash
 from .config import FleetHome, database_url, find_home, load
@@ -131,6 +131,12 @@ def make_app(home: FleetHome, store: Store, operator: str) -> FastAPI:
     def status() -> Response:
         """Devices and the controller."""
         return _json(overview.status(store, SystemClock().now_ms()))
+
+    @app.get("/metrics", dependencies=[Depends(is_operator)])
+    def page() -> Response:
+        """Devices and the controller, for Prometheus."""
+        view = overview.status(store, SystemClock().now_ms())
+        return Response(metrics.render(view), media_type=metrics.METRICS_TYPE)
 
     @app.get("/api/rollouts", dependencies=[Depends(is_operator)])
     def rollouts() -> Response:

@@ -41,8 +41,8 @@ def store(
     unsuited: list[Unsuited] = []
     for assignment in decision.assignments:
         device = fleet.get(assignment.device)
-        if device is None:
-            continue  # removed since the facts were gathered
+        if device is None or device.quarantined:
+            continue  # removed, or in quarantine, since the facts were gathered
         twin, known = device.model(model), wanted.get(TwinKey(device.device, model))
         # A device may be ahead of the database: it was restored from a backup, or the device enrolled again.
         generation = max(known.generation if known else 0, twin.generation) + 1

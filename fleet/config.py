@@ -17,6 +17,8 @@ import msgspec
 from edgeml import atomic
 from edgeml.errors import ConfigError
 from edgeml.ids import is_name
+from edgeml.telemetry import BATCH_BYTES_MAX, Stream
+from edgeml.twin import MODELS_MAX
 
 CONFIG_BYTES_MAX: Final = 64 << 10
 DIRECTORY_VARIABLE: Final = "EDGEML_FLEET"
@@ -67,6 +69,16 @@ port = 18080
 # keep_days = 90.0
 # resign_s = 3600.0
 
+[quota]
+# How much one device may send to the controller: batches of telemetry and their bytes, and what it says of itself; in the
+# long run, and at once after a rest. What is too much stays on the device, which sends it later.
+# batches_per_s = 5.0
+# batches_burst = 300
+# batch_bytes_per_s = 131072
+# batch_bytes_burst = 8388608
+# messages_per_s = 20.0
+# messages_burst = 600
+
 [store]
 # Empty: SQLite in this directory. Or a PostgreSQL URL; give its password in PGPASSFILE, not here.
 # url = ""
@@ -114,6 +126,18 @@ class LoopSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     republish_s: float = 60.0
 
 
+class QuotaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much one device may send to the controller: in the long run, and at once after a rest."""
+
+    batches_per_s: float = 5.0
+    batches_burst: int = 300
+    batch_bytes_per_s: float = float(128 << 10)
+    batch_bytes_burst: int = 8 << 20
+    messages_per_s: float = 20.0
+    """What a device says of itself: presence, birth, reports."""
+    messages_burst: int = 600
+
+
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the fleet's state is kept."""
 
@@ -130,6 +154,7 @@ class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     devices: DeviceSettings = DeviceSettings()
     tls: TlsSettings = TlsSettings()
     controller_loop: LoopSettings = LoopSettings()
+    quota: QuotaSettings = QuotaSettings()
     store: StoreSettings = StoreSettings()
 
 
@@ -264,7 +289,25 @@ def parse(data: bytes, source: str) -> FleetConfig:
             raise ConfigError(
                 f"{source}: [controller_loop] {name} is {value_s}", hint="use a positive number"
             )
+    _check_quota(config.quota, source)
     return config
+
+
+def _check_quota(quota: QuotaSettings, source: str) -> None:
+    least = {
+        "batches_burst": len(Stream),
+        "batch_bytes_burst": len(Stream) * BATCH_BYTES_MAX,
+        "messages_burst": MODELS_MAX + 2,
+    }
+    for name in QuotaSettings.__struct_fields__:
+        value: float = getattr(quota, name)
+        if name in least and value < least[name]:
+            raise ConfigError(
+                f"{source}: [quota] {name} is {value}",
+                hint=f"use at least {least[name]}: no device could say what it must otherwise",
+            )
+        if not 0 < value < 1e12:
+            raise ConfigError(f"{source}: [quota] {name} is {value}", hint="use a positive number")
 
 
 def _check_tls(config: FleetConfig, source: str) -> None:

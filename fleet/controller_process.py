@@ -24,6 +24,7 @@ from edgeml.mqtt import Login, PahoTransport
 from . import locks
 from .broker import controller_token
 from .config import FleetConfig, FleetHome, database_url, find_home, load
+from .doorkeeper import Doorkeeper
 from .keys import SNAPSHOT, TIMESTAMP, key_path, load_signer
 from .lifeline import Lifeline
 from .repository import Repository
@@ -64,8 +65,11 @@ def run(home: FleetHome) -> None:
     store = Store(database_url(home, config))
     repository = Repository(home.repository)
     session = new_session()
-    transport = _transport(home, config, session)
-    controller = Controller(store, repository, transport, clock, config, session=session)
+    doorkeeper = Doorkeeper(config.quota, clock)
+    transport = _transport(home, config, session, doorkeeper)
+    controller = Controller(
+        store, repository, transport, clock, config, session=session, doorkeeper=doorkeeper
+    )
     transport.start()
     resign_at_s = 0.0
     try:
@@ -92,7 +96,7 @@ def _locked(home: FleetHome) -> Lock:
             time.sleep(0.1)
 
 
-def _transport(home: FleetHome, config: FleetConfig, session: str) -> PahoTransport:
+def _transport(home: FleetHome, config: FleetConfig, session: str, doorkeeper: Doorkeeper) -> PahoTransport:
     tenant = TenantId(config.tenant)
     login = Login(
         host=config.broker.host,
@@ -100,12 +104,13 @@ def _transport(home: FleetHome, config: FleetConfig, session: str) -> PahoTransp
         username=topics.CONTROLLER_USER,
         password=controller_token(home),
         client_id=f"edgeml-{config.controller}",
+        keepalive_s=KEEPALIVE_S,
     )
     return PahoTransport(
         login,
         subscriptions=topics.up_filters(tenant),
         will=presence_message(config, session, 0, online=False),
-        keepalive_s=KEEPALIVE_S,
+        admits=doorkeeper.admits,
     )
 
 

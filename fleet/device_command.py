@@ -179,8 +179,38 @@ def deny(context: click.Context, directory: str | None, which: str) -> None:
 @device.command()
 @click.argument("name")
 @in_fleet
+def readmit(context: click.Context, directory: str | None, name: str) -> None:
+    """End a device's quarantine, after one of the two devices that used its identity got another one.
+
+    Rollouts under way ask it again, and the telemetry that waits on it is taken in. If the two still use one identity, it
+    is in quarantine again within minutes.
+
+    \b
+    Example:
+        edgeml fleet device list
+        edgeml fleet claim create --profile raspberry-pi-4 --device cam-1
+        edgeml fleet device readmit cam-1
+    \f
+
+    Raises:
+        ConfigError: There is no such device, or it is in no quarantine.
+    """
+    from edgeml.clock import SystemClock
+
+    from . import quarantines
+
+    _home, _config, store = open_fleet(context, directory)
+    quarantines.lift(store, name, SystemClock().now_ms())
+    click.echo(f"readmitted {name}")
+
+
+@device.command()
+@click.argument("name")
+@in_fleet
 def remove(context: click.Context, directory: str | None, name: str) -> None:
     """Forget a device: its token and certificates are refused from now on, its telemetry stays.
+
+    Rollouts under way go on without it, and show it as removed.
 
     \b
     Example:

@@ -17,6 +17,7 @@ from edgeml.twin import Birth, Desired, Reported, Slot, encode
 
 from .schema import desired as desired_table
 from .schema import devices as table
+from .schema import quarantines as quarantine_table
 from .schema import twins as twin_table
 from .store import upsert, upsert_all
 
@@ -67,6 +68,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     birth: Birth | None
     models: tuple[Twin, ...] = ()
     """What it said of each model, by name."""
+    quarantined: bool = False
+    """Whether two devices use this identity, and an operator has not readmitted it yet."""
 
     def model(self, name: ModelName) -> Twin:
         """What it said of one model; an empty twin if nothing."""
@@ -129,7 +132,7 @@ def load(connection: sa.Connection, device: DeviceId) -> Device | None:
 def load_many(connection: sa.Connection, names: Iterable[DeviceId]) -> dict[DeviceId, Device]:
     """Load those of these devices that are enrolled."""
     wanted = list(names)
-    rows = connection.execute(sa.select(table).where(table.c.device.in_(wanted)))
+    rows = connection.execute(_every_device().where(table.c.device.in_(wanted)))
     twins = _twins(connection, sa.select(twin_table).where(twin_table.c.device.in_(wanted)))
     return {DeviceId(row.device): _device(row, twins) for row in rows}
 
@@ -137,7 +140,7 @@ def load_many(connection: sa.Connection, names: Iterable[DeviceId]) -> dict[Devi
 def load_all(connection: sa.Connection) -> tuple[Device, ...]:
     """Load every device, by name."""
     twins = _twins(connection, sa.select(twin_table))
-    rows = connection.execute(sa.select(table).order_by(table.c.device))
+    rows = connection.execute(_every_device().order_by(table.c.device))
     return tuple(_device(row, twins) for row in rows)
 
 
@@ -216,7 +219,7 @@ def load_desired(connection: sa.Connection) -> dict[TwinKey, DesiredRow]:
 
 
 def load_lagging(connection: sa.Connection) -> dict[TwinKey, DesiredRow]:
-    """Load what online devices have not answered to."""
+    """Load what online devices have not answered to, but for those in quarantine."""
     statement = (
         sa.select(desired_table)
         .join(table, table.c.device == desired_table.c.device)
@@ -226,8 +229,10 @@ def load_lagging(connection: sa.Connection) -> dict[TwinKey, DesiredRow]:
                 twin_table.c.device == desired_table.c.device, twin_table.c.model == desired_table.c.model
             ),
         )
+        .outerjoin(quarantine_table, quarantine_table.c.device == table.c.device)
         .where(
             table.c.online.is_(True),
+            quarantine_table.c.device.is_(None),
             sa.func.coalesce(twin_table.c.generation, 0) < desired_table.c.generation,
         )
     )
@@ -246,6 +251,11 @@ def mark_published(connection: sa.Connection, rows: Iterable[DesiredRow]) -> Non
             )
             .values(published=True)
         )
+
+
+def _every_device() -> sa.Select[Any]:
+    kept_out = quarantine_table.c.device.is_not(None).label("quarantined")
+    return sa.select(table, kept_out).outerjoin(quarantine_table, quarantine_table.c.device == table.c.device)
 
 
 def _desired(rows: Iterable[Any]) -> dict[TwinKey, DesiredRow]:
@@ -279,4 +289,5 @@ def _device(row: Any, twins: Mapping[DeviceId, tuple[Twin, ...]]) -> Device:
         last_seen_ms=row.last_seen_ms,
         birth=msgspec.json.decode(row.birth, type=Birth) if row.birth else None,
         models=twins.get(DeviceId(row.device), ()),
+        quarantined=bool(row.quarantined),
     )

@@ -18,7 +18,7 @@ from edgeml.errors import ConfigError
 from edgeml.ids import DeviceId, parse_name
 from edgeml.topics import CONTROLLER_USER
 
-from . import authority, broker, devices, identities, mosquitto, tls_files
+from . import authority, broker, devices, identities, mosquitto, removals, tls_files
 from .config import FleetConfig, FleetHome
 from .devices import Enrolment
 from .store import Store
@@ -91,6 +91,7 @@ def remove(home: FleetHome, store: Store, name: str, now_ms: int) -> None:
         StorageError: The disk refused.
     """
     with store.write() as connection:
+        removals.record(connection, DeviceId(name), now_ms)
         if not devices.remove(connection, DeviceId(name)):
             raise ConfigError(f"there is no device {name}", hint="`edgeml fleet device list` names them")
         if identities.revoke_all(connection, name, now_ms):

@@ -12,6 +12,7 @@ from edgeml.ids import DeviceId, ReleaseId
 from edgeml.trustfacts import SignedTarget
 
 from .devices import Device
+from .removals import Removal
 from .rollout import DeviceFacts, Facts, Rollout, Trial
 from .rollout_store import AssignmentRow
 from .telemetry_store import SliceCounts
@@ -26,6 +27,8 @@ def gather(
     assignments: Mapping[DeviceId, AssignmentRow],
     counts: Iterable[SliceCounts],
     variant_for: VariantFor,
+    *,
+    removed: Mapping[DeviceId, Removal],
 ) -> Facts:
     """Put together what may be looked at to decide about one rollout."""
     release = rollout.plan.release
@@ -36,8 +39,10 @@ def gather(
             suitable[device.profile] = variant_for(release, device.profile) is not None
         current = device.model(rollout.plan.model).release
         facts.append(_device_facts(device, current, assignments.get(device.device), suitable[device.profile]))
-    incumbents = {one.device: one.incumbent for one in facts}
-    return Facts(tuple(facts), tuple(_trials(release, counts, incumbents)))
+    # What a device has shown stays true when it is removed, in both arms alike.
+    incumbents = {one.device: one.incumbent for one in removed.values()}
+    incumbents |= {one.device: one.incumbent for one in facts}
+    return Facts(tuple(facts), tuple(_trials(release, counts, incumbents)), tuple(removed))
 
 
 def _device_facts(
@@ -50,6 +55,7 @@ def _device_facts(
             suitable=suitable,
             current=current,
             incumbent=current,
+            quarantined=device.quarantined,
         )
     return DeviceFacts(
         device=device.device,
@@ -62,6 +68,7 @@ def _device_facts(
         incumbent=assignment.incumbent,
         retries=assignment.retry,
         reverting=assignment.revert,
+        quarantined=device.quarantined,
     )
 
 

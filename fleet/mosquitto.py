@@ -25,6 +25,8 @@ from .config import FleetConfig, FleetHome
 PACKET_BYTES_MAX: Final = 2 * BATCH_BYTES_MAX
 QUEUED_MESSAGES_MAX: Final = 200_000
 """Per client. The default of 1000 also drops retained messages when a controller subscribes to a large fleet."""
+QUEUED_BYTES_MAX: Final = 256 << 20
+"""Per client. Payloads are up to 64 KiB, so the number alone would let one device fill the broker's memory."""
 _ITERATIONS: Final = 101
 """mosquitto's own number. More would cost the broker's only thread at every login and protect nothing: tokens are
 random 256-bit numbers, not words."""
@@ -68,6 +70,7 @@ def write_settings(home: FleetHome, config: FleetConfig) -> None:
         "persistence false",
         f"max_packet_size {PACKET_BYTES_MAX}",
         f"max_queued_messages {QUEUED_MESSAGES_MAX}",
+        f"max_queued_bytes {QUEUED_BYTES_MAX}",
         "max_inflight_messages 100",
         "max_keepalive 1800",
         "allow_zero_length_clientid false",

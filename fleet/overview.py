@@ -18,8 +18,10 @@ from edgeml.ids import DeviceId, ModelName, ReleaseId, model_of
 from edgeml.telemetry import Loss
 from edgeml.twin import GOOD, DeviceState, Outcome
 
-from . import devices, rollout_store, schema, telemetry_store
+from . import devices, floods, quarantines, removals, rollout_store, schema, telemetry_store
 from .devices import DesiredRow, Device, Twin
+from .floods import Flood
+from .quarantines import Quarantine
 from .rollout import MetricEvidence, Rollout
 from .rollout_store import AssignmentRow, RolloutEvent
 from .store import Store
@@ -40,6 +42,10 @@ class Part(enum.Enum):
     DONE = "done"
     REVERTED = "reverted"
     FAILED = "failed"
+    QUARANTINED = "quarantined"
+    """Two devices use its identity, and it had not finished."""
+    REMOVED = "removed"
+    """It left the fleet while the rollout was under way."""
 
 
 class ControllerView(msgspec.Struct, frozen=True):
@@ -75,6 +81,10 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[ModelView, ...]
     """What it spoke of or what is wanted of it, by name."""
     rows: Loss
+    over_quota: Flood | None = None
+    """What was turned away of it; None: nothing, ever."""
+    quarantine: Quarantine | None = None
+    """Since when rollouts do without it, and why."""
 
 
 class FleetView(msgspec.Struct, frozen=True):
@@ -120,6 +130,7 @@ def status(store: Store, now_ms: int) -> FleetView:
         for row_wanted in devices.load_desired(connection).values():
             wanted.setdefault(row_wanted.device, {})[row_wanted.model] = row_wanted
         losses = telemetry_store.losses(connection)
+        flooded, kept_out = floods.load(connection), quarantines.load(connection)
         unfinished = rollout_store.load_unfinished(connection)
         row = connection.execute(
             sa.select(schema.controllers).order_by(schema.controllers.c.seen_at_ms.desc())
@@ -129,7 +140,11 @@ def status(store: Store, now_ms: int) -> FleetView:
         refused = msgspec.json.decode(row.refused, type=dict[str, int])
         controller = ControllerView(row.id, row.started_at_ms, row.seen_at_ms, bool(row.connected), refused)
     views = tuple(
-        _device_view(device, wanted.get(device.device, {}), losses.get(device.device, Loss()))
+        msgspec.structs.replace(
+            _device_view(device, wanted.get(device.device, {}), losses.get(device.device, Loss())),
+            over_quota=flooded.get(device.device),
+            quarantine=kept_out.get(device.device),
+        )
         for device in fleet
     )
     running = (model.release for view in views for model in view.models)
@@ -152,10 +167,17 @@ def rollout(store: Store, rollout_id: str) -> RolloutView | None:
         assignments = rollout_store.load_assignments(connection, rollout_id)
         events = rollout_store.load_events(connection, rollout_id)
         evidence = rollout_store.load_evidence(connection, rollout_id)
+        removed = removals.load(connection, rollout_id)
         fleet = devices.load_all(connection)
     model = found.plan.model
     views = tuple(
         _part_view(device, device.model(model).release, assignments.get(device.device)) for device in fleet
+    )
+    views += tuple(
+        RolloutDeviceView(
+            device=one.device, online=False, part=Part.REMOVED, release=None, outcome=one.outcome
+        )
+        for one in removed.values()
     )
     counted = Counter(view.part for view in views)
     return RolloutView(found, {part.value: counted[part] for part in Part}, views, events, evidence)
@@ -224,11 +246,10 @@ def _part_view(
     device: Device, release: ReleaseId | None, assignment: AssignmentRow | None
 ) -> RolloutDeviceView:
     if assignment is None:
-        return RolloutDeviceView(
-            device=device.device, online=device.online, part=Part.NOT_ASKED, release=release
-        )
+        part = Part.QUARANTINED if device.quarantined else Part.NOT_ASKED
+        return RolloutDeviceView(device=device.device, online=device.online, part=part, release=release)
     if assignment.outcome is None:
-        part = Part.ASKED
+        part = Part.QUARANTINED if device.quarantined else Part.ASKED
     elif assignment.outcome not in GOOD:
         part = Part.FAILED
     else:

@@ -22,9 +22,9 @@ class Refusals:
         self.counts: Counter[str] = Counter()
         self._log_after: dict[str, float] = {}
 
-    def add(self, why: str, who: str, detail: str, now_s: float) -> None:
-        """Count one; `now_s` never goes back."""
-        self.counts[why] += 1
+    def add(self, why: str, who: str, detail: str, now_s: float, count: int = 1) -> None:
+        """Count one, or several of the same; `now_s` never goes back."""
+        self.counts[why] += count
         key = f"{why} {who}"
         if now_s < self._log_after.get(key, now_s):
             return

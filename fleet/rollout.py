@@ -137,6 +137,8 @@ class DeviceFacts(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     retries: int = 0
     reverting: bool = False
     """Whether `deployment` is the rollback of this rollout."""
+    quarantined: bool = False
+    """Whether two devices use its identity: it is asked nothing, and what it says decides nothing."""
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -159,6 +161,8 @@ class Facts(msgspec.Struct, frozen=True):
     """The fleet."""
     trials: tuple[Trial, ...]
     """Everything since the rollout began, in any order."""
+    removed: tuple[DeviceId, ...] = ()
+    """Devices that left the fleet while the rollout was under way."""
 
 
 class MetricEvidence(msgspec.Struct, frozen=True):

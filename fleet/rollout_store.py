@@ -113,6 +113,13 @@ def save_event(connection: sa.Connection, decision: Decision, now_ms: int) -> No
     )
 
 
+def save_line(connection: sa.Connection, rollout_id: str, line: str, now_ms: int) -> None:
+    """Store a line of a rollout's history that is no decision of the rollout's."""
+    connection.execute(
+        schema.rollout_events.insert().values(rollout=rollout_id, at_ms=now_ms, line=line, evidence="[]")
+    )
+
+
 def load_events(connection: sa.Connection, rollout_id: str) -> tuple[RolloutEvent, ...]:
     """Load a rollout's history, oldest first."""
     table = schema.rollout_events

@@ -189,6 +189,37 @@ stream_high = Table(
     Column("updated_at_ms", BigInteger, nullable=False),
 )
 
+# What was turned away of devices that send too much. Came later than the other tables.
+floods = Table(
+    "floods",
+    metadata,
+    Column("device", Text, ForeignKey("devices.device", ondelete="CASCADE"), primary_key=True),
+    Column("messages", BigInteger, nullable=False),
+    Column("payload_bytes", BigInteger, nullable=False),
+    Column("last_at_ms", BigInteger, nullable=False),
+)
+
+# Identities that two devices use. Came later than the other tables.
+quarantines = Table(
+    "quarantines",
+    metadata,
+    Column("device", Text, ForeignKey("devices.device", ondelete="CASCADE"), primary_key=True),
+    Column("since_ms", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+)
+
+# Devices that were removed while a rollout was under way. Came later than the other tables.
+removals = Table(
+    "removals",
+    metadata,
+    Column("rollout", Text, ForeignKey("rollouts.id", ondelete="CASCADE"), primary_key=True),
+    Column("device", Text, primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("asked", Boolean, nullable=False),
+    Column("outcome", Text),
+    Column("incumbent", Text),
+)
+
 monitors = Table(
     "monitors",
     metadata,

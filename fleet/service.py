@@ -1,7 +1,7 @@
 """The controller: hears the fleet, stores what it says, decides, and says what is wanted.
 
-The composition root of a running fleet. It decides nothing itself: messages are checked by `ingest`, believed by
-`twins`, rollouts moved by `advance`. Here is only the order: store first, then acknowledge; decide and store, then
+The composition root of a running fleet. It decides nothing itself: messages are checked by `ingest`, taken in by
+`hearing`, rollouts moved by `advance`. Here is only the order: store first, then acknowledge; decide and store, then
 publish. All state is in the database, every time is absolute, so it may die at any instant and be started again.
 One thread, driven by `step`; the transport brings messages and takes them away.
 """
@@ -18,23 +18,25 @@ import sqlalchemy as sa
 from edgeml import topics, twin
 from edgeml.clock import Clock
 from edgeml.errors import ManifestError
-from edgeml.ids import DeviceId, ModelName, ReleaseId, TenantId, model_of
+from edgeml.ids import DeviceId, ModelName, ReleaseId, TenantId
 from edgeml.topics import RULES, Leaf
 from edgeml.transport import Arrival, LinkDown, LinkUp, Message, Transport
 from edgeml.trustfacts import SignedTarget
 
-from . import assignments, ingest, rollout_store, schema, telemetry_store, twins
+from . import assignments, floods, ingest, removals, rollout_store, schema, telemetry_store
 from . import devices as device_store
 from .acks import Acks
 from .advance import advance
 from .config import FleetConfig
 from .devices import DesiredRow, Device, TwinKey
+from .doorkeeper import Doorkeeper
 from .facts import gather
-from .ingest import BirthHeard, Heard, PresenceHeard, ReportHeard, RowsHeard
+from .hearing import Hearing
+from .ingest import Heard
 from .refusals import Refusals
 from .rollout import FINISHED, Decision, Facts, MetricEvidence, Rollout
 from .store import Store, upsert
-from .telemetry_store import SliceBook, Stored
+from .telemetry_store import SliceBook
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +85,7 @@ class Controller:
         config: FleetConfig,
         *,
         session: str = "",
+        doorkeeper: Doorkeeper | None = None,
     ) -> None:
         self._store = store
         self._releases = releases
@@ -91,6 +94,8 @@ class Controller:
         self._config = config
         self._tenant = TenantId(config.tenant)
         self._session = session or new_session()
+        self._doorkeeper = doorkeeper
+        """Whom the transport asks who may come in; None: nobody is turned away."""
         self._started_at_ms = clock.now_ms()
         self._link_since_ms = self._started_at_ms
         self._connected = False
@@ -102,6 +107,7 @@ class Controller:
         self._due: dict[str, float] = {}
         self._decided_in_s = 0.0
         self._refusals = Refusals()
+        self._hearing = Hearing(clock, self._refusals)
         self.refused = self._refusals.counts
         """Messages that were not taken in, by reason."""
         self.rows_stored = 0
@@ -173,7 +179,7 @@ class Controller:
                     self._read(arrival, heard)
         if heard:
             with self._store.write() as connection:
-                stored = self._store_heard(connection, heard)
+                stored = self._hearing.store(connection, heard, self._link_since_ms)
             self.rows_stored += stored.added
             self._acks.stored(stored.highest)
 
@@ -199,58 +205,6 @@ class Controller:
         logger.info(
             "connected to the broker; telling it what is wanted of %d models on devices", len(self._outbox)
         )
-
-    def _store_heard(self, connection: sa.Connection, heard: list[Heard]) -> Stored:
-        now_ms = self._clock.now_ms()
-        known = device_store.load_many(connection, {one.device for one in heard})
-        before = dict(known)
-        rows: list[RowsHeard] = []
-        for one in heard:
-            device = known.get(one.device)
-            if device is None:
-                self._refuse("unknown device", one.device, "it is not enrolled (any more)")
-                continue
-            known[one.device] = self._apply(connection, device, one, now_ms)
-            if isinstance(one, RowsHeard):
-                rows.append(one)
-        device_store.save(connection, before, known)
-        return telemetry_store.store_rows(connection, rows, now_ms)
-
-    def _apply(self, connection: sa.Connection, device: Device, heard: Heard, now_ms: int) -> Device:
-        match heard:
-            case PresenceHeard(_, presence):
-                return twins.on_presence(device, presence, now_ms, self._link_since_ms)
-            case BirthHeard(_, birth):
-                if birth.profile != device.profile:
-                    self._refuse(
-                        "other profile", device.device, f"enrolled as {device.profile}, says {birth.profile}"
-                    )
-                return twins.on_birth(device, birth, now_ms)
-            case ReportHeard(_, model, reported):
-                key = TwinKey(device.device, model)
-                if not twins.has_room(device, model) and not device_store.is_wanted(connection, key):
-                    self._refuse("too many models", device.device, f"{model} is none that is wanted there")
-                    return device
-                after = twins.on_report(device, model, reported)
-                if after is device:
-                    self.refused["old report"] += 1
-                else:
-                    self._judge(connection, key, reported, now_ms)
-                return after
-            case RowsHeard():
-                return twins.on_rows(device, now_ms)
-
-    def _judge(self, connection: sa.Connection, key: TwinKey, reported: twin.Reported, now_ms: int) -> None:
-        if reported.deployment is None or reported.outcome is None:
-            return
-        row = rollout_store.undecided(connection, key.device, reported.deployment)
-        if row is None or model_of(row.release) != key.model:
-            return
-        verdict = twins.verdict(row.deployment, row.digest, reported)
-        if verdict is None:
-            return
-        rollout_store.decide(connection, row, verdict, now_ms)
-        logger.info("%s: %s %s %s", key.device, row.release, verdict.outcome.value, verdict.reason)
 
     def _say_desired(self) -> None:
         if self._greet:
@@ -297,7 +251,8 @@ class Controller:
             book = self._books[rollout.id] = SliceBook(rollout.created_at_ms, slice_ms)
         book.update(connection)
         asked = rollout_store.load_assignments(connection, rollout.id)
-        return gather(rollout, fleet, asked, book.counts(), self._releases.variant_for)
+        removed = removals.load(connection, rollout.id)
+        return gather(rollout, fleet, asked, book.counts(), self._releases.variant_for, removed=removed)
 
     def _carry_out(self, rollout: Rollout, decision: Decision) -> None:
         now_ms = self._clock.now_ms()
@@ -328,6 +283,10 @@ class Controller:
         return asked
 
     def _heartbeat(self) -> None:
+        turned_away = self._doorkeeper.take() if self._doorkeeper else {}
+        for name, more in turned_away.items():
+            detail = f"{more.messages} messages, {more.payload_bytes} bytes turned away; what matters it sends again"
+            self._refusals.add("over quota", name, detail, self._clock.monotonic_s(), more.messages)
         row = {
             "id": self._config.controller,
             "started_at_ms": self._started_at_ms,
@@ -337,6 +296,7 @@ class Controller:
         }
         with self._store.write() as connection:
             upsert(connection, schema.controllers, row)
+            floods.add(connection, turned_away, self._clock.now_ms())
 
     def _prune(self) -> None:
         before_ms = self._clock.now_ms() - round(self._config.controller_loop.keep_days * _DAY_MS)

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from edgeml.ids import DeviceId
 from edgeml.twin import GOOD, Outcome
 
@@ -29,6 +31,8 @@ class Standing(enum.Enum):
     FAILED = "failed"
     LEFT = "left"
     """Somebody else asked something of it meanwhile."""
+    QUARANTINED = "quarantined"
+    """Two devices use its identity: the rollout does without it, whatever it was asked."""
 
 
 _DECIDED: Final = {Standing.GOOD, Standing.FAILED}
@@ -46,6 +50,8 @@ class View:
     standings: dict[DeviceId, Standing]
     evidence: tuple[MetricEvidence, ...]
     """Empty without trials, and while the rollout goes back."""
+    removed: int = 0
+    """Devices that left the fleet meanwhile."""
 
     def standing(self, device: DeviceFacts) -> Standing:
         """Say what a device means."""
@@ -64,8 +70,8 @@ class View:
         return [one for one in self.devices if self.waves.get(one.device) == self.rollout.wave]
 
     def touched(self) -> list[DeviceFacts]:
-        """Devices that were asked, whatever became of it."""
-        return [one for one in self.devices if one.deployment is not None]
+        """Devices that were asked, whatever became of it, and that may be asked more."""
+        return [one for one in self.devices if one.deployment is not None and not one.quarantined]
 
     def counted(self, devices: Iterable[DeviceFacts]) -> tuple[int, int]:
         """How many have decided, and how many of them can: offline ones without a decision do not count."""
@@ -80,6 +86,12 @@ class View:
         """How many devices failed for good."""
         return sum(self.standing(one) is Standing.FAILED for one in self.devices)
 
+    def without(self) -> str:
+        """Say whom the rollout does without, to be added to a line; empty if nobody."""
+        kept_out = sum(one.quarantined for one in self.devices)
+        said = f", {kept_out} in quarantine were left as they are" * bool(kept_out)
+        return said + f", {self.removed} were removed meanwhile" * bool(self.removed)
+
     def trials(self) -> MetricEvidence | None:
         """Evidence of the metric whose trials are inferences."""
         return next((one for one in self.evidence if one.metric is Metric.SLOW), None)
@@ -90,6 +102,8 @@ class View:
 
 
 def _standing(device: DeviceFacts, plan: Plan) -> Standing:
+    if device.quarantined:
+        return Standing.QUARANTINED
     if device.deployment is None:
         if device.current == plan.release:
             return Standing.GOOD
@@ -110,9 +124,17 @@ def _standing(device: DeviceFacts, plan: Plan) -> Standing:
 
 def view_of(rollout: Rollout, facts: Facts, now_ms: int) -> View:
     """Look at the facts as one rollout sees them, with the evidence weighed."""
-    concerned = [one.device for one in facts.devices if one.deployment is not None or one.suitable]
+    concerned = [
+        one.device
+        for one in facts.devices
+        if (one.deployment is not None or one.suitable) and not one.quarantined
+    ]
     waves = members(concerned, rollout.id, rollout.plan.waves)
     going_back = rollout.state is RolloutState.ROLLING_BACK
     evidence = () if going_back or not facts.trials else weigh(facts.trials)
     standings = {one.device: _standing(one, rollout.plan) for one in facts.devices}
-    return View(rollout, now_ms, facts.devices, waves, standings, evidence)
+    # Whoever failed and is gone hides no failure of another.
+    failures = sum(standing is Standing.FAILED for standing in standings.values())
+    if failures < rollout.failures_accepted:
+        rollout = msgspec.structs.replace(rollout, failures_accepted=failures)
+    return View(rollout, now_ms, facts.devices, waves, standings, evidence, len(facts.removed))

@@ -39,6 +39,8 @@ _PART_STYLES: Final = {
     Part.FAILED: "red",
     Part.REVERTED: "yellow",
     Part.NOT_ASKED: "bright_black",
+    Part.QUARANTINED: "magenta",
+    Part.REMOVED: "bright_black",
 }
 
 
@@ -89,17 +91,29 @@ def words(state: enum.Enum) -> str:
 def devices_table(devices: Iterable[DeviceView], now_ms: int) -> Table:
     """One line a device and model; a device without any model has one line too."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("DEVICE", "PROFILE", "LINK", "SEEN", "MODEL", "RUNS", "WANTED", "STATE", "ROWS LOST"):
+    for column in (
+        "DEVICE",
+        "PROFILE",
+        "LINK",
+        "SEEN",
+        "MODEL",
+        "RUNS",
+        "WANTED",
+        "STATE",
+        "ROWS LOST",
+        "TURNED AWAY",
+    ):
         table.add_column(column, overflow="fold")
     for device in devices:
         for model in device.models or (None,):
             table.add_row(
                 device.device,
                 device.profile,
-                Text("online", "green") if device.online else Text("offline", "bright_black"),
+                _link(device),
                 ago(device.last_seen_ms, now_ms),
                 *(_model_cells(model) if model else ("-",) * 4),
                 str(device.rows.dropped),
+                _turned_away(device, now_ms),
             )
     return table
 
@@ -116,6 +130,12 @@ def fleet(view: FleetView, *, controller_runs: bool) -> RenderableType:
         lines.append("the controller runs, but has no connection to the broker")
     for why, count in sorted((view.controller.refused if view.controller else {}).items()):
         lines.append(f"  {counted(count, 'message')} refused: {why}")
+    lines += [
+        f"{one.device} is in quarantine since {_time(one.quarantine.since_ms)}: {one.quarantine.reason};"
+        f" see docs/identity.md, then `edgeml fleet device readmit {one.device}`"
+        for one in view.devices
+        if one.quarantine is not None
+    ]
     lines += [
         f"rollout {one} is under way: edgeml fleet rollout status {one}" for one in view.unfinished_rollouts
     ]
@@ -185,6 +205,19 @@ def _model_cells(model: ModelView) -> tuple[str, str, str, str]:
     said = model.outcome or model.state
     state = words(said) if said else "-"
     return model.model, model.release or "-", wanted, f"{state}: {model.reason}" if model.reason else state
+
+
+def _link(device: DeviceView) -> Text:
+    if device.quarantine is not None:
+        return Text("quarantined", "bold red")
+    return Text("online", "green") if device.online else Text("offline", "bright_black")
+
+
+def _turned_away(device: DeviceView, now_ms: int) -> Text:
+    flood = device.over_quota
+    if flood is None:
+        return Text("0")
+    return Text(f"{flood.messages}, {ago(flood.last_at_ms, now_ms)}", "yellow")
 
 
 def violations(quality: InputQuality) -> str:

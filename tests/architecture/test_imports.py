@@ -26,7 +26,7 @@ IMPURE = {
 PURE_FILES = (
     "agent/machine.py", "agent/device.py", "agent/batch.py", "agent/health.py", "agent/link.py", "agent/windows.py", "agent/metrics.py",
     "agent/admission.py", "agent/diagnosis.py", "agent/governor.py", "agent/schedule.py", "agent/allowance.py", "agent/ration.py", "agent/block.py", "agent/announcer.py",
-    "fleet/rollout.py", "fleet/advance.py", "fleet/gate.py", "fleet/cohorts.py", "fleet/drift_report.py",
+    "fleet/rollout.py", "fleet/advance.py", "fleet/gate.py", "fleet/cohorts.py", "fleet/drift_report.py", "fleet/quota.py", "fleet/clones.py", "fleet/metrics.py", "fleet/standing.py",
     "converters/select.py",
     "edgeml/evidence.py", "edgeml/drift.py", "edgeml/sketch.py", "edgeml/monitor.py", "edgeml/columns.py",
     "edgeml/observer.py", "edgeml/reference.py", "edgeml/manifest.py", "edgeml/twin.py", "edgeml/telemetry.py",

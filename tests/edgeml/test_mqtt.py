@@ -104,11 +104,11 @@ def make(broker, monkeypatch):
     monkeypatch.setattr(mqtt.random, "randint", lambda *_: 0)
     made = []
 
-    def make_transport(subscriptions=("em/v1/t/d/cam-1/desired",), will=None):
+    def make_transport(subscriptions=("em/v1/t/d/cam-1/desired",), will=None, **more):
         login = Login(
             host="127.0.0.1", port=broker.port, username="cam-1", password="secret", client_id="cam-1"
         )
-        made.append(PahoTransport(login, subscriptions=subscriptions, will=will))
+        made.append(PahoTransport(login, subscriptions=subscriptions, will=will, **more))
         made[-1].start()
         return made[-1]
 
@@ -184,6 +184,38 @@ def test_arrivals_that_found_no_room_are_asked_for_again(broker, make, monkeypat
     assert transport.receive(WAIT_S) == LinkUp()
     broker.send("em/v1/t/d/cam-1/desired", b"new")
     assert transport.receive(WAIT_S).payload == b"new"
+
+
+def test_bytes_that_wait_are_bounded_too_and_room_that_is_made_is_used(broker, make, monkeypatch):
+    monkeypatch.setattr(mqtt, "INBOX_BYTES_MAX", 250)
+    transport = up(make())
+    for _ in range(3):
+        broker.send("em/v1/t/d/cam-1/desired", b"x" * 100)
+    until = time.monotonic() + WAIT_S
+    while not transport._overflowed and time.monotonic() < until:
+        time.sleep(0.01)
+    assert [len(transport.receive(WAIT_S).payload) for _ in range(2)] == [100, 100]
+    while (arrival := transport.receive(0.05)) is None or isinstance(arrival, Message):
+        pass
+    assert arrival == LinkDown("more arrived than could be taken in")
+    assert transport.receive(WAIT_S) == LinkUp()
+    for _ in range(5):
+        broker.send("em/v1/t/d/cam-1/desired", b"y" * 100)
+        assert transport.receive(WAIT_S).payload == b"y" * 100
+
+
+def test_who_is_not_admitted_takes_no_place_in_the_inbox(broker, make):
+    asked = []
+
+    def admits(topic, payload_bytes):
+        asked.append((topic, payload_bytes))
+        return payload_bytes < 10
+
+    transport = up(make(admits=admits))
+    broker.send("em/v1/t/d/cam-1/desired", b"x" * 100)
+    broker.send("em/v1/t/d/cam-1/desired", b"short")
+    assert transport.receive(WAIT_S).payload == b"short"
+    assert asked == [("em/v1/t/d/cam-1/desired", 100), ("em/v1/t/d/cam-1/desired", 5)]
 
 
 def test_lost_link_refuses_messages_and_comes_back_by_itself(broker, make):

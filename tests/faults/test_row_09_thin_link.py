@@ -33,8 +33,9 @@ def transport(line, broker):
         username="cam-1",
         password="secret",
         client_id="cam-1",
+        keepalive_s=KEEPALIVE_S,
     )
-    made = PahoTransport(login, subscriptions=("t",), keepalive_s=KEEPALIVE_S)
+    made = PahoTransport(login, subscriptions=("t",))
     made.start()
     yield made
     made.close()

@@ -220,10 +220,11 @@ def test_wrong_token_is_no_reason_to_try_again(url):
         list(HttpSource(url, "cam-1", "wrong").metadata("timestamp.json"))
 
 
-@pytest.mark.parametrize("path", ["/api/status", "/api/rollouts", "/api/drift"])
+@pytest.mark.parametrize("path", ["/api/status", "/api/rollouts", "/api/drift", "/metrics"])
 def test_operators_view_needs_the_operators_token(url, device, operator, path):
     assert operator.get(path).status_code == 200
-    assert operator.get(path).headers["content-type"] == "application/json"
+    kind = "text/plain; version=0.0.4; charset=utf-8" if path == "/metrics" else "application/json"
+    assert operator.get(path).headers["content-type"] == kind
     assert device.get(path).status_code == 401
     assert httpx.get(url + path).status_code == 401
     assert httpx.get(url + path, headers={"Authorization": "Bearer wrong"}).status_code == 401
@@ -235,6 +236,7 @@ def test_operators_token_opens_no_blob(operator):
 
 def test_status_names_the_devices(operator):
     assert [one["device"] for one in operator.get("/api/status").json()["devices"]] == ["cam-1"]
+    assert 'edgeml_fleet_device_online{device="cam-1"} 0\n' in operator.get("/metrics").text
 
 
 def test_anybody_may_ask_whether_it_is_alive(url):

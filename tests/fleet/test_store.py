@@ -293,19 +293,22 @@ def test_what_was_wrong_with_inputs_is_stored_with_its_window(store):
     assert [one.quality for one in found] == [NO_VIOLATIONS, quality]
 
 
-def test_a_database_of_before_gets_the_column_and_keeps_its_rows(tmp_path):
+def test_a_database_of_before_gets_the_column_and_the_tables_and_keeps_its_rows(tmp_path):
     url = f"sqlite:///{tmp_path / 'fleet.db'}"
     first = Store(url)
     enrol(first)
     with first.write() as connection:
         store_one(connection, rows(1))
         connection.exec_driver_sql("ALTER TABLE windows DROP COLUMN quality")
+        for table in (schema.floods, schema.quarantines, schema.removals):
+            table.drop(connection)
     first.close()
     for _ in range(2):
         again = Store(url)
         with again.write() as connection:
             store_one(connection, rows(2))
         with again.read() as connection:
+            assert not devices.load(connection, CAM).quarantined
             found = telemetry_store.recent_windows(connection, DeviceId(CAM), RELEASE, 0, 10)
         assert [(one.seq, one.quality) for one in found] == [(1, NO_VIOLATIONS), (2, NO_VIOLATIONS)]
         again.close()

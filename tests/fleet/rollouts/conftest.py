@@ -36,6 +36,7 @@ class Field:
         self.devices: dict[DeviceId, DeviceFacts] = {}
         self.trials: list[Trial] = []
         self.events: list[str] = []
+        self.removed: tuple[DeviceId, ...] = ()
         for i in range(count):
             self.join(f"d{i}", None if first_ever else OLD)
 
@@ -53,7 +54,7 @@ class Field:
 
     @property
     def facts(self) -> Facts:
-        return Facts(tuple(self.devices.values()), tuple(self.trials))
+        return Facts(tuple(self.devices.values()), tuple(self.trials), self.removed)
 
     def decide(self, after_s: float = 1.0) -> Decision:
         """Let time pass, decide, and carry it out."""
@@ -93,7 +94,11 @@ class Field:
                 self.trials.append(Trial(one.device, slice_, candidate, counters))
 
     def wave(self, number: int) -> list[DeviceId]:
-        suitable = [one.device for one in self.devices.values() if one.suitable or one.deployment]
+        suitable = [
+            one.device
+            for one in self.devices.values()
+            if (one.suitable or one.deployment) and not one.quarantined
+        ]
         return [device for device, wave in members(suitable, "r1", self.plan.waves).items() if wave == number]
 
     def until(self, *states: RolloutState, ticks: int = 300, after_s: float = 20.0) -> None:

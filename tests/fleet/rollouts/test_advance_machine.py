@@ -65,11 +65,14 @@ class Rolling(RuleBasedStateMachine):
             assert advance(after, facts, self.field.now_ms).assignments == ()
         devices = {one.device: one for one in facts.devices}
         waves = members(
-            [one.device for one in facts.devices if one.suitable or one.deployment], before.id, plan.waves
+            [one.device for one in facts.devices if (one.suitable or one.deployment) and not one.quarantined],
+            before.id,
+            plan.waves,
         )
         for one in decision.assignments:
             device = devices[one.device]
             assert one.retry <= plan.retries_max
+            assert not device.quarantined
             if one.revert:
                 assert after.state is RolloutState.ROLLING_BACK
                 assert one.release == device.incumbent != plan.release
@@ -128,7 +131,14 @@ class Rolling(RuleBasedStateMachine):
     @rule(pick=st.randoms(use_true_random=False))
     def one_is_removed(self, pick) -> None:
         if self.names():
-            del self.field.devices[pick.choice(self.names())]
+            gone = pick.choice(self.names())
+            del self.field.devices[gone]
+            self.field.removed = (*self.field.removed, gone)
+
+    @rule(pick=st.randoms(use_true_random=False), quarantined=st.booleans())
+    def one_is_put_into_quarantine_or_readmitted(self, pick, quarantined: bool) -> None:
+        if self.names():
+            self.field.change(pick.choice(self.names()), quarantined=quarantined)
 
     @rule(trials=st.integers(0, 20), wrong=st.sampled_from([(0, 0), (0, 0), (1, 1), (0, 20)]))
     def all_serve(self, trials: int, wrong: tuple[int, int]) -> None:

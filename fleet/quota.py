@@ -1,0 +1,98 @@
+"""How much one device may say to the controller.
+
+Decides whether a message of a device is taken in, by what that device has sent lately: a bucket for its telemetry (by
+messages and by bytes) and one for what it says of itself, so that a backlog of rows never drowns the end of a deployment.
+Other devices' messages do not count. Pure: what was sent, the time and a message in; what was sent now and an answer out.
+Remembering it for each device is the business of `doorkeeper`.
+
+What a device sends beyond its quota is not lost: nothing acknowledges it, so it stays on the device and is sent again.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Final
+
+from .config import QuotaSettings
+
+
+class Kind(enum.Enum):
+    """What a message counts as."""
+
+    TALK = "talk"
+    """What a device says of itself: presence, birth, reports; and what makes no sense."""
+    TELEMETRY = "telemetry"
+    """A batch of rows. The device keeps it until it is acknowledged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """What one device has sent and time has not made good yet. It runs off at the quota's rates; 0 is rest."""
+
+    at_s: float
+    talk: float = 0.0
+    """Messages."""
+    batches: float = 0.0
+    batch_bytes: float = 0.0
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the device may send all it ever may at once, as if it had never been heard."""
+        return not (self.talk or self.batches or self.batch_bytes)
+
+
+def run_off(meter: Meter, quota: QuotaSettings, now_s: float) -> Meter:
+    """Let time pass. A clock that stands still or goes back makes nothing good."""
+    elapsed_s = max(0.0, now_s - meter.at_s)
+    return Meter(
+        at_s=max(now_s, meter.at_s),
+        talk=max(0.0, meter.talk - elapsed_s * quota.messages_per_s),
+        batches=max(0.0, meter.batches - elapsed_s * quota.batches_per_s),
+        batch_bytes=max(0.0, meter.batch_bytes - elapsed_s * quota.batch_bytes_per_s),
+    )
+
+
+def weigh(
+    meter: Meter | None, kind: Kind, payload_bytes: int, quota: QuotaSettings, now_s: float
+) -> tuple[Meter, bool]:
+    """Decide about one message; a refused one uses nothing up.
+
+    Args:
+        meter: of the device; None if nothing is known of it.
+        kind: what the message counts as.
+        payload_bytes: its length.
+        quota: what a device may.
+        now_s: monotonic time.
+
+    Returns:
+        The device's meter afterwards, and whether the message is taken in.
+
+    >>> quota = QuotaSettings(messages_per_s=1.0, messages_burst=2)
+    >>> meter, answers = None, []
+    >>> for now_s in (0.0, 0.0, 0.0, 1.0, 1.0):
+    ...     meter, taken = weigh(meter, Kind.TALK, 10, quota, now_s)
+    ...     answers.append(taken)
+    >>> answers
+    [True, True, False, True, False]
+    """
+    now = run_off(meter or Meter(now_s), quota, now_s)
+    match kind:
+        case Kind.TALK:
+            after = Meter(now.at_s, now.talk + 1, now.batches, now.batch_bytes)
+        case Kind.TELEMETRY:
+            after = Meter(now.at_s, now.talk, now.batches + 1, now.batch_bytes + payload_bytes)
+    fits = (
+        _within(after.talk, quota.messages_burst)
+        and _within(after.batches, quota.batches_burst)
+        and _within(after.batch_bytes, quota.batch_bytes_burst)
+    )
+    return (after, True) if fits else (now, False)
+
+
+_ROUNDING: Final = 1e-6
+"""Of a message: what sums of fractions may be off."""
+
+
+def _within(used: float, burst: float) -> bool:
+    return used <= burst + _ROUNDING
