@@ -17,6 +17,7 @@ from edgeml.ids import is_name
 
 from .batch import Rules
 from .listener import absolute_listen
+from .route import Over
 from .schedule import Metered, Policy, parse_window
 from .selection import Select
 
@@ -42,7 +43,10 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class BlobsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where signed metadata and bundles are fetched."""
 
-    url: str
+    url: str = ""
+    """May be empty where `over` is "mqtt"."""
+    over: Over = Over.HTTP
+    """Which way: the server's, the broker's, or the broker's where the server cannot be reached."""
 
 
 class SamplesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -176,6 +180,8 @@ def load(path: Path) -> AgentConfig:
         raise ConfigError(f"{path}: window_s must be positive and threads at least 1")
     if not 1 <= config.update.parallel_downloads <= PARALLEL_DOWNLOADS_MAX:
         raise ConfigError(f"{path}: parallel_downloads must be from 1 to {PARALLEL_DOWNLOADS_MAX}")
+    if config.blobs is not None and not config.blobs.url and config.blobs.over is not Over.MQTT:
+        raise ConfigError(f"{path}: [blobs] has no url", hint='or is it over = "mqtt"?')
     _check_budget(path, config.budget)
     try:
         config.update.policy  # noqa: B018 - read here, so that the agent does not start with a window that is none

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,8 @@ from edgeml.ids import Digest
 from edgeml.lifeline import die_with_parent
 from edgeml.trustfacts import SignedFacts
 from edgeml.twin import FullDownload
+
+from .route import Route
 
 if TYPE_CHECKING:
     # The agent imports this file for its types, and has no HTTP client.
@@ -36,14 +39,12 @@ class Job(msgspec.Struct, frozen=True):
     target: str
     trust_directory: str
     store_directory: str
-    repository: str
-    """`http(s)://…`, or a directory."""
+    repository: str | Route
+    """A directory, or the way to the fleet."""
     now_ms: int
     storage_bytes: int
     """For all that is in the store, with what is fetched."""
     full_download: FullDownload = FullDownload.ALWAYS
-    username: str = ""
-    password: str = ""
     allowance_bytes: int | None = None
     """What may still be taken of the network today."""
     allowance_wait_s: float = 0.0
@@ -117,18 +118,17 @@ class _Work:
 
 def _deliver(job: Job, work: _Work) -> Answer:
     from edgeml.metering import MeteredSource, Terms
-    from edgeml.source import CountedSource, DirectorySource, HttpSource
+    from edgeml.source import CountedSource, DirectorySource
 
-    if not job.repository.startswith(("http://", "https://")):
+    if isinstance(job.repository, str):
         work.source = CountedSource(DirectorySource(Path(job.repository)))
         return _obtain(job, work, work.source)
     terms = Terms(job.allowance_bytes, job.bytes_per_s, job.allowance_wait_s)
-    metered = MeteredSource(HttpSource(job.repository, job.username, job.password), terms, work.tell)
-    work.source = CountedSource(metered)
-    try:
+    with ExitStack() as stack:
+        metered = MeteredSource(job.repository.open(stack), terms, work.tell)
+        stack.callback(metered.settle)
+        work.source = CountedSource(metered)
         return _obtain(job, work, work.source)
-    finally:
-        metered.settle()
 
 
 def _obtain(job: Job, work: _Work, source: CountedSource) -> Answer:

@@ -33,6 +33,7 @@ from edgeml.twin import Desired
 from .config import AgentConfig, read_secret
 from .executor import Delivery, Setback
 from .fetch import Answer, Job
+from .route import Over, Route
 from .timetable import Timetable
 from .traffic import Traffic
 
@@ -65,11 +66,7 @@ class Fetching:
             BackendError: The child says nothing sensible.
             ConfigError: There is no server, or no login.
         """
-        blobs, broker = self._config.blobs, self._config.broker
-        if not source and (blobs is None or broker is None):
-            raise ConfigError(
-                "this device has no server to fetch from", hint="set [blobs] and [broker], or flash it"
-            )
+        repository = source or fleet_of(self._config)
         rate = self._config.budget.network_bytes_per_s
         if not source:
             self._timetable.check_download()
@@ -78,12 +75,10 @@ class Fetching:
             target=desired.target,
             trust_directory=str(Path(self._config.storage) / "trust"),
             store_directory=str(self._store),
-            repository=source or (blobs.url if blobs else ""),
+            repository=repository,
             now_ms=self._clock.now_ms(),
             storage_bytes=self._config.budget.storage_bytes,
             full_download=desired.policy.full_download,
-            username="" if source else self._config.device,
-            password="" if source or broker is None else read_secret(Path(broker.password_file)),
             allowance_bytes=None if source else self._traffic.left_bytes,
             allowance_wait_s=self._traffic.wait_s,
             bytes_per_s=None if rate is None else rate / self._config.update.parallel_downloads,
@@ -163,6 +158,25 @@ class Fetching:
                 message=f"the fetching child ended with {child.returncode}",
             )  # fmt: skip
         return last
+
+
+def fleet_of(config: AgentConfig) -> str | Route:
+    """Say where the fleet's repository is, and how it is reached: a way, or a directory.
+
+    Raises:
+        ConfigError: There is no server, or no login.
+    """
+    blobs, broker = config.blobs, config.broker
+    if blobs is None or broker is None:
+        raise ConfigError(
+            "this device has no server to fetch from", hint="set [blobs] and [broker], or flash it"
+        )
+    if blobs.over is Over.HTTP and not blobs.url.startswith(("http://", "https://")):
+        return blobs.url
+    return Route(
+        over=blobs.over, url=blobs.url, broker_host=broker.host, broker_port=broker.port, tenant=config.tenant,
+        device=config.device, password=read_secret(Path(broker.password_file)),
+    )  # fmt: skip
 
 
 def _error(answer: Answer) -> EdgemlError:

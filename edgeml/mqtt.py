@@ -52,11 +52,12 @@ class PahoTransport:
         subscriptions: tuple[str, ...],
         will: Message | None = None,
         keepalive_s: int = 30,
+        inbox_max: int = INBOX_MAX,
     ) -> None:
         self._login = login
         self._subscriptions = subscriptions
         self._keepalive_s = keepalive_s
-        self._inbox: queue.Queue[Arrival] = queue.Queue(INBOX_MAX)
+        self._inbox: queue.Queue[Arrival] = queue.Queue(inbox_max)
         self._connected = threading.Event()
         self._closed = False
         self._unreachable = False
@@ -180,7 +181,8 @@ class PahoTransport:
         except queue.Full:
             if not self._overflowed:
                 logger.warning(
-                    "more than %d arrivals wait; the next ones are dropped and asked for again", INBOX_MAX
+                    "more than %d arrivals wait; the next ones are dropped and asked for again",
+                    self._inbox.maxsize,
                 )
             self._overflowed = True
 

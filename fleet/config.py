@@ -56,6 +56,11 @@ port = 18080
 # keep_days = 90.0
 # resign_s = 3600.0
 
+[pulls]
+# What devices that only reach the broker may fetch through it: all together, and each. 0: nothing.
+# bytes_per_s = 1048576
+# device_bytes_per_s = 262144
+
 [store]
 # Empty: SQLite in this directory. Or a PostgreSQL URL; give its password in PGPASSFILE, not here.
 # url = ""
@@ -93,6 +98,14 @@ class LoopSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     republish_s: float = 60.0
 
 
+class PullSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What devices may fetch through the broker."""
+
+    bytes_per_s: int = 1 << 20
+    """All together; 0: pulls are not answered."""
+    device_bytes_per_s: int = 256 << 10
+
+
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the fleet's state is kept."""
 
@@ -108,6 +121,7 @@ class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     http: Listen = Listen(18080)
     devices: DeviceSettings = DeviceSettings()
     controller_loop: LoopSettings = LoopSettings()
+    pulls: PullSettings = PullSettings()
     store: StoreSettings = StoreSettings()
 
 
@@ -231,6 +245,10 @@ def parse(data: bytes, source: str) -> FleetConfig:
             raise ConfigError(
                 f"{source}: [controller_loop] {name} is {value_s}", hint="use a positive number"
             )
+    if config.pulls.bytes_per_s < 0 or config.pulls.device_bytes_per_s < 1:
+        raise ConfigError(
+            f"{source}: [pulls] bytes_per_s must not be negative, and device_bytes_per_s at least 1"
+        )
     return config
 
 

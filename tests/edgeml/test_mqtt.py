@@ -104,11 +104,11 @@ def make(broker, monkeypatch):
     monkeypatch.setattr(mqtt.random, "randint", lambda *_: 0)
     made = []
 
-    def make_transport(subscriptions=("em/v1/t/d/cam-1/desired",), will=None):
+    def make_transport(subscriptions=("em/v1/t/d/cam-1/desired",), will=None, **more):
         login = Login(
             host="127.0.0.1", port=broker.port, username="cam-1", password="secret", client_id="cam-1"
         )
-        made.append(PahoTransport(login, subscriptions=subscriptions, will=will))
+        made.append(PahoTransport(login, subscriptions=subscriptions, will=will, **more))
         made[-1].start()
         return made[-1]
 
@@ -164,9 +164,8 @@ def test_message_comes_out_of_the_inbox(broker, make):
     assert transport.receive(0.0) is None
 
 
-def test_arrivals_that_found_no_room_are_asked_for_again(broker, make, monkeypatch, caplog):
-    monkeypatch.setattr(mqtt, "INBOX_MAX", 3)
-    transport = up(make())
+def test_arrivals_that_found_no_room_are_asked_for_again(broker, make, caplog):
+    transport = up(make(inbox_max=3))
     broker.next(SUBSCRIBE)
     with caplog.at_level(logging.WARNING):
         for _ in range(20):
