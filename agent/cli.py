@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .buffer_command import buffer
+from .enroll_command import enroll
 
 if TYPE_CHECKING:
     from .infer import Question
@@ -38,6 +39,7 @@ def agent() -> None:
 
 
 agent.add_command(buffer)
+agent.add_command(enroll)
 
 
 @agent.command("run")
@@ -82,6 +84,30 @@ def status(config_path: Path, as_json: bool) -> None:
         return
     for line in found.lines():
         click.echo(line)
+
+
+@agent.command()
+@CONFIG
+@JSON
+def doctor(config_path: Path, as_json: bool) -> None:
+    """Check this device: settings, files, storage, clock, runtimes, identity, broker and server. Changes nothing.
+
+    Each thing that is wrong comes with what to do next; the exit code is 1 then.
+
+    \b
+    Example:
+        edgeml agent doctor -c cam-1/agent.toml
+        edgeml agent doctor -c cam-1/agent.toml --json
+    """
+    from edgeml.clock import SystemClock
+    from edgeml.doctor import tell
+
+    from .checkup import examine
+
+    findings = examine(config_path, SystemClock().now_ms())
+    tell(findings, as_json=as_json)
+    if not all(finding.good for finding in findings):
+        click.get_current_context().exit(1)
 
 
 @agent.command()

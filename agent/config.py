@@ -6,6 +6,7 @@ every field; a test compares.
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 from typing import Final
 
@@ -14,13 +15,14 @@ import msgspec
 from edgeml import atomic
 from edgeml.errors import ConfigError
 from edgeml.ids import is_name
+from edgeml.tls import TlsFiles
 
 from .batch import Rules
 from .listener import absolute_listen
-from .route import Over
 from .schedule import Metered, Policy, parse_window
 from .selection import Select
 
+HTTP: Final = ("http://", "https://")
 LOCK: Final = "agent.lock"
 """In the storage directory: one agent works there at a time."""
 BATCH_WINDOW_MS_MAX: Final = 1000
@@ -36,8 +38,16 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     host: str
     port: int
-    password_file: str
-    """File with the device's token, mode 0600."""
+    password_file: str = ""
+    """File with the device's token, mode 0600; empty: it logs in by its certificate ([tls])."""
+
+
+class Over(enum.Enum):
+    """Ways to the fleet's files."""
+
+    HTTP = "http"
+    MQTT = "mqtt"
+    HTTP_THEN_MQTT = "http-then-mqtt"
 
 
 class BlobsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,6 +57,8 @@ class BlobsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """May be empty where `over` is "mqtt"."""
     over: Over = Over.HTTP
     """Which way: the server's, the broker's, or the broker's where the server cannot be reached."""
+    cache_url: str = ""
+    """A server nearby that may have bundles, asked first and without a login; empty: there is none."""
 
 
 class SamplesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,6 +71,19 @@ class SamplesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     row_bytes_max: int = 64 << 10
     confidence_max: float = 0.8
     """Answers that are at least this sure are no hard ones."""
+
+
+class TlsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The fleet's authority, and who this device is: broker and blobs are reached over mutual TLS."""
+
+    authority: str
+    identity: str
+    """Key and certificate in one file, mode 0600."""
+
+    @property
+    def files(self) -> TlsFiles:
+        """As the connections take them."""
+        return TlsFiles(Path(self.authority), Path(self.identity))
 
 
 class TelemetryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -143,6 +168,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broker: BrokerConfig | None = None
     """Without it the device works alone: flashed releases only."""
     blobs: BlobsConfig | None = None
+    tls: TlsConfig | None = None
     telemetry: TelemetryConfig = TelemetryConfig()
     serve: ServeConfig = ServeConfig()
     budget: BudgetConfig = BudgetConfig()
@@ -180,8 +206,7 @@ def load(path: Path) -> AgentConfig:
         raise ConfigError(f"{path}: window_s must be positive and threads at least 1")
     if not 1 <= config.update.parallel_downloads <= PARALLEL_DOWNLOADS_MAX:
         raise ConfigError(f"{path}: parallel_downloads must be from 1 to {PARALLEL_DOWNLOADS_MAX}")
-    if config.blobs is not None and not config.blobs.url and config.blobs.over is not Over.MQTT:
-        raise ConfigError(f"{path}: [blobs] has no url", hint='or is it over = "mqtt"?')
+    _check_blobs(config.blobs, path)
     _check_budget(path, config.budget)
     try:
         config.update.policy  # noqa: B018 - read here, so that the agent does not start with a window that is none
@@ -190,15 +215,39 @@ def load(path: Path) -> AgentConfig:
     _check_samples(config.telemetry.samples, path)
     folder = path.resolve().parent
     broker = config.broker
-    if broker is not None:
+    if broker is not None and not broker.password_file and config.tls is None:
+        raise ConfigError(f"{path}: [broker] has no password_file and there is no [tls]")
+    tls = config.tls
+    if tls is not None:
+        tls = TlsConfig(authority=str(folder / tls.authority), identity=str(folder / tls.identity))
+    if broker is not None and broker.password_file:
         broker = msgspec.structs.replace(broker, password_file=str(folder / broker.password_file))
     serve = msgspec.structs.replace(config.serve, listen=absolute_listen(config.serve.listen, folder))
     update = config.update
     if update.metered_file:
         update = msgspec.structs.replace(update, metered_file=str(folder / update.metered_file))
     return msgspec.structs.replace(
-        config, storage=str(folder / config.storage), broker=broker, serve=serve, update=update
+        config, storage=str(folder / config.storage), broker=broker, serve=serve, update=update, tls=tls
     )
+
+
+def read_token(config: AgentConfig) -> str:
+    """Read the device's token; empty if it logs in by its certificate.
+
+    Raises:
+        ConfigError: As `read_secret`.
+    """
+    broker = config.broker
+    return read_secret(Path(broker.password_file)) if broker is not None and broker.password_file else ""
+
+
+def _check_blobs(blobs: BlobsConfig | None, path: Path) -> None:
+    if blobs is None or blobs.over is Over.MQTT:
+        return
+    if not blobs.url:
+        raise ConfigError(f"{path}: [blobs] has no url", hint='or is it over = "mqtt"?')
+    if blobs.over is Over.HTTP_THEN_MQTT and not blobs.url.startswith(HTTP):
+        raise ConfigError(f"{path}: blobs.url is {blobs.url!r}", hint="http://… or https://…")
 
 
 def _check_budget(path: Path, budget: BudgetConfig) -> None:

@@ -11,6 +11,12 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from edgeml.deferral import absent
+
+with absent("typing_extensions"):
+    # 1.3 MB, and nothing in it that this Python's own typing has not.
+    import msgspec  # noqa: F401 - for those that import it next
+
 from edgeml.program import guarded
 
 

@@ -7,6 +7,7 @@ answer to standard output, all JSON lines. Decides nothing: `edgeml.trust`, `edg
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from edgeml.errors import BudgetError, EdgemlError, PostponedError, TransferError
+from edgeml.errors import BudgetError, DigestMismatchError, EdgemlError, PostponedError, TransferError
 from edgeml.ids import Digest
 from edgeml.lifeline import die_with_parent
 from edgeml.trustfacts import SignedFacts
@@ -26,6 +27,8 @@ from .route import Route
 if TYPE_CHECKING:
     # The agent imports this file for its types, and has no HTTP client.
     from edgeml.source import CountedSource
+
+logger = logging.getLogger(__name__)
 
 JOB_BYTES_MAX: Final = 64 << 10
 LOCK: Final = "trust.lock"
@@ -50,6 +53,8 @@ class Job(msgspec.Struct, frozen=True):
     allowance_wait_s: float = 0.0
     """Until there is more."""
     bytes_per_s: float | None = None
+    cache: str = ""
+    """`http(s)://…` of a cache nearby that may have blobs; empty if there is none."""
     parent_id: int = 0
     """Process that the child ends with; 0 if it is nobody's child."""
 
@@ -86,7 +91,7 @@ def deliver(job: Job) -> Answer:
     """Do the job in this process.
 
     Raises:
-        EdgemlError: As `edgeml.trust`, `edgeml.metering` and `edgeml.rebuild`; what was fetched until then is kept.
+        EdgemlError: As `edgeml.trust`, `edgeml.meter` and `edgeml.rebuild`; what was fetched until then is kept.
         BudgetError: The store has no room.
     """
     return _deliver(job, _Work(None))
@@ -117,18 +122,29 @@ class _Work:
 
 
 def _deliver(job: Job, work: _Work) -> Answer:
-    from edgeml.metering import MeteredSource, Terms
-    from edgeml.source import CountedSource, DirectorySource
+    from edgeml.meter import Meter, Terms
+    from edgeml.metered_source import MeteredSource
+    from edgeml.nearby_source import NearbySource
+    from edgeml.source import CountedSource, DirectorySource, HttpSource
 
     if isinstance(job.repository, str):
         work.source = CountedSource(DirectorySource(Path(job.repository)))
         return _obtain(job, work, work.source)
-    terms = Terms(job.allowance_bytes, job.bytes_per_s, job.allowance_wait_s)
+    meter = Meter(Terms(job.allowance_bytes, job.bytes_per_s, job.allowance_wait_s), work.tell)
     with ExitStack() as stack:
-        metered = MeteredSource(job.repository.open(stack), terms, work.tell)
-        stack.callback(metered.settle)
-        work.source = CountedSource(metered)
-        return _obtain(job, work, work.source)
+        # Last of all: what comes while the way is closed was taken of the network, too.
+        stack.callback(meter.settle)
+        fleet = MeteredSource(job.repository.open(stack, meter), meter)
+        nearby = NearbySource(HttpSource(job.cache), fleet) if job.cache else None
+        work.source = CountedSource(nearby or fleet)
+        try:
+            return _obtain(job, work, work.source)
+        except (DigestMismatchError, TransferError) as error:
+            if nearby is None or not nearby.was_asked:
+                raise
+            logger.warning("without the cache nearby: %s", error.message)
+            nearby.give_up()
+            return _obtain(job, work, work.source)
 
 
 def _obtain(job: Job, work: _Work, source: CountedSource) -> Answer:

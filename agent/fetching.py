@@ -20,7 +20,6 @@ from edgeml.clock import Clock
 from edgeml.errors import (
     BackendError,
     BudgetError,
-    ConfigError,
     EdgemlError,
     PostponedError,
     StorageError,
@@ -30,10 +29,10 @@ from edgeml.ids import ModelName, model_of
 from edgeml.trustfacts import SignedTarget
 from edgeml.twin import Desired
 
-from .config import AgentConfig, read_secret
+from .config import AgentConfig
 from .executor import Delivery, Setback
 from .fetch import Answer, Job
-from .route import Over, Route
+from .route import way_to_fleet
 from .timetable import Timetable
 from .traffic import Traffic
 
@@ -66,7 +65,8 @@ class Fetching:
             BackendError: The child says nothing sensible.
             ConfigError: There is no server, or no login.
         """
-        repository = source or fleet_of(self._config)
+        repository = source or way_to_fleet(self._config)
+        blobs = self._config.blobs
         rate = self._config.budget.network_bytes_per_s
         if not source:
             self._timetable.check_download()
@@ -82,6 +82,7 @@ class Fetching:
             allowance_bytes=None if source else self._traffic.left_bytes,
             allowance_wait_s=self._traffic.wait_s,
             bytes_per_s=None if rate is None else rate / self._config.update.parallel_downloads,
+            cache=blobs.cache_url if blobs and not source else "",
             parent_id=os.getpid(),
         )
         answer = self._run_child(model_of(desired.release), job)
@@ -118,7 +119,7 @@ class Fetching:
         name = f"{__package__}.fetch"
         command = [sys.executable, "-P", "-m", name]
         with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment()
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment()
         ) as child:
             self._children[model] = child
             guard = threading.Timer(self._timeout_s(job), child.kill)
@@ -160,25 +161,6 @@ class Fetching:
         return last
 
 
-def fleet_of(config: AgentConfig) -> str | Route:
-    """Say where the fleet's repository is, and how it is reached: a way, or a directory.
-
-    Raises:
-        ConfigError: There is no server, or no login.
-    """
-    blobs, broker = config.blobs, config.broker
-    if blobs is None or broker is None:
-        raise ConfigError(
-            "this device has no server to fetch from", hint="set [blobs] and [broker], or flash it"
-        )
-    if blobs.over is Over.HTTP and not blobs.url.startswith(("http://", "https://")):
-        return blobs.url
-    return Route(
-        over=blobs.over, url=blobs.url, broker_host=broker.host, broker_port=broker.port, tenant=config.tenant,
-        device=config.device, password=read_secret(Path(broker.password_file)),
-    )  # fmt: skip
-
-
 def _error(answer: Answer) -> EdgemlError:
     """Make the child's error this process' error."""
     kind = getattr(errors, answer.error, None)
@@ -193,7 +175,7 @@ def _error(answer: Answer) -> EdgemlError:
     return BackendError(answer.message, hint=answer.hint)
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """Only what Python, proxies and certificates need."""
     kept = (
         "PATH",

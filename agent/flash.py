@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -145,26 +146,31 @@ class Offline:
         return str(self.directory / "repository")
 
 
-def waiting(storage: Path) -> Iterator[Offline]:
-    """Yield the deployments in the inbox.
-
-    Raises:
-        ManifestError: One is not readable; it is named.
-    """
+def waiting(storage: Path) -> Iterator[Offline | ManifestError]:
+    """Yield the deployments in the inbox; for one that is not readable an error that names it."""
     inbox = storage / INBOX
     for path in sorted(inbox.glob(f"*/{DESIRED}")) if inbox.exists() else ():
         try:
             desired = twin.decode(path.read_bytes(), Desired)
             yield Offline(model_of(desired.release), desired, path.parent)
         except (OSError, ManifestError, ConfigError) as error:
-            raise ManifestError(
-                f"{path} cannot be read: {error}", hint="remove it and flash again"
-            ) from error
+            yield ManifestError(f"{path} cannot be read: {error}", hint="remove it and flash again")
+
+
+def unfinished(storage: Path) -> Iterator[tuple[Path, int]]:
+    """Yield directories of the inbox that lack what a device looks for, and when they were last written to, in ns."""
+    inbox = storage / INBOX
+    for directory in sorted(inbox.iterdir()) if inbox.exists() else ():
+        if directory.is_dir() and not (directory / DESIRED).exists():
+            with suppress(FileNotFoundError):
+                times = [path.stat().st_mtime_ns for path in (directory, *directory.rglob("*"))]
+                yield directory, max(times)
 
 
 def clear(offline: Offline) -> None:
     """Remove a deployment from the inbox once it has ended, well or badly."""
     (offline.directory / DESIRED).unlink(missing_ok=True)
+    # What a kill leaves of it is unfinished, and cleared away later.
     shutil.rmtree(offline.directory, ignore_errors=True)
 
 

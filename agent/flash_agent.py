@@ -21,7 +21,7 @@ from edgeml.ids import Digest, digest_of
 from .flash import INBOX, ROOT, TRUST, Flashed, Parcel, pack, read_anchor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 TIMEOUT_S: Final = 60.0
 PIECE_BYTES: Final = 256 << 10
@@ -48,7 +48,7 @@ def flash_agent(bundle: Path, socket_path: Path, repository: Path, now_ms: int) 
         StorageError: The agent could not store it.
     """
     anchor = read_anchor(repository)
-    known = msgspec.json.decode(_ask(socket_path, "GET", "/inbox"), type=_Look).root_sha256
+    known = _anchor_of(socket_path)
     if known is not None and known != digest_of(anchor):
         raise IncompatibleError(
             f"the agent on {socket_path} trusts another fleet", hint="use that fleet's repository"
@@ -59,6 +59,17 @@ def flash_agent(bundle: Path, socket_path: Path, repository: Path, now_ms: int) 
         parcel = pack(bundle, repository, trust, now_ms)
     _send(socket_path, parcel)
     return Flashed(parcel.target, f"unix://{socket_path} {INBOX}/{parcel.name}", root_installed=False)
+
+
+def _anchor_of(socket_path: Path) -> Digest | None:
+    """Ask whose releases the agent takes; None if it takes any fleet's first one."""
+    answer = _ask(socket_path, "GET", "/inbox")
+    try:
+        return msgspec.json.decode(answer, type=_Look).root_sha256
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"what listens on {socket_path} is no agent", hint="give the socket of serve.listen"
+        ) from error
 
 
 def _send(socket_path: Path, parcel: Parcel) -> None:
@@ -78,10 +89,10 @@ def _send(socket_path: Path, parcel: Parcel) -> None:
                 _ask(socket_path, "PUT", path, _pieces(file, bar.update), size)
 
 
-def _pieces(file: IO[bytes], on_sent: object) -> Iterator[bytes]:
+def _pieces(file: IO[bytes], on_sent: Callable[[int], None]) -> Iterator[bytes]:
     while piece := file.read(PIECE_BYTES):
         yield piece
-        on_sent(len(piece))  # type: ignore[operator]  # click's progress bar has no better type
+        on_sent(len(piece))
 
 
 class _Connection(http.client.HTTPConnection):

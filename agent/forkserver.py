@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, NoReturn
 
+from edgeml.child import kill_group
 from edgeml.errors import BackendError
 from edgeml.lifeline import die_with_parent
 
@@ -138,8 +139,7 @@ class ForkServer:
         if self._control is not None:
             self._control.close()
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+            kill_group(self._process)
         self._control = self._process = None
 
 

@@ -7,6 +7,7 @@ it is done with. What lies there, and how much it is trusted, is `flash`'s busin
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,8 @@ from .updater import Moment
 logger = logging.getLogger(__name__)
 
 EVERY_S: Final = 5.0
+ABANDONED_S: Final = 6 * 3600.0
+"""A bundle over the thinnest line shows some progress within this time."""
 
 
 class Inbox:
@@ -29,6 +32,9 @@ class Inbox:
         self._device = device
         self._begun: list[flash.Offline] = []
         self._next_s = 0.0
+        self._said: set[str] = set()
+        self._unfinished: dict[Path, tuple[int, float]] = {}
+        """When each unfinished directory was last written to, and since when it has not been."""
 
     def look(self, now: Moment) -> None:
         """Look, if it is time to.
@@ -40,18 +46,40 @@ class Inbox:
             return
         self._next_s = now.monotonic_s + EVERY_S
         self._clear()
+        self._sweep(now)
         found: list[flash.Offline] = []
-        try:
-            found.extend(flash.waiting(self._storage))
-        except ManifestError as error:
-            logger.warning("%s", error.message)
+        for one in flash.waiting(self._storage):
+            if isinstance(one, ManifestError):
+                self._warn(one)
+            else:
+                found.append(one)
         # First of all: once another release of its model has begun, nothing tells any more that it had ended.
         left = [waiting for waiting in found if not self._ended_earlier(waiting)]
         for waiting in left:
             try:
                 self._consider(waiting, now)
             except ManifestError as error:
-                logger.warning("%s", error.message)
+                self._warn(error)
+
+    def _warn(self, error: ManifestError) -> None:
+        """Say it once, not every few seconds for years."""
+        if error.message not in self._said:
+            self._said.add(error.message)
+            logger.warning("%s", error.message)
+
+    def _sweep(self, now: Moment) -> None:
+        """Remove what somebody began to put there and did not finish, once it has lain unchanged for long."""
+        seen: dict[Path, tuple[int, float]] = {}
+        for directory, written_ns in flash.unfinished(self._storage):
+            before_ns, since_s = self._unfinished.get(directory, (written_ns, now.monotonic_s))
+            if before_ns != written_ns:
+                since_s = now.monotonic_s
+            if now.monotonic_s - since_s >= ABANDONED_S:
+                logger.info("removed %s, which nobody finished", directory)
+                shutil.rmtree(directory, ignore_errors=True)
+            else:
+                seen[directory] = written_ns, since_s
+        self._unfinished = seen
 
     def _clear(self) -> None:
         for begun in list(self._begun):

@@ -20,7 +20,7 @@ from typing import IO, Any, Final
 import msgspec
 
 from edgeml.client import Client
-from edgeml.errors import EdgemlError, TransferError
+from edgeml.errors import EdgemlError, LinkDownError, TransferError
 from edgeml.inference import ModelMetadata
 
 from .infer import Question, Row, describe, row_of
@@ -72,7 +72,7 @@ def run(batch: Batch) -> BatchReport:
     Raises:
         ConfigError: The samples cannot be read, or there is no such model.
         StorageError: The file of answers cannot be written.
-        TransferError: Nothing answers at the URL, or it has no model.
+        TransferError: Nothing answers at the URL, at first or any more, or it has no model.
     """
     metadata = describe(batch.question)
     source = open_samples(batch.question.data, metadata)
@@ -151,6 +151,10 @@ class _Asker:
         for left in reversed(range(TRIES)):
             try:
                 return Line(sample.name, row_of(client, self._metadata, index, sample.inputs))
+            except LinkDownError:
+                # Nobody is there: each of the other samples would wait as long in vain.
+                if not left:
+                    raise
             except TransferError as error:
                 # Overloaded, or its worker is being restarted: nobody has seen this sample yet.
                 if not left:

@@ -197,13 +197,15 @@ class Line:
             following.leads = True
             following.wake()
 
-    def leave(self, ticket: Ticket) -> None:
-        """Give up the place in the line, whichever it is, if it still has one."""
+    def leave(self, ticket: Ticket) -> bool:
+        """Give up the place in the line, whichever it is, if it still has one; tell whether another has the head now."""
         with self._lock:
             if ticket in self._behind:
                 self._behind.remove(ticket)
             elif ticket.leads:
                 self._pass_on(ticket)
+                return self._led
+            return False
 
     def _gather(self, ticket: Ticket) -> list[Ticket]:
         """Take who goes now out of the line, and send away who is late."""

@@ -69,6 +69,7 @@ class Link:
         """Take in a message or a change of the link. Messages that make no sense are logged and dropped."""
         match arrival:
             case LinkUp():
+                logger.info("link up")
                 self._up = True
                 self.outbox.clear()
                 self._say(

@@ -8,6 +8,7 @@ imports this file: an event loop is 4 MB that a device without an endpoint does 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -76,7 +77,10 @@ async def ask(line: Line, worker: Answerer, tensors: Sequence[TensorBytes], dead
         if ticket.leads:
             await _lead(line, worker, ticket)
     finally:
-        line.leave(ticket)
+        passed_on = line.leave(ticket)
+    if passed_on:
+        # Whose turn it is now sends its request before this answer is written: the worker would be idle meanwhile.
+        await asyncio.sleep(0)
     return ticket.answer()
 
 
@@ -141,4 +145,6 @@ async def _readable(descriptor: int, timeout_s: float) -> bool:
     finally:
         timer.cancel()
         loop.remove_reader(descriptor)
+        # uvloop lets nothing block that it watched. Threads speak with the worker, too, and wait in the kernel.
+        os.set_blocking(descriptor, True)
     return time.monotonic() - began_s >= timeout_s

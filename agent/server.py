@@ -128,8 +128,8 @@ class Server:
                 access_log=False,
                 lifespan="off",
                 ws="none",
-                loop="asyncio",
                 server_header=False,
+                proxy_headers=False,
                 limit_concurrency=CONNECTIONS_MAX,
                 timeout_graceful_shutdown=1,
             )

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from edgeml import __version__
 from edgeml.clock import Clock, SystemClock
-from edgeml.errors import EdgemlError, StateError, StorageError
+from edgeml.errors import ConfigError, EdgemlError, StateError, StorageError
 from edgeml.ids import DeviceId, ModelName, TenantId
 from edgeml.lock import Lock
 from edgeml.mqtt import Login, PahoTransport
@@ -33,14 +33,16 @@ from . import flash
 from .answering import Answering
 from .budget import Budget
 from .buffer import Buffer, BufferLimits
-from .config import LOCK, AgentConfig, install_anchor, read_secret
+from .config import LOCK, AgentConfig, install_anchor, read_token
 from .device import Device
+from .fetching import child_environment
 from .inbox import Inbox
 from .installer import DeviceInstaller, Tools
 from .journal import Entry, Journal
 from .link import Identity, Link
 from .metrics import Facts, StreamFacts, UpdateFacts, WorkerFacts, render
 from .notify import Notifier
+from .renewal import RENEWED, Renewal
 from .roster import Roster
 from .sampler import Sampler
 from .sensors import Sensors, disk_free_bytes
@@ -48,6 +50,7 @@ from .slots import SlotTable
 from .updater import Moment
 from .updates import Updates
 from .uplink import Uplink
+from .watched import WatchedFile
 from .windows import Windows
 
 logger = logging.getLogger(__name__)
@@ -87,7 +90,7 @@ class Service:
         self._windows = Windows(config.telemetry.window_s)
         samples = config.telemetry.samples
         self._sampler = Sampler(samples, self._clock, self._journal.boot) if samples.bytes_per_day else None
-        self.answering = self._answering = Answering(
+        self.answering = Answering(
             self._roster, self._windows, self._clock, self._budget.turnstile, sampler=self._sampler
         )
         self._device = Device(DeviceId(config.device), self._journal, self._table)
@@ -96,10 +99,10 @@ class Service:
             self._roster,
             self._table,
             self._clock,
-            self._answering.retire,
-            self._answering.expect,
-            self._answering.shadow,
-            self._answering.totals,
+            self.answering.retire,
+            self.answering.expect,
+            self.answering.shadow,
+            self.answering.totals,
             self._device.wanted,
             self._budget.ledger,
             self._budget.timetable,
@@ -119,7 +122,10 @@ class Service:
         self._link = Link(
             identity, self._device, Uplink(self._buffer, identity.tenant, identity.device), self._birth
         )
+        # Before the transport reads it, so that no replacement is missed.
+        self._identity = WatchedFile(Path(config.tls.identity)) if config.tls else None
         self._transport = self._connect()
+        self._renewal = Renewal(config, child_environment())
         self._uploads = self._look_at_uploads()
         self._stop = threading.Event()
         self.started = threading.Event()
@@ -196,6 +202,7 @@ class Service:
                 self._close_windows(now)
             self._keep_samples()
             self._buffer.tick()
+            self._renew(now)
             self._speak(now)
             self._uploads = self._look_at_uploads()
         except StorageError as error:
@@ -251,12 +258,31 @@ class Service:
             if seat.unstable and not self._updates.in_hand(model):
                 self._device.crashed(model, f"the worker died {seat.crashes} times", now)
 
+    def _renew(self, now: Moment) -> None:
+        """Keep the certificate fresh, and connect with a new one, whoever wrote it."""
+        news = self._renewal.turn(now.wall_ms, now.monotonic_s)
+        if news is not None:
+            logger.log(
+                logging.INFO if news.kind == RENEWED else logging.ERROR, "%s %s", news.kind, news.detail
+            )
+            self._event(news.kind, news.detail)
+        if self._identity is None or not self._identity.changed(now.monotonic_s):
+            return
+        if isinstance(self._transport, PahoTransport):
+            try:
+                self._transport.reload_identity()
+            except ConfigError as error:
+                logger.error("the new identity is not used: %s (%s)", error.message, error.hint)  # noqa: TRY400  # one line
+                return
+        self._renewal.look_again()
+        logger.info("the identity was replaced; connecting with the new one")
+
     def _windows_due(self, now: Moment) -> bool:
-        with self._answering.lock:
+        with self.answering.lock:
             return self._windows.due(now.monotonic_s)
 
     def _close_windows(self, now: Moment) -> None:
-        for window in self._answering.close(now.wall_ms):
+        for window in self.answering.close(now.wall_ms):
             self._buffer.append(window)
         self._buffer.flush()
 
@@ -280,8 +306,9 @@ class Service:
             host=broker.host,
             port=broker.port,
             username=self._config.device,
-            password=read_secret(Path(broker.password_file)),
+            password=read_token(self._config),
             client_id=self._config.device,
+            tls=self._config.tls.files if self._config.tls else None,
         )
         return PahoTransport(login, subscriptions=self._link.subscriptions, will=self._link.will)
 
@@ -292,7 +319,7 @@ class Service:
         from .server import Server
 
         intake = Intake(self._storage, self._config.budget.storage_bytes)
-        server = Server(self._answering, self._config.serve.listen, metrics=self._metrics, intake=intake)
+        server = Server(self.answering, self._config.serve.listen, metrics=self._metrics, intake=intake)
         server.start()
         return server
 
@@ -309,7 +336,7 @@ class Service:
         return render(
             Facts(
                 agent_version=__version__,
-                releases=self._answering.totals(),
+                releases=self.answering.totals(),
                 workers=tuple(WorkerFacts(one.manifest.release, one.memory_bytes()) for one in workers),
                 tolls={model: seat.toll for model, seat in self._roster.seats.items()},
                 streams=self._uploads,
@@ -338,6 +365,7 @@ class Service:
 
     def _end(self) -> None:
         """Leave in order; everything that matters is on disk already."""
+        self._renewal.stop()
         self._updates.close()
         self._installer.close()
         now = self._now()

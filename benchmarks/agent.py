@@ -84,12 +84,15 @@ def interleaved(ways, rounds):
 def embedded(folder, rounds, figures):
     """What `Agent.infer` adds to a bare call."""
     worker_us = {"1 KB": 60, "150 KB": 150, "1 MB": 250}
-    for family in RuntimeFamily:
+    ways = {
+        "onnxruntime": (RuntimeFamily.ONNX, models.slicing, worker_us),
+        "LiteRT": (RuntimeFamily.TFLITE, models.beginning, worker_us),
+        "LiteRT, as much back": (RuntimeFamily.TFLITE, models.doubling, {}),
+    }
+    for way, (family, make, target_us) in ways.items():
         for size, floats in models.FLOATS.items():
-            onnx = family is RuntimeFamily.ONNX
-            path = folder / f"{family.value} {size}.edgeml"
-            model = models.slicing(floats) if onnx else models.doubling(floats)
-            session = models.bundle(path, "calls", model, family)
+            path = folder / f"{way} {size}.edgeml"
+            session = models.bundle(path, "calls", make(floats), family)
             array = np.random.default_rng(0).normal(size=(1, floats)).astype(np.float32)
             with Agent(path) as worker, Agent(path, Mode.IN_PROCESS) as inside:
                 taken = interleaved(
@@ -101,22 +104,22 @@ def embedded(folder, rounds, figures):
                     rounds,
                 )
             bare_us = taken["bare"][0]
-            name = f"{'onnxruntime' if onnx else 'LiteRT'}, {size} in{'' if onnx else ' and out'}"
-            figures.add(f"{name}: bare call, p50", bare_us, "us")
+            adds_us = {name: taken[name][0] - bare_us for name in ("worker", "in-process")}
+            figures.add(f"{way}, {size}: bare call, p50", bare_us, "us")
             figures.add(
-                f"{name}: a worker adds, p50", taken["worker"][0] - bare_us, "us", at_most=worker_us[size]
+                f"{way}, {size}: a worker adds, p50", adds_us["worker"], "us", at_most=target_us.get(size)
             )
-            figures.add(f"{name}: in a worker, p99", taken["worker"][1], "us")
-            figures.add(f"{name}: in-process adds, p50", taken["in-process"][0] - bare_us, "us", at_most=10)
+            figures.add(f"{way}, {size}: in a worker, p99", taken["worker"][1], "us")
+            figures.add(f"{way}, {size}: in-process adds, p50", adds_us["in-process"], "us", at_most=10)
 
 
 def over_http(folder, rounds, peer, figures):
     """One client and eight, the agent and its peer in turns."""
-    path = folder / "perceptron.edgeml"
-    model = models.perceptron()
-    session = models.bundle(path, "perceptron", model)
+    path = folder / "convolutional.edgeml"
+    model = models.convolutional()
+    session = models.bundle(path, "convolutional", model)
     array = np.random.default_rng(0).normal(size=(1, models.FEATURES)).astype(np.float32)
-    binary = infer_request("perceptron", {"x": array})
+    binary = infer_request("convolutional", {"x": array})
     one = {"name": "x", "datatype": "FP32", "shape": array.shape, "data": array.ravel().tolist()}
     text, kind = msgspec.json.encode({"inputs": [one]}), {"Content-Type": "application/json"}
     with ExitStack() as running:
@@ -147,7 +150,7 @@ def alone(asked, bare, rounds, figures):
             figures.add(f"HTTP, 4 KB, {name}: p50", taken[name][0] / 1000, "ms", at_most=target_ms)
             figures.add(f"HTTP, 4 KB, {name}: p99", taken[name][1] / 1000, "ms")
     for one in connections.values():
-        one.connection.close()
+        one.close()
 
 
 def crowded(asked, rounds, figures):

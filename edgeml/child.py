@@ -51,9 +51,7 @@ def run_child(command: Sequence[str], folder: Path, limits: ChildLimits) -> None
         try:
             said = _watch(child, limits)
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+            kill_group(child)
     if child.returncode < 0:
         raise BackendError(
             f"the runtime died of {_signal_name(-child.returncode)} while it ran the model",
@@ -66,6 +64,23 @@ def run_child(command: Sequence[str], folder: Path, limits: ChildLimits) -> None
             f"{one_line(last[-1]) if last else 'it said nothing'}",
             hint="run `edgeml doctor`",
         )
+
+
+def kill_group(child: subprocess.Popen[bytes]) -> None:
+    """End a child that leads a group of its own, with that group, and take its exit status.
+
+    Not by `child.wait()`: an interrupt that came just after Popen had taken its lock has left it locked, and whoever
+    asks for it again waits for ever.
+    """
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    if child.returncode is None:
+        status = signal.SIGKILL.value
+        with suppress(
+            ChildProcessError
+        ):  # Its status was taken, and the interrupt came before it was written down.
+            status = os.waitpid(child.pid, 0)[1]
+        child.returncode = os.waitstatus_to_exitcode(status)
 
 
 def _watch(child: subprocess.Popen[bytes], limits: ChildLimits) -> bytes:

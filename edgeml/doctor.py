@@ -89,16 +89,8 @@ def _version(package: str) -> str:
         return ""
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(as_json: bool) -> None:
-    """Say what works on this machine, and how to get the rest.
-
-    \b
-    Example:
-        edgeml doctor
-    """
-    findings = examine()
+def tell(findings: tuple[Finding, ...], *, as_json: bool) -> None:
+    """Print findings for people, or as JSON."""
     if as_json:
         import json
 
@@ -108,3 +100,15 @@ def doctor(as_json: bool) -> None:
         click.echo(f"{'ok ' if finding.good else '-- '} {finding.name:13} {finding.said}")
         if finding.hint:
             click.echo(f"{'':18}{finding.hint}")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> None:
+    """Say what works on this machine, and how to get the rest.
+
+    \b
+    Example:
+        edgeml doctor
+    """
+    tell(examine(), as_json=as_json)

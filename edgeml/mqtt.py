@@ -10,21 +10,45 @@ from __future__ import annotations
 import logging
 import queue
 import random
+import socket
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
-
+from .deferral import deferred
+from .tls import TlsFiles, client_context, load_identity
 from .transport import Arrival, LinkDown, LinkUp, Message
+
+# paho wants two functions of it, and only where PySocks is installed; an HTTP client and a mail parser come with it, 1.3 MB.
+with deferred("urllib.request"):
+    import paho.mqtt.client as paho
+    from paho.mqtt.enums import CallbackAPIVersion
 
 logger = logging.getLogger(__name__)
 
 INBOX_MAX: Final = 10_000
 IN_FLIGHT_MAX: Final = 20
-RECONNECT_MIN_S: Final = 1
-RECONNECT_MAX_S: Final = 60
+RECONNECT_MIN_S: Final = 1.0
+RECONNECT_FIRST_S: Final = 5.0
+"""The longest first pause: a fleet that lost its broker in one instant comes back over so long."""
+RECONNECT_MAX_S: Final = 60.0
+
+
+def reconnect_delay_s(failures: int, drawn: float) -> float:
+    """Say how long to wait before the next attempt to connect.
+
+    Args:
+        failures: attempts that have failed since the link was up; 0 right after it broke.
+        drawn: a random number in [0, 1]; devices that were dropped together draw different ones.
+
+    >>> [reconnect_delay_s(failures, 1.0) for failures in range(6)]
+    [5.0, 10.0, 20.0, 40.0, 60.0, 60.0]
+    >>> reconnect_delay_s(0, 0.0), reconnect_delay_s(9, 0.0)
+    (1.0, 1.0)
+    """
+    longest_s = min(RECONNECT_FIRST_S * 2.0 ** min(failures, 16), RECONNECT_MAX_S)
+    return RECONNECT_MIN_S + drawn * (longest_s - RECONNECT_MIN_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +59,10 @@ class Login:
     port: int
     username: str
     password: str
+    """Empty: the certificate says who it is."""
     client_id: str
+    tls: TlsFiles | None = None
+    """None: plain TCP."""
 
     def __repr__(self) -> str:
         """Leave the password out: this may reach a log."""
@@ -61,15 +88,21 @@ class PahoTransport:
         self._connected = threading.Event()
         self._closed = False
         self._unreachable = False
+        self._failures = 0
+        """Attempts to connect that have failed since the link was up."""
         self._overflowed = False
         self._unconfirmed = 0
         self._count = threading.Lock()
         client = paho.Client(
             CallbackAPIVersion.VERSION2, client_id=login.client_id, protocol=paho.MQTTv311, clean_session=True
         )
-        client.username_pw_set(login.username, login.password)
+        # Without TLS an empty password is still a login, which the broker refuses and says so.
+        if login.password or login.tls is None:
+            client.username_pw_set(login.username, login.password)
+        self._context = client_context(login.tls) if login.tls is not None else None
+        if self._context is not None:
+            client.tls_set_context(self._context)
         client.max_inflight_messages_set(IN_FLIGHT_MAX)
-        client.reconnect_delay_set(RECONNECT_MIN_S, RECONNECT_MAX_S)
         if will is not None:
             client.will_set(will.topic, will.payload, will.qos, will.retain)
         client.on_connect = self._on_connect
@@ -92,9 +125,24 @@ class PahoTransport:
 
     def start(self) -> None:
         """Begin to connect in paho's thread."""
-        self._client.reconnect_delay_set(RECONNECT_MIN_S + random.randint(0, 1), RECONNECT_MAX_S)
+        self._draw_delay()
         self._client.connect_async(self._login.host, self._login.port, self._keepalive_s)
         self._client.loop_start()
+
+    def reload_identity(self) -> None:
+        """Connect again with the key and certificate that are on disk now.
+
+        Raises:
+            ConfigError: They cannot be used; the link stays as it is.
+        """
+        if self._context is None or self._login.tls is None:
+            return
+        load_identity(self._context, self._login.tls.identity)
+        connection = self._client.socket()
+        if isinstance(connection, socket.socket):
+            with suppress(OSError):
+                # Below TLS, whose state is another thread's; paho's thread reads the end, and connects again.
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def publish(self, message: Message) -> bool:
         """Hand over a message while the link is up and the window has room."""
@@ -128,6 +176,7 @@ class PahoTransport:
     ) -> None:
         if reason.is_failure:
             logger.warning("broker %s:%s refused the login: %s", self._login.host, self._login.port, reason)
+            self._failures += 1
             self._put(LinkDown(f"login refused: {reason}"))
             return
         with self._count:
@@ -149,6 +198,7 @@ class PahoTransport:
 
     def _up(self) -> None:
         self._unreachable = False
+        self._failures = 0
         self._connected.set()
         self._put(LinkUp())
 
@@ -158,13 +208,21 @@ class PahoTransport:
             # Once, not at every attempt: a device may be without its broker for weeks.
             logger.warning("%s; trying again and again (check its address, and that it runs)", reason)
         self._unreachable = True
+        self._failures += 1
+        self._draw_delay()
         self._put(LinkDown(reason))
 
     def _on_disconnect(
         self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any
     ) -> None:
         self._connected.clear()
+        self._draw_delay()
         self._put(LinkDown(str(reason)))
+
+    def _draw_delay(self) -> None:
+        # paho only doubles one delay, the same for all; with both ends alike it waits for what was drawn.
+        delay_s = reconnect_delay_s(self._failures, random.random())
+        self._client.reconnect_delay_set(delay_s, delay_s)  # type: ignore[arg-type]  # it waits for fractions, too
 
     def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
         self._put(Message(message.topic, bytes(message.payload), message.qos, message.retain))

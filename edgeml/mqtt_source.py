@@ -1,7 +1,7 @@
 """A repository behind the broker: for devices whose network lets only MQTT out.
 
-Decides how long to wait for a link and for answers, and hears only its own channel. What is asked for when is decided in
-`edgeml.pull_window`. Nothing that comes is trusted: `edgeml.trust` and `edgeml.download` check it as if it came by HTTP.
+Decides how long to wait for a link and for answers, hears only its own channel, counts what comes besides the files, and
+gives up a broker that sends more of that than of them. What is asked for when is decided in `edgeml.pull_window`. Nothing that comes is trusted: `edgeml.trust` and `edgeml.download` check it as if it came by HTTP.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from . import topics
-from .errors import LinkDownError, ManifestError, PermanentTransferError, StalledError
+from .errors import LinkDownError, ManifestError, PermanentTransferError, StalledError, TransferError
 from .ids import ChannelId, DeviceId, Digest, TenantId, is_digest
 from .pull import Kind, Request, decode_answer, encode_request
 from .pull_window import PullWindow
@@ -27,7 +27,24 @@ SILENCE_MAX_S: Final = 60.0
 """Without a new piece for so long, the fleet is as good as gone."""
 INBOX_MAX: Final = 64
 """Arrivals that may wait: as many as can be answers to what is under way, several times."""
+FRAME_BYTES: Final = 64
+"""What a message costs on its way besides topic and payload: heads of MQTT, TCP and IP."""
+NONSENSE_BYTES_MAX: Final = 1 << 20
+"""So much more may come that answers nothing than what does."""
 _LOOK_EVERY_S: Final = 1.0
+
+
+class Account(Protocol):
+    """Who pays for what comes besides the files, whose bytes the reader counts."""
+
+    def count(self, count: int) -> None:
+        """Count bytes; never waits."""
+        ...
+
+    @property
+    def left_bytes(self) -> int | None:
+        """What may still be taken; None without a limit."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +70,19 @@ class MqttSource:
     """A repository whose pieces come through a broker. For one thread; connects when first asked."""
 
     def __init__(
-        self, transport: Transport, mailbox: Mailbox, monotonic_s: Callable[[], float] = time.monotonic
+        self,
+        transport: Transport,
+        mailbox: Mailbox,
+        account: Account,
+        monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """Wrap a transport that is subscribed to the mailbox' filter and not started."""
         self._transport = transport
         self._mailbox = mailbox
+        self._account = account
+        self._window: PullWindow | None = None
+        self._useful_bytes = 0
+        self._useless_bytes = 0
         self._monotonic_s = monotonic_s
         self._next_id = secrets.randbits(48)
         self._is_started = False
@@ -88,12 +113,18 @@ class MqttSource:
 
     def close(self) -> None:
         """Disconnect."""
-        if self._is_started:
-            self._transport.close()
+        if not self._is_started:
+            return
+        self._transport.close()
+        self._abandon()
+        while (arrival := self._transport.receive(0.0)) is not None:
+            if isinstance(arrival, Message):
+                self._account.count(_cost(arrival))
 
     def _pieces(self, kind: Kind, name: str, offset: int) -> Iterator[bytes]:
         self._wait_for_link()
-        window = PullWindow(offset, self._next_id)
+        self._abandon()
+        window = self._window = PullWindow(offset, self._next_id)
         while not window.finished:
             piece = self._next_piece(window, kind, name)
             if piece:
@@ -129,14 +160,31 @@ class MqttSource:
                 window.ask_again(now_s)
             case LinkDown(reason):
                 self._is_up, self._reason = False, reason
-            case Message(topic, payload):
-                try:
-                    if topic == self._mailbox.filter and window.answered(decode_answer(payload), now_s):
-                        return True
-                except ManifestError:
-                    # Not an answer; counted, and the silence goes on.
-                    pass
-                self.ignored += 1
+            case Message():
+                return self._take_in(arrival, window, now_s)
+        return False
+
+    def _take_in(self, message: Message, window: PullWindow, now_s: float) -> bool:
+        useful_bytes = 0
+        try:
+            if message.topic == self._mailbox.filter:
+                answer = decode_answer(message.payload)
+                if window.answered(answer, now_s):
+                    useful_bytes = len(answer.piece)
+                    self._useful_bytes += useful_bytes
+                    return True
+        except ManifestError:
+            # Not an answer; counted, and the silence goes on.
+            pass
+        finally:
+            self._account.count(_cost(message) - useful_bytes)
+        self.ignored += 1
+        self._useless_bytes += _cost(message)
+        if self._useless_bytes > NONSENSE_BYTES_MAX + self._useful_bytes:
+            raise TransferError(
+                f"{self._useless_bytes} bytes came through the broker that answer nothing",
+                hint="somebody floods this device, or the fleet's controller is not in order",
+            )
         return False
 
     def _ask(self, window: PullWindow, kind: Kind, name: str, now_s: float) -> None:
@@ -145,15 +193,23 @@ class MqttSource:
         rule = RULES[Leaf.PULL]
         topic = topics.device_topic(self._mailbox.tenant, self._mailbox.device, Leaf.PULL)
         before = window.asked_again
-        for wanted in window.due(now_s):
+        for wanted in window.due(now_s, self._account.left_bytes):
             request = Request(
                 channel=self._mailbox.channel, id=wanted.id, kind=kind, length=wanted.length, name=name,
                 offset=wanted.offset,
             )  # fmt: skip
+            message = Message(topic, encode_request(request), rule.qos, rule.retain)
             # One that is not taken is as one that is lost.
-            self._transport.publish(Message(topic, encode_request(request), rule.qos, rule.retain))
+            if self._transport.publish(message):
+                self._account.count(_cost(message))
         self.asked_again += window.asked_again - before
         self._next_id = window.next_id
+
+    def _abandon(self) -> None:
+        """Count what came of a file that was not read to its end."""
+        if self._window is not None:
+            self._account.count(self._window.unread_bytes)
+            self._window = None
 
     def _wait_for_link(self) -> None:
         if not self._is_started:
@@ -182,3 +238,7 @@ class MqttSource:
             f"no link with the broker: {self._reason or 'no answer'}"[:300],
             hint="check [broker] and the network",
         )
+
+
+def _cost(message: Message) -> int:
+    return FRAME_BYTES + len(message.topic) + len(message.payload)

@@ -67,8 +67,19 @@ class PullWindow:
         """Whether the file's end has been taken."""
         return self._total is not None and self._read_offset >= self._total
 
-    def due(self, now_s: float) -> list[Wanted]:
-        """Return what to ask for now; it counts as asked for."""
+    @property
+    def unread_bytes(self) -> int:
+        """What has come and was not taken."""
+        return sum(len(piece) for piece in self._ready.values())
+
+    def due(self, now_s: float, left_bytes: int | None = None) -> list[Wanted]:
+        """Return what to ask for now; it counts as asked for.
+
+        Args:
+            now_s: monotonic time.
+            left_bytes: what may still be taken of the network, as far as is known; what would come after that is not
+                asked for, for it would be paid for and thrown away. One piece always is.
+        """
         wanted = []
         for asked in self._asked.values():
             if now_s >= asked.again_at_s:
@@ -77,7 +88,7 @@ class PullWindow:
                 self._width = max(1, self._width // 2)
                 self.asked_again += 1
                 wanted.append(asked.wanted)
-        while self._may_ask():
+        while self._may_ask(left_bytes):
             one = Wanted(self._next_id, self._next_offset, PIECE_BYTES)
             self._asked[one.id] = _Asked(one, now_s, now_s + self._wait_s)
             self._next_id += 1
@@ -130,10 +141,13 @@ class PullWindow:
             self._read_offset += len(piece)
         return piece
 
-    def _may_ask(self) -> bool:
+    def _may_ask(self, left_bytes: int | None) -> bool:
         if self._total is None:
             return not self._asked
-        return self._next_offset < self._total and len(self._asked) + len(self._ready) < self._width
+        ahead = len(self._asked) + len(self._ready)
+        if ahead and left_bytes is not None and ahead * PIECE_BYTES >= left_bytes:
+            return False
+        return self._next_offset < self._total and ahead < self._width
 
     def _check(self, wanted: Wanted, answer: Answer) -> None:
         if self._total not in {None, answer.total_bytes}:

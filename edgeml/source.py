@@ -21,6 +21,7 @@ import urllib3
 
 from .errors import LinkDownError, PermanentTransferError, StalledError, TransferError
 from .ids import Digest, is_digest
+from .tls import TlsFiles, client_context
 
 READ_BYTES: Final = 64 << 10
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -118,14 +119,20 @@ class CountedSource:
 class HttpSource:
     """A repository behind HTTP(S), with ranges."""
 
-    def __init__(self, base_url: str, username: str = "", password: str = "") -> None:
+    def __init__(
+        self, base_url: str, username: str = "", password: str = "", tls: TlsFiles | None = None
+    ) -> None:
         self._base = base_url.rstrip("/")
         self._pool = urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S), retries=False, maxsize=2
+            timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
+            retries=False,
+            maxsize=2,
+            # None: urllib3 makes its own, with the machine's authorities.
+            ssl_context=client_context(tls) if tls is not None else None,
         )
         self._pool.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
         self._headers = {"User-Agent": "edgeml", "Accept-Encoding": "identity"}
-        if username:
+        if username and password:
             login = base64.b64encode(f"{username}:{password}".encode()).decode()
             self._headers["Authorization"] = f"Basic {login}"
 

@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import logging
 import signal
+import ssl
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from typing import Any, Final
 import click
 from amqtt.adapters import ReaderAdapter, StreamReaderAdapter, WriterAdapter
 from amqtt.broker import Broker
-from amqtt.contexts import Action, BaseContext
+from amqtt.contexts import Action, BaseContext, ListenerConfig
 from amqtt.errors import AMQTTError
 from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
@@ -33,14 +34,20 @@ from edgeml import topics
 from edgeml.errors import EdgemlError
 from edgeml.ids import TenantId
 
+from . import tls_files
 from .broker import tokens_path
-from .config import find_home, load
+from .config import FleetConfig, FleetHome, find_home, load
 from .lifeline import Lifeline
 from .mosquitto import PACKET_BYTES_MAX
+from .peer import read_peer
+
+logger = logging.getLogger(__name__)
 
 KEEPALIVE_GRACE_S: Final = 15
 """Added to a client's own keepalive. The specification allows half of it again; amqtt can only add a constant."""
 LIFELINE_EVERY_S: Final = 1.0
+CERTIFIED: Final = "edgeml_certified"
+"""Attribute of a session whose user is known by a certificate."""
 
 
 class TokenLogin(BaseAuthPlugin):  # type: ignore[misc]  # amqtt is untyped
@@ -64,11 +71,11 @@ class TokenLogin(BaseAuthPlugin):  # type: ignore[misc]  # amqtt is untyped
         """Compare the token in constant time; refuse a last will on another's topic, and inherited sessions."""
         self._refresh()
         user = session.username or ""
+        if getattr(session, CERTIFIED, False):
+            return user in self._tokens and _is_fair(self._tenant, session)
         given = hashlib.sha256((session.password or "").encode()).hexdigest()
         known = hmac.compare_digest(self._tokens.get(user, "-"), given)
-        # amqtt publishes a will without asking the topic plugins, and gives a session that is kept to whoever names it.
-        will = not session.will_flag or topics.may_publish(self._tenant, user, session.will_topic or "")
-        return known and will and session.clean_session is True and session.parent == 0
+        return known and _is_fair(self._tenant, session)
 
     def _refresh(self) -> None:
         changed_at_ns = self._path.stat().st_mtime_ns
@@ -76,6 +83,17 @@ class TokenLogin(BaseAuthPlugin):  # type: ignore[misc]  # amqtt is untyped
             pairs = (line.partition(":") for line in self._path.read_text().splitlines())
             self._tokens = {user: sha256 for user, _, sha256 in pairs}
             self._read_at_ns = changed_at_ns
+
+
+def _is_fair(tenant: TenantId, session: Session) -> bool:
+    """Refuse a last will on another's topic, and inherited sessions.
+
+    amqtt publishes a will without asking the topic plugins, and gives a session that is kept to whoever names it.
+    """
+    will = not session.will_flag or topics.may_publish(
+        tenant, session.username or "", session.will_topic or ""
+    )
+    return will and session.clean_session is True and session.parent == 0
 
 
 class TopicTable(BaseTopicPlugin):  # type: ignore[misc]  # amqtt is untyped
@@ -134,7 +152,27 @@ class TriedOutBroker(Broker):  # type: ignore[misc]  # amqtt is untyped
     async def _client_connected(
         self, listener_name: str, reader: ReaderAdapter, writer: WriterAdapter
     ) -> None:
-        await super()._client_connected(listener_name, BoundedReader(reader._reader), writer)  # noqa: SLF001  # no accessor
+        try:
+            await super()._client_connected(listener_name, BoundedReader(reader._reader), writer)  # noqa: SLF001  # no accessor
+        except ConnectionError as error:
+            # A peer that hangs up while it is told goodbye; amqtt would show a stack for it.
+            logger.info("a connection was cut: %s", error)
+        except asyncio.CancelledError:
+            # The broker stops. This is all that the task does, and asyncio's streams (until Python 3.12) show a stack
+            # for a handler that was cancelled.
+            logger.info("a connection was ended by the broker's end")
+
+    @staticmethod
+    def _create_ssl_context(listener: ListenerConfig) -> ssl.SSLContext:
+        # amqtt would take clients without a certificate, and knows no revocations.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(listener["certfile"])
+        context.load_verify_locations(listener["cafile"])
+        context.load_verify_locations(Path(listener["cafile"]).with_name(tls_files.REVOCATIONS))
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+        context.verify_mode = ssl.CERT_REQUIRED
+        return context
 
     async def _initialize_client_session(
         self, reader: ReaderAdapter, writer: WriterAdapter, remote_address: str, remote_port: int
@@ -142,6 +180,12 @@ class TriedOutBroker(Broker):  # type: ignore[misc]  # amqtt is untyped
         handler, session = await super()._initialize_client_session(
             reader, writer, remote_address, remote_port
         )
+        tls = writer.get_ssl_info()
+        if tls is not None:
+            # The TLS layer has verified it; what the client calls itself counts for nothing.
+            peer = read_peer(tls.getpeercert())
+            session.username, session.password = (peer.device if peer else None), None
+            setattr(session, CERTIFIED, peer is not None)
         # amqtt measures the keepalive and then does nothing.
         handler.handle_read_timeout = lambda: asyncio.ensure_future(handler.handle_connection_closed())
         return handler, session
@@ -160,13 +204,30 @@ class TriedOutBroker(Broker):  # type: ignore[misc]  # amqtt is untyped
         return allowed(self._tenant, session, topic, action)
 
 
-def settings(host: str, port: int, tokens: Path, tenant: TenantId) -> dict[str, Any]:
-    """Settings of a broker on one address."""
+def settings(config: FleetConfig, home: FleetHome) -> dict[str, Any]:
+    """Settings of a broker: a plain listener, and one with TLS if there is to be one."""
+    tokens, tenant, tls = tokens_path(home), TenantId(config.tenant), config.tls
+    host, port = config.broker.host, config.broker.port
+    listeners: dict[str, Any] = {"default": {"type": "tcp", "bind": f"{host}:{port}", "max_connections": 0}}
+    if tls.broker_port:
+        server = str(tls_files.server_path(home))
+        listeners["tls"] = {
+            "type": "tcp",
+            "bind": f"{tls.host}:{tls.broker_port}",
+            "max_connections": 0,
+            "ssl": True,
+            "cafile": str(tls_files.authority_path(home)),
+            "certfile": server,
+            "keyfile": server,
+        }
     return {
-        "listeners": {"default": {"type": "tcp", "bind": f"{host}:{port}", "max_connections": 0}},
+        "listeners": listeners,
         "timeout_disconnect_delay": KEEPALIVE_GRACE_S,
         "plugins": {
-            f"{__package__}.amqtt_broker.TokenLogin": {"tokens": str(tokens), "tenant": tenant},
+            f"{__package__}.amqtt_broker.TokenLogin": {
+                "tokens": str(tokens),
+                "tenant": tenant,
+            },
             f"{__package__}.amqtt_broker.TopicTable": {"tenant": tenant},
         },
     }
@@ -195,8 +256,7 @@ def main(directory: str) -> None:
     home = find_home(directory)
     try:
         config = load(home)
-        tenant = TenantId(config.tenant)
-        asyncio.run(run(settings(config.broker.host, config.broker.port, tokens_path(home), tenant), tenant))
+        asyncio.run(run(settings(config, home), TenantId(config.tenant)))
     except EdgemlError as error:
         # One line for people; the trace would say nothing that they can use.
         click.echo(f"error: {error.message}", err=True)

@@ -1,7 +1,7 @@
 """Serves devices their signed metadata and bundles, and the operator a read-only view.
 
 Decides who may read what over HTTP: a device with its token reads the repository, the operator with theirs reads the
-fleet's status. Nothing can be changed here. What is served to devices is signed, so they trust none of it for having
+fleet's status. Nothing can be changed here, but for devices that enrol themselves (`identity_api`). What is served to devices is signed, so they trust none of it for having
 come from here; ranges and `If-Range` let them go on where a download was cut.
 """
 
@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import socket
+import ssl
 import sys
 import threading
 from pathlib import Path
@@ -20,26 +21,37 @@ from typing import Annotated, Any, Final
 
 import click
 import msgspec
-from fastapi import Depends, FastAPI, HTTPException, Response
+import uvicorn
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import FileResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBasic, HTTPBasicCredentials, HTTPBearer
 
 from edgeml import __version__, atomic
-from edgeml.clock import SystemClock
+from edgeml.clock import Clock, SystemClock
 from edgeml.errors import EdgemlError
 from edgeml.ids import is_digest, is_name
 
-from . import devices, overview
+from . import authority, devices, identities, overview, tls_files
+from .admission import Admission
 from .broker import TOKEN_BYTES, token_hash
 from .config import FleetHome, database_url, find_home, load
+from .identity_api import PeerProtocol, add_routes, peer_of
 from .lifeline import Lifeline
 from .store import Store
 
 CONCURRENT_REQUESTS_MAX: Final = 200
 KEEP_ALIVE_S: Final = 5
 LIFELINE_EVERY_S: Final = 1.0
+_LIMITS: Final[dict[str, Any]] = {
+    "log_level": "warning",
+    "access_log": False,
+    "server_header": False,
+    "limit_concurrency": CONCURRENT_REQUESTS_MAX,
+    "timeout_keep_alive": KEEP_ALIVE_S,
+    "timeout_graceful_shutdown": 2,
+}
 _METADATA_NAME: Final = re.compile(r"(?:[0-9]{1,10}\.)?[a-z][a-z0-9_-]{0,60}\.json", re.ASCII)
-_device_login = HTTPBasic(realm="edgeml devices")
+_device_login = HTTPBasic(realm="edgeml devices", auto_error=False)
 _operator_login = HTTPBearer(auto_error=False)
 
 
@@ -68,7 +80,19 @@ def make_app(home: FleetHome, store: Store, operator: str) -> FastAPI:
     # The interactive pages load scripts from elsewhere; the description itself stays.
     app = FastAPI(title="edgeml fleet", version=__version__, docs_url=None, redoc_url=None)
 
-    def device(login: Annotated[HTTPBasicCredentials, Depends(_device_login)]) -> str:
+    def device(
+        request: Request, login: Annotated[HTTPBasicCredentials | None, Depends(_device_login)]
+    ) -> str:
+        peer = peer_of(request)
+        if peer is not None:
+            with store.read() as connection:
+                if identities.is_valid(connection, peer.device, peer.serial):
+                    return peer.device
+            raise HTTPException(403, "this certificate was revoked")
+        if login is None:
+            raise HTTPException(
+                401, "a device's login is needed", {"WWW-Authenticate": 'Basic realm="edgeml devices"'}
+            )
         known = None
         if is_name(login.username):
             with store.read() as connection:
@@ -131,27 +155,43 @@ def _json(content: Any) -> Response:
     return Response(msgspec.json.encode(content), media_type="application/json")
 
 
-def serve(home: FleetHome, listener: socket.socket) -> None:
-    """Serve a fleet's directory on a bound socket, until SIGTERM or until the parent dies.
+def server_of(home: FleetHome) -> uvicorn.Config:
+    """Say how the plain listener serves a fleet.
 
     Raises:
         ConfigError, StorageError, StateError: The fleet cannot be opened.
     """
-    import uvicorn
+    app = make_app(home, Store(database_url(home, load(home))), operator_token(home))
+    return uvicorn.Config(app, **_LIMITS)
 
+
+def tls_server_of(home: FleetHome, clock: Clock) -> uvicorn.Config:
+    """Say how the TLS listener serves a fleet: a device's certificate is asked for, and needed but for enrolment.
+
+    Raises:
+        ConfigError, StorageError, StateError: The fleet cannot be opened.
+    """
     config = load(home)
-    app = make_app(home, Store(database_url(home, config)), operator_token(home))
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            limit_concurrency=CONCURRENT_REQUESTS_MAX,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=2,
-        )
+    store = Store(database_url(home, config))
+    app = make_app(home, store, operator_token(home))
+    add_routes(app, Admission(home, config, store, authority.load(home.authority)), clock)
+    made = uvicorn.Config(
+        app,
+        http=PeerProtocol,
+        ssl_certfile=tls_files.server_path(home),
+        ssl_ca_certs=str(tls_files.authority_path(home)),
+        ssl_cert_reqs=ssl.CERT_OPTIONAL,
+        **_LIMITS,
     )
+    made.load()
+    assert made.ssl is not None
+    made.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+    return made
+
+
+def serve(config: uvicorn.Config, listener: socket.socket) -> None:
+    """Serve on a bound socket, until SIGTERM or until the parent dies."""
+    server = uvicorn.Server(config)
     lifeline = Lifeline()
 
     def watch() -> None:
@@ -166,14 +206,17 @@ def serve(home: FleetHome, listener: socket.socket) -> None:
 
 @click.command()
 @click.option("--dir", "directory", required=True)
-def main(directory: str) -> None:
+@click.option("--tls", is_flag=True)
+def main(directory: str, *, tls: bool) -> None:
     """Serve a fleet's directory; `edgeml fleet serve` starts it."""
     logging.basicConfig(level=logging.WARNING, format="http: %(message)s")
     home = find_home(directory)
     try:
-        address = load(home).http
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        serve(home, socket.create_server((address.host, address.port), family=family, backlog=512))
+        config = load(home)
+        host, port = (config.tls.host, config.tls.http_port) if tls else (config.http.host, config.http.port)
+        made = tls_server_of(home, SystemClock()) if tls else server_of(home)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        serve(made, socket.create_server((host, port), family=family, backlog=512))
     except EdgemlError as error:
         # One line for people; the trace would say nothing that they can use.
         click.echo(f"error: {error.message}", err=True)

@@ -27,6 +27,8 @@ from .config import BROKER_KINDS, FleetConfig, FleetHome, is_loopback
 
 KIND_VARIABLE: Final = "EDGEML_BROKER"
 TOKEN_BYTES: Final = 32
+NO_TOKEN: Final = "-"  # noqa: S105  # no secret: nothing hashes to it
+"""In the place of a token's hashes: the device logs in by its certificate alone."""
 
 
 class BrokerKind(enum.Enum):
@@ -63,9 +65,10 @@ def choose(config: FleetConfig) -> BrokerKind:
         )
     if asked == "mosquitto" or (asked == "auto" and installed):
         return BrokerKind.MOSQUITTO
-    if not is_loopback(config.broker.host):
+    outside = [host for host in (config.broker.host, config.tls.host) if not is_loopback(host)]
+    if outside:
         raise ConfigError(
-            f"amqtt is for trying out and does not listen on {config.broker.host}",
+            f"amqtt is for trying out and does not listen on {outside[0]}",
             hint="install mosquitto, or listen on 127.0.0.1",
         )
     return BrokerKind.AMQTT
@@ -133,7 +136,7 @@ def write_logins(home: FleetHome, devices: Mapping[DeviceId, tuple[str, str]]) -
     everyone = {str(device): hashes for device, hashes in devices.items()}
     everyone[CONTROLLER_USER] = (token_hash(token), mosquitto.hash_token(token))
     tokens = "".join(f"{user}:{sha256}\n" for user, (sha256, _) in everyone.items())
-    passwords = "".join(f"{user}:{hashed}\n" for user, (_, hashed) in everyone.items())
+    passwords = "".join(f"{user}:{hashed}\n" for user, (_, hashed) in everyone.items() if hashed != NO_TOKEN)
     atomic.write_bytes(tokens_path(home), tokens.encode())
     atomic.write_bytes(mosquitto.passwords_path(home), passwords.encode())
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from .claim_command import claim
 from .device_command import device
 from .options import (
     controller_runs,
@@ -88,6 +89,7 @@ def fleet(context: click.Context, directory: str | None) -> None:
     context.obj = directory
 
 
+fleet.add_command(claim)
 fleet.add_command(device)
 fleet.add_command(rollout)
 fleet.add_command(samples)

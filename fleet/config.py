@@ -21,6 +21,7 @@ from edgeml.ids import is_name
 CONFIG_BYTES_MAX: Final = 64 << 10
 DIRECTORY_VARIABLE: Final = "EDGEML_FLEET"
 DEFAULT_DIRECTORY: Final = "fleet-home"
+DEVICE_DAYS_MAX: Final = 3650
 BROKER_KINDS: Final = ("auto", "mosquitto", "amqtt")
 
 DEFAULT_TOML: Final = """\
@@ -47,6 +48,16 @@ port = 18080
 [devices]
 # Under what name new devices are told to reach this machine.
 # host = "127.0.0.1"
+
+[tls]
+# Where devices that have a certificate connect, and where new ones enrol themselves: docs/identity.md. 0: nowhere.
+# host = "127.0.0.1"
+# broker_port = 0
+# http_port = 0
+# Further names or addresses by which devices reach this machine, besides [devices] host.
+# names = []
+# How long a device's certificate lives; it renews it after two thirds of that.
+# device_days = 90.0
 
 [controller_loop]
 # How often rollouts are looked at, and how long a slice of evidence is.
@@ -88,6 +99,16 @@ class DeviceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
 
 
+class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """TLS listeners, and the certificates of devices."""
+
+    host: str = "127.0.0.1"
+    broker_port: int = 0
+    http_port: int = 0
+    names: tuple[str, ...] = ()
+    device_days: float = 90.0
+
+
 class LoopSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The controller's rhythm."""
 
@@ -120,6 +141,7 @@ class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     broker: BrokerSettings = BrokerSettings()
     http: Listen = Listen(18080)
     devices: DeviceSettings = DeviceSettings()
+    tls: TlsSettings = TlsSettings()
     controller_loop: LoopSettings = LoopSettings()
     pulls: PullSettings = PullSettings()
     store: StoreSettings = StoreSettings()
@@ -140,6 +162,16 @@ class FleetHome:
     def keys(self) -> Path:
         """Signing keys."""
         return self.directory / "keys"
+
+    @property
+    def authority(self) -> Path:
+        """The certificate authority, apart from the keys that sign releases."""
+        return self.keys / "ca"
+
+    @property
+    def tls(self) -> Path:
+        """What the TLS listeners read: the server's certificate, the authority's, the revocations."""
+        return self.directory / "tls"
 
     @property
     def repository(self) -> Path:
@@ -238,6 +270,7 @@ def parse(data: bytes, source: str) -> FleetConfig:
             raise ConfigError(
                 f"{source}: host {host!r} is no IP address", hint="write 127.0.0.1, or this machine's address"
             )
+    _check_tls(config, source)
     loop = config.controller_loop
     for name in LoopSettings.__struct_fields__:
         value_s: float = getattr(loop, name)
@@ -250,6 +283,29 @@ def parse(data: bytes, source: str) -> FleetConfig:
             f"{source}: [pulls] bytes_per_s must not be negative, and device_bytes_per_s at least 1"
         )
     return config
+
+
+def _check_tls(config: FleetConfig, source: str) -> None:
+    tls = config.tls
+    if bool(tls.broker_port) != bool(tls.http_port):
+        raise ConfigError(
+            f"{source}: [tls] has only one port", hint="give broker_port and http_port, or neither"
+        )
+    ports = [port for port in (tls.broker_port, tls.http_port) if port]
+    if any(not 1 <= port <= 65535 for port in ports):
+        raise ConfigError(f"{source}: a port in [tls] is out of range", hint="use 1 to 65535")
+    if len({config.broker.port, config.http.port, *ports}) != 2 + len(ports):
+        raise ConfigError(f"{source}: [tls] has the same port as another listener", hint="give each its own")
+    if not _is_address(tls.host):
+        raise ConfigError(
+            f"{source}: [tls] host {tls.host!r} is no IP address",
+            hint="write 127.0.0.1, or this machine's address",
+        )
+    if not 0 < tls.device_days <= DEVICE_DAYS_MAX:
+        raise ConfigError(
+            f"{source}: [tls] device_days is {tls.device_days}",
+            hint=f"use more than 0, at most {DEVICE_DAYS_MAX}",
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -105,10 +105,82 @@ def list_(context: click.Context, directory: str | None, form: str | None) -> No
 
 
 @device.command()
+@json_option
+@in_fleet
+def pending(context: click.Context, directory: str | None, form: str | None) -> None:
+    """Show the devices that ask to be enrolled without a claim, with the fingerprints of their keys.
+
+    \b
+    Example:
+        edgeml fleet device pending
+        edgeml fleet device pending --json
+    \f
+
+    Raises:
+        ConfigError: There is no fleet here.
+    """
+    from . import identities
+
+    _home, _config, store = open_fleet(context, directory)
+    with store.read() as connection:
+        waiting = [one for one in identities.load_requests(connection) if one.standing == "pending"]
+    if form == "json":
+        print_json(waiting)
+        return
+    for one in waiting:
+        click.echo(f"{one.device}  {one.profile}  {one.key_fingerprint}")
+    if not waiting:
+        click.echo("no device waits")
+
+
+@device.command()
+@click.argument("which", metavar="NAME|FINGERPRINT")
+@in_fleet
+def approve(context: click.Context, directory: str | None, which: str) -> None:
+    """Let a device in that waits. Compare the fingerprint with the one that `edgeml agent enroll` prints there.
+
+    \b
+    Example:
+        edgeml fleet device approve cam-1
+        edgeml fleet device approve 3f9a61c2
+    \f
+
+    Raises:
+        ConfigError: None waits under that name, several do, or the name is taken.
+    """
+    from . import admission, identities
+
+    _home, _config, store = open_fleet(context, directory)
+    decided = admission.decide(store, which, identities.APPROVED)
+    click.echo(f"approved {decided.device}, key {decided.key_fingerprint}")
+
+
+@device.command()
+@click.argument("which", metavar="NAME|FINGERPRINT")
+@in_fleet
+def deny(context: click.Context, directory: str | None, which: str) -> None:
+    """Refuse a device that waits.
+
+    \b
+    Example:
+        edgeml fleet device deny cam-1
+    \f
+
+    Raises:
+        ConfigError: None waits under that name, or several do.
+    """
+    from . import admission
+
+    _home, _config, store = open_fleet(context, directory)
+    decided = admission.decide(store, which, "denied")
+    click.echo(f"denied {decided.device}, key {decided.key_fingerprint}")
+
+
+@device.command()
 @click.argument("name")
 @in_fleet
 def remove(context: click.Context, directory: str | None, name: str) -> None:
-    """Forget a device: its token is refused from now on, its telemetry stays.
+    """Forget a device: its token and certificates are refused from now on, its telemetry stays.
 
     \b
     Example:
@@ -118,8 +190,10 @@ def remove(context: click.Context, directory: str | None, name: str) -> None:
     Raises:
         ConfigError: There is no such device.
     """
+    from edgeml.clock import SystemClock
+
     from . import enroll
 
     home, _config, store = open_fleet(context, directory)
-    enroll.remove(home, store, name)
+    enroll.remove(home, store, name, SystemClock().now_ms())
     click.echo(f"removed {name}")

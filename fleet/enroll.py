@@ -18,7 +18,7 @@ from edgeml.errors import ConfigError
 from edgeml.ids import DeviceId, parse_name
 from edgeml.topics import CONTROLLER_USER
 
-from . import broker, devices, mosquitto
+from . import authority, broker, devices, identities, mosquitto, tls_files
 from .config import FleetConfig, FleetHome
 from .devices import Enrolment
 from .store import Store
@@ -83,16 +83,19 @@ def add(home: FleetHome, config: FleetConfig, store: Store, new: NewDevice, now_
         broker.write_logins(home, devices.logins(connection))
 
 
-def remove(home: FleetHome, store: Store, name: str) -> None:
-    """Forget a device: its token is worth nothing from now on.
+def remove(home: FleetHome, store: Store, name: str, now_ms: int) -> None:
+    """Forget a device: its token, certificates and approval are worth nothing from now on.
 
     Raises:
-        ConfigError: There is no such device.
+        ConfigError: There is no such device, or the certificate authority is missing.
         StorageError: The disk refused.
     """
     with store.write() as connection:
         if not devices.remove(connection, DeviceId(name)):
             raise ConfigError(f"there is no device {name}", hint="`edgeml fleet device list` names them")
+        if identities.revoke_all(connection, name, now_ms):
+            tls_files.write_revocations(home, authority.load(home.authority), connection, now_ms)
+        identities.forget_requests_of(connection, name)
         broker.write_logins(home, devices.logins(connection))
     broker.end_connections(home)
 

@@ -17,7 +17,7 @@ from edgeml.errors import ConfigError
 from edgeml.ids import Digest, ReleaseId
 from edgeml.monitor import Monitor
 
-from . import config, telemetry_store
+from . import authority, config, telemetry_store
 from .api import operator_token
 from .config import FleetHome
 from .keys import ANCHOR, SNAPSHOT, TARGETS, TIMESTAMP, create_keys, key_path, load_keys, load_signer
@@ -42,6 +42,7 @@ def found(home: FleetHome, passphrase: bytes | None = None) -> None:
     # The database comes last, so keys without one are those of a call that was interrupted.
     interrupted = (home.keys / ANCHOR).exists() and not home.database.exists()
     keys = load_keys(home.keys, passphrase) if interrupted else create_keys(home.keys, passphrase)
+    authority.ensure(home.authority, SystemClock().now_ms())
     Repository(home.repository).initialise(keys)
     operator_token(home)
     Store(config.database_url(home, config.load(home))).close()

@@ -19,6 +19,7 @@ from edgeml import atomic, topics
 from edgeml.ids import TenantId
 from edgeml.telemetry import BATCH_BYTES_MAX
 
+from . import tls_files
 from .config import FleetConfig, FleetHome
 
 PACKET_BYTES_MAX: Final = 2 * BATCH_BYTES_MAX
@@ -60,6 +61,7 @@ def write_settings(home: FleetHome, config: FleetConfig) -> None:
         "# Written by `edgeml fleet serve` at every start; changes here are lost.",
         "per_listener_settings false",
         f"listener {config.broker.port} {config.broker.host}",
+        *_tls_listener(home, config),
         "allow_anonymous false",
         f"password_file {passwords_path(home)}",
         f"acl_file {acl}",
@@ -81,6 +83,23 @@ def write_settings(home: FleetHome, config: FleetConfig) -> None:
         # `fleet serve` on the way. It stays who its parent is.
         lines.append("user root")
     atomic.write_bytes(settings_path(home), ("\n".join(lines) + "\n").encode())
+
+
+def _tls_listener(home: FleetHome, config: FleetConfig) -> tuple[str, ...]:
+    """A listener on which the certificate is the login: its common name is the user that access is decided by."""
+    tls = config.tls
+    if not tls.broker_port:
+        return ()
+    return (
+        f"listener {tls.broker_port} {tls.host}",
+        f"cafile {tls_files.authority_path(home)}",
+        f"certfile {tls_files.server_path(home)}",
+        f"keyfile {tls_files.server_path(home)}",
+        f"crlfile {tls_files.revocations_path(home)}",
+        "require_certificate true",
+        "use_identity_as_username true",
+        "tls_version tlsv1.2",
+    )
 
 
 def settings_path(home: FleetHome) -> Path:

@@ -2,7 +2,8 @@
 
 Decides in which order they start and stop, that one which dies is started again with growing pauses, and that none
 outlives the supervisor. What each does is its own file's business. When logins change on disk, the broker is told; when
-somebody may not log in any more it is restarted, because that ends the connections that are there.
+somebody may not log in any more it is restarted, because that ends the connections that are there; several such within
+a few seconds share a restart.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from typing import Any, Final
 import msgspec
 
 from edgeml import atomic
-from edgeml.errors import ConfigError, StateError
+from edgeml.clock import SystemClock
+from edgeml.errors import ConfigError, EdgemlError, StateError
 
-from . import broker, devices, locks
+from . import broker, devices, locks, tls_files
 from .api import operator_token
 from .broker import BrokerKind, Launch
 from .config import FleetConfig, FleetHome, database_url, load
@@ -36,12 +38,17 @@ logger = logging.getLogger(__name__)
 POLL_S: Final = 0.1
 START_S: Final = 20.0
 STOP_S: Final = 4.0
+TEND_EVERY_S: Final = 6 * 3600.0
+"""How often it is looked whether the server's certificate is to be made anew."""
 BACKOFF_FIRST_S: Final = 0.2
 BACKOFF_MOST_S: Final = 10.0
+RESTARTS_APART_S: Final = 10.0
+"""Between two restarts of the broker for logins that were taken away."""
 STEADY_S: Final = 20.0
 """A child that has lived so long is started again without a pause when it dies."""
 BROKER: Final = "broker"
 HTTP: Final = "http"
+HTTPS: Final = "https"
 CONTROLLER: Final = "controller"
 
 
@@ -107,16 +114,27 @@ class Supervisor:
         store = Store(database_url(home, self._config))
         with store.read() as connection:
             broker.write_logins(home, devices.logins(connection))
+        tls = self._config.tls.http_port != 0
+        if tls:
+            tls_files.prepare(home, self._config, store, SystemClock().now_ms())
         store.close()
         operator_token(home)
         self._logins = _stamps(broker.login_files(home))
         self._revoked = _stamps((broker.revoked_path(home),))
+        self._restart_at_s: float | None = None
+        self._restarted_s = -RESTARTS_APART_S
         self._stopping = False
+        self._tend_at_s = time.monotonic() + TEND_EVERY_S
         self._started_at_ms = time.time_ns() // 1_000_000
         place = ("--dir", str(home.directory))
         self._children = (
             Child(BROKER, self._launch.command),
             Child(HTTP, (sys.executable, "-P", "-m", f"{__package__}.api", *place)),
+            *(
+                [Child(HTTPS, (sys.executable, "-P", "-m", f"{__package__}.api", "--tls", *place))]
+                if tls
+                else []
+            ),
             Child(CONTROLLER, (sys.executable, "-P", "-m", f"{__package__}.controller_process", *place)),
         )
 
@@ -145,10 +163,13 @@ class Supervisor:
         self._stopping = True
 
     def _addresses(self) -> dict[str, tuple[str, int]]:
-        return {
+        found = {
             BROKER: (self._config.broker.host, self._config.broker.port),
             HTTP: (self._config.http.host, self._config.http.port),
         }
+        if self._config.tls.http_port:
+            found[HTTPS] = (self._config.tls.host, self._config.tls.http_port)
+        return found
 
     def _start_all(self) -> None:
         self._say(f"broker      {self._launch.note}")
@@ -166,6 +187,9 @@ class Supervisor:
         self._say(
             f"http        http://{config.http.host}:{config.http.port}  (operator's token: {self._home.operator_token})"
         )
+        if config.tls.http_port:
+            tls = config.tls
+            self._say(f"tls         mqtts://{tls.host}:{tls.broker_port}, https://{tls.host}:{tls.http_port}")
         self._say(f"controller  {config.controller}, tenant {config.tenant}")
         self._say(f"directory   {self._home.directory}")
         self._say("ready; stop with Ctrl-C")
@@ -188,18 +212,48 @@ class Supervisor:
                 changed = True
         if changed:
             self._write_state()
-        self._tell_broker_of_logins()
+        if self._config.tls.http_port and now_s >= self._tend_at_s:
+            self._tend_certificate()
+            self._tend_at_s = now_s + TEND_EVERY_S
+        self._tell_broker_of_logins(now_s)
 
-    def _tell_broker_of_logins(self) -> None:
+    def _tend_certificate(self) -> None:
+        """Give the TLS listeners a new certificate where that is due; they read it when they start."""
+        before = _stamps((tls_files.server_path(self._home),))
+        store = Store(database_url(self._home, self._config))
+        try:
+            tls_files.prepare(self._home, self._config, store, SystemClock().now_ms())
+        except EdgemlError as error:
+            # Two thirds of its life have passed, so there is time; the next look is in some hours.
+            logger.error("the server's certificate is not renewed: %s (%s)", error.message, error.hint)  # noqa: TRY400  # one line
+        finally:
+            store.close()
+        if _stamps((tls_files.server_path(self._home),)) != before:
+            logger.info("the server's certificate is new; restarting what uses it")
+            for child in self._children:
+                if child.name in {BROKER, HTTPS} and child.process is not None:
+                    child.process.terminate()
+
+    def _tell_broker_of_logins(self, now_s: float) -> None:
+        """Let the broker read who may log in; restart it for those who may not any more.
+
+        No broker ends the connections of a login that was taken away, and a restart ends everybody's: several within
+        a short time share one. Nobody gets in anew meanwhile: mosquitto reads logins and revocations at SIGHUP.
+        """
         before, self._logins = self._logins, _stamps(broker.login_files(self._home))
         revoked_before, self._revoked = self._revoked, _stamps((broker.revoked_path(self._home),))
         process = self._children[0].process
+        if self._revoked != revoked_before and self._restart_at_s is None:
+            self._restart_at_s = max(now_s, self._restarted_s + RESTARTS_APART_S)
         if process is None:
             return
-        if self._revoked != revoked_before:
-            logger.info("a login was taken away; restarting the broker to end its connections")
+        if self._restart_at_s is not None and now_s >= self._restart_at_s:
+            logger.info("logins were taken away; restarting the broker to end their connections")
+            self._restart_at_s, self._restarted_s = None, now_s
             process.terminate()
-        elif self._logins != before and self._launch.kind is BrokerKind.MOSQUITTO:
+        elif self._launch.kind is BrokerKind.MOSQUITTO and (
+            self._logins != before or self._revoked != revoked_before
+        ):
             process.send_signal(signal.SIGHUP)
 
     def _stop_all(self) -> None:

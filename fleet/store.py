@@ -17,6 +17,7 @@ from sqlalchemy.engine import make_url
 
 from edgeml.errors import ConfigError, EdgemlError, StateError, StorageError
 
+from . import identity_schema as _identity_schema  # noqa: F401  # its tables
 from . import schema
 
 BUSY_TIMEOUT_MS: Final = 10_000
@@ -132,9 +133,7 @@ def _check_version(connection: sa.Connection) -> None:
         return
     stored = connection.scalar(sa.select(schema.meta.c.value).where(schema.meta.c.key == "schema_version"))
     if stored == str(schema.SCHEMA_VERSION):
-        # Tables that came later and changed no other.
-        schema.metadata.create_all(connection)
-        _add_columns(connection)
+        _complete(connection)
         return
     older = stored is not None and stored.isdecimal() and int(stored) < schema.SCHEMA_VERSION
     raise StateError(
@@ -146,8 +145,10 @@ def _check_version(connection: sa.Connection) -> None:
     )
 
 
-def _add_columns(connection: sa.Connection) -> None:
-    """Give a database of before the columns that came since; all may be NULL, so an older controller works with it too."""
+def _complete(connection: sa.Connection) -> None:
+    """Give a database of before what came since; all of it may be absent, so an older controller works with it too."""
+    # Tables that came later and changed no other; those of identity are among the metadata by their import.
+    schema.metadata.create_all(connection)
     present = {column["name"] for column in sa.inspect(connection).get_columns(schema.windows.name)}
     if schema.windows.c.quality.name not in present:
         connection.exec_driver_sql("ALTER TABLE windows ADD COLUMN quality TEXT")

@@ -17,7 +17,7 @@ from edgeml.twin import Desired, Slot, Slots
 from ..config import AgentConfig
 from ..executor import Delivery
 from ..fetch import Job, deliver
-from ..fetching import fleet_of
+from ..route import way_to_fleet
 from ..slots import SlotTable, demote, promote
 from .world import Shared
 
@@ -42,7 +42,7 @@ class SharedInstaller:
         """Fetch through the shared store; the first device really fetches, the others find it there."""
         job = Job(
             target=desired.target, trust_directory=str(self._shared.directory / "trust"),
-            store_directory=str(self._shared.directory / "store"), repository=source or fleet_of(self._config),
+            store_directory=str(self._shared.directory / "store"), repository=source or way_to_fleet(self._config),
             now_ms=time.time_ns() // 1_000_000, storage_bytes=self._config.budget.storage_bytes,
             full_download=desired.policy.full_download,
         )  # fmt: skip

@@ -98,7 +98,8 @@ class AgentServer(Running):
         digest = digest_of_file(bundle)
         table.path(digest).write_bytes(bundle.read_bytes())
         table.write(
-            ModelName("perceptron"), promote(Slots(), Slot("perceptron@1.0.0", digest, "perceptron/1.0.0", 1))
+            ModelName("convolutional"),
+            promote(Slots(), Slot("convolutional@1.0.0", digest, "convolutional/1.0.0", 1)),
         )
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         super().__init__(
@@ -120,7 +121,7 @@ class MlServer(Running):
             ' "parallel_workers": 0}'
         )
         (folder / "model-settings.json").write_text(
-            '{"name": "perceptron", "implementation": "session_model.SessionModel",'
+            '{"name": "convolutional", "implementation": "session_model.SessionModel",'
             ' "parameters": {"uri": "./model.onnx", "version": "1.0.0"}}'
         )
         super().__init__(
@@ -148,7 +149,7 @@ def first_answer_s(server, body, headers):
     while time.monotonic() < until_s:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
         try:
-            connection.request("POST", "/v2/models/perceptron/infer", body, headers)
+            connection.request("POST", "/v2/models/convolutional/infer", body, headers)
             if connection.getresponse().status == http.HTTPStatus.OK:
                 return time.monotonic() - server.started_s
         except OSError:

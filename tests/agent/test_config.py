@@ -2,8 +2,7 @@
 
 import pytest
 
-from agent.config import BlobsConfig, load
-from agent.route import Over
+from agent.config import BlobsConfig, Over, load
 from agent.schedule import DayWindow, Metered
 from edgeml.errors import ConfigError
 
@@ -57,6 +56,7 @@ def test_without_settings_nothing_is_limited_but_the_store(tmp_path):
         ("[budget]\nmemory = 5\n", "unknown field"),
         ('[blobs]\nurl = "http://x"\nover = "pigeon"\n', "Invalid enum value"),
         ('[blobs]\nover = "http-then-mqtt"\n', "has no url"),
+        ('[blobs]\nurl = "/srv/fleet"\nover = "http-then-mqtt"\n', "blobs.url is '/srv/fleet'"),
         ("[blobs]\n", "has no url"),
     ],
 )

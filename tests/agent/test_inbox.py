@@ -4,7 +4,7 @@ import pytest
 
 from agent.device import Device
 from agent.flash import DESIRED, INBOX
-from agent.inbox import EVERY_S, Inbox
+from agent.inbox import ABANDONED_S, EVERY_S, Inbox
 from agent.journal import Journal
 from agent.machine import Event
 from agent.slots import SlotTable
@@ -147,3 +147,28 @@ def test_what_cannot_be_read_is_named_and_left_alone(card, caplog, content):
     assert str(path) in caplog.text
     assert path.exists()
     assert card.device.models == ()
+
+
+def test_one_that_cannot_be_read_does_not_hold_up_the_others_and_is_named_once(card, caplog):
+    bad = card.put(wanted("a@1", "0"))
+    bad.write_bytes(b"{")
+    card.put(wanted("b@1", "f"))
+    for _ in range(3):
+        card.look()
+    assert card.device.entry(B).state is DeviceState.FETCHING
+    assert caplog.text.count(str(bad)) == 1
+
+
+def test_what_nobody_finishes_is_cleared_away_but_not_while_it_grows(card):
+    orphan = card.directory / INBOX / ("e" * 16) / "repository" / "blobs"
+    growing = card.directory / INBOX / ("d" * 16)
+    for path in (orphan, growing):
+        path.mkdir(parents=True)
+    waits = card.put(wanted("a@1", "1"))
+    for number in range(13):
+        (growing / str(number)).touch()
+        card.look()
+        card.seconds += ABANDONED_S / 10
+    assert not orphan.parents[1].exists()
+    assert growing.exists()
+    assert waits.exists()

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from agent import infer_batch
 from agent.answering import Answering
 from agent.cli import infer
 from agent.infer import Question
@@ -18,7 +19,7 @@ from agent.server import Server
 from agent.windows import Windows
 from edgeml.bundle import Bundle
 from edgeml.clock import SystemClock
-from edgeml.errors import ConfigError, StorageError
+from edgeml.errors import ConfigError, LinkDownError, StorageError
 from edgeml.ids import ModelName
 from edgeml.inference import ModelMetadata, ModelParameters, TensorMetadata
 from edgeml.runtime import open_session
@@ -105,6 +106,20 @@ def test_bad_samples_are_named_and_the_others_answered(tmp_path, url):
     assert {name for name, one in lines.items() if "error" in one} == {"004.npy", "005.npy", "006.bin"}
     assert "the model takes [-1, 4]" in lines["004.npy"]["error"]
     assert lines["007.npy"]["answer"]["label"] in {"a", "b", "c"}
+
+
+def test_an_agent_that_is_gone_ends_the_batch(tmp_path, monkeypatch, supervisor, worker):
+    """Not a failure for each of ten thousand samples, five seconds apart."""
+    monkeypatch.setattr(infer_batch, "TRY_AGAIN_S", 0.0)
+    roster = Roster(supervisor)
+    roster.seat(ModelName("sample")).swap(worker)
+    server = Server(Answering(roster, Windows(60.0), SystemClock()), "127.0.0.1:0")
+    server.start()
+    asked = infer_batch.describe
+    monkeypatch.setattr(infer_batch, "describe", lambda question: (asked(question), server.stop())[0])
+    with pytest.raises(LinkDownError):
+        run(Batch(Question(as_npz(tmp_path), server.url), 1, None))
+    roster.close()
 
 
 @pytest.mark.processes

@@ -4,6 +4,7 @@ import array
 import math
 import socket
 import struct
+import sys
 import threading
 import time
 
@@ -74,14 +75,24 @@ class Echo:
         return request_id in self.asked
 
 
-@pytest.fixture(scope="module")
-def running():
+@pytest.fixture(scope="module", params=["quick parser and loop", "pure Python"])
+def running(request):
+    """A device's endpoint, also where the quick parser and event loop are not to be had (armv7)."""
     echo = Echo()
-    server = Server(echo, "127.0.0.1:0")
-    server.start()
-    with httpx.Client(base_url=server.url, timeout=10) as client:
-        yield echo, client, server
-    server.stop()
+    with pytest.MonkeyPatch.context() as patched:
+        if request.param == "pure Python":
+            for missing in ("httptools", "uvloop"):
+                patched.setitem(sys.modules, missing, None)
+            for chosen in ("uvicorn.protocols.http.auto", "uvicorn.loops.auto"):
+                patched.delitem(sys.modules, chosen, raising=False)
+        server = Server(echo, "127.0.0.1:0")
+        server.start()
+        with httpx.Client(base_url=server.url, timeout=10) as client:
+            assert client.get("/v2/health/live").status_code == 200
+            parser = server._server.config.http_protocol_class.__module__.rpartition(".")[2]
+            assert parser == ("h11_impl" if request.param == "pure Python" else "httptools_impl")
+            yield echo, client, server
+        server.stop()
 
 
 @pytest.fixture

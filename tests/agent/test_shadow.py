@@ -33,6 +33,8 @@ def answer(*outputs, predicted=None):
         (answer(floats(10.0, 20.0)), answer(floats(12.0, 22.0)), False),
         (answer(floats(0.0)), answer(floats(0.0)), True),
         (answer(floats(1.0)), answer(floats(math.nan)), False),
+        (answer(floats(math.nan, 1.0)), answer(floats(math.nan, 1.0)), True),
+        (answer(floats(math.inf)), answer(floats(math.inf)), True),
         (answer(floats(math.nan)), answer(floats(1.0)), False),
         (answer(floats(1.0)), answer(floats(1.0, dtype=DType.FLOAT64)), False),
         (answer(floats(1.0)), answer(floats(1.0, 1.0)), False),

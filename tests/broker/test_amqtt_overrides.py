@@ -15,9 +15,10 @@ import pytest
 from amqtt.broker import Broker
 
 from edgeml.ids import TenantId
-from fleet import amqtt_broker
+from fleet import amqtt_broker, broker
 from fleet.amqtt_broker import TriedOutBroker
 from fleet.broker import token_hash
+from fleet.config import BrokerSettings, FleetConfig, FleetHome
 
 # amqtt leaves the sockets of refused logins to the garbage collector.
 pytestmark = [pytest.mark.broker, pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -66,9 +67,12 @@ def free_port() -> int:
 
 @pytest.fixture
 def config(tmp_path):
-    tokens = tmp_path / "tokens"
+    home = FleetHome(tmp_path)
+    tokens = broker.tokens_path(home)
+    tokens.parent.mkdir()
     tokens.write_text("".join(f"{user}:{token_hash('t')}\n" for user in ("controller", "cam-a", "cam-b")))
-    yield amqtt_broker.settings("127.0.0.1", free_port(), tokens, TENANT) | {"timeout_disconnect_delay": 0}
+    plain = FleetConfig(tenant=TENANT, broker=BrokerSettings(port=free_port()))
+    yield amqtt_broker.settings(plain, home) | {"timeout_disconnect_delay": 0}
     gc.collect()
 
 
@@ -215,7 +219,7 @@ def test_login_file_is_read_again_when_it_changes(config, tmp_path):
                 reader, writer = await speak(config, connect("cam-z"))
                 answers.append(await listen(reader, 0.2))
                 await close(writer)
-                (tmp_path / "tokens").write_text(f"cam-z:{token_hash('t')}\n")
+                (tmp_path / "broker" / "tokens").write_text(f"cam-z:{token_hash('t')}\n")
         return answers
 
     assert asyncio.run(run()) == [b"\x20\x02\x00\x05", b"\x20\x02\x00\x00"]

@@ -249,6 +249,51 @@ for step in range(1, 60):
             time.sleep(0.05)
         assert not alive
 
+    def test_an_interrupt_between_any_two_instructions_while_the_child_runs_ends_it(self, tmp_path):
+        """Popen takes a lock around its wait: an interrupt just after left it locked, and we waited for it for ever."""
+        code = f"""
+import os, sys
+from pathlib import Path
+from edgeml.child import ChildLimits, run_child
+
+def interrupted_at(step):
+    seen = 0
+    def at_each_instruction(frame, event, _arg):
+        nonlocal seen
+        frame.f_trace_opcodes = True
+        seen += event == "opcode"
+        if seen == step:
+            raise KeyboardInterrupt
+        return at_each_instruction
+    def at_each_call(frame, _event, _arg):
+        named = (frame.f_code.co_name, frame.f_back.f_code.co_name)
+        return at_each_instruction(frame, "call", None) if named in WHILE_IT_RUNS else None
+    sys.settrace(at_each_call)
+    try:
+        run_child(["sleep", "0.001" if step % 2 else "7200.5"], Path({str(tmp_path)!r}), ChildLimits(timeout_s=0.05))
+    except KeyboardInterrupt:
+        return True
+    except Exception as error:
+        assert "did not finish" in str(error), error
+    finally:
+        sys.settrace(None)
+    return False
+
+WHILE_IT_RUNS = {{("_watch", "run_child"), ("poll", "_watch"), ("_internal_poll", "poll")}}
+step = 1
+while interrupted_at(step) or interrupted_at(step + 1):
+    step += 1
+print(step)
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONPATH": str(Path(probe.__file__).parents[1])},
+            check=False, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        assert int(done.stdout) > 100
+        assert not processes_with("7200.5")
+
 
 def processes_with(argument):
     """Ids of running processes with this argument."""

@@ -33,6 +33,7 @@ class Asked:
     range: str | None
     condition: str | None
     at_s: float
+    login: str | None = None
 
 
 class Mirror(ThreadingHTTPServer):
@@ -84,8 +85,9 @@ class Handler(BaseHTTPRequestHandler):
         mirror = self.server
         parts = self.path.strip("/").split("/")
         asked = Asked(
-            parts[0], parts[-1], self.headers.get("Range"), self.headers.get("If-Range"), time.monotonic()
-        )
+            parts[0], parts[-1], self.headers.get("Range"), self.headers.get("If-Range"), time.monotonic(),
+            self.headers.get("Authorization"),
+        )  # fmt: skip
         mirror.asked.append(asked)
         reply = honest(mirror.repository.content(asked.folder, asked.name), asked)
         mirror.habit(asked, reply)

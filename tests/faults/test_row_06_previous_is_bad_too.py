@@ -8,7 +8,7 @@ import pytest
 from agent.buffer import Buffer
 from agent.slots import SlotTable
 from edgeml.telemetry import Stream
-from edgeml.twin import DeviceState
+from edgeml.twin import Ack, DeviceState
 
 from .ends import one_active_model
 from .points import MODEL, Life, stage
@@ -37,10 +37,14 @@ def damage(storage, slot):
 
 
 def events(storage):
+    """What the device will say of all its lives; a batch holds one life's."""
     buffer = Buffer(storage / "telemetry.db", "look")
-    batch = buffer.pending(Stream.EVENTS)
+    found = []
+    while (batch := buffer.pending(Stream.EVENTS)) is not None:
+        found += [(row.kind, row.detail) for row in batch.rows]
+        buffer.acknowledge(Ack(boot=batch.boot, stream="events", seq=batch.rows[-1].seq))
     buffer.close()
-    return [] if batch is None else [(row.kind, row.detail) for row in batch.rows]
+    return found
 
 
 def test_the_factory_release_serves_and_the_fleet_is_told(stage):

@@ -16,6 +16,7 @@ from edgeml.errors import (
 )
 from edgeml.ids import ChannelId, DeviceId, digest_of
 from edgeml.manifest import RuntimeFamily
+from edgeml.meter import Meter, Terms
 from edgeml.mqtt_source import Mailbox, MqttSource
 from edgeml.pull import Answer, Status, encode_answer
 from edgeml.testing import Weather
@@ -51,10 +52,10 @@ class Line:
         return getattr(self.link, name)
 
 
-def open_source(world, name="cam-1"):
+def open_source(world, name="cam-1", meter=None):
     mailbox = Mailbox(TENANT, DeviceId(name), ChannelId("c1"))
     line = Line(world, name, (mailbox.filter,))
-    return MqttSource(line, mailbox, world.clock.monotonic_s), line
+    return MqttSource(line, mailbox, meter or Meter(Terms()), world.clock.monotonic_s), line
 
 
 def publish(world, data=DATA):

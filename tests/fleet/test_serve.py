@@ -201,7 +201,7 @@ def test_device_logs_in_as_soon_as_it_is_added_and_is_thrown_out_when_removed(ma
         return client, lost
 
     client, lost = wait_for(accepted, "the new device to be let in", 5)
-    enroll.remove(served.home, store, "cam-1")
+    enroll.remove(served.home, store, "cam-1", time.time_ns() // 1_000_000)
     assert lost.wait(8), served.log.read_text()
     client.loop_stop()
     wait_for(served.answers, "the broker to be back")

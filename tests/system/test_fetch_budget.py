@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from agent.config import UpdateConfig, load
+from agent.executor import Setback
 from agent.fetching import Fetching
 from agent.schedule import Metered
 from agent.timetable import Timetable
@@ -16,7 +17,7 @@ from edgeml.bundle import Bundle, write_bundle
 from edgeml.errors import BudgetError, PostponedError
 from edgeml.ids import digest_of_file
 from edgeml.manifest import REPORT
-from edgeml.metering import REQUEST_BYTES
+from edgeml.metered_source import REQUEST_BYTES
 from edgeml.source import READ_BYTES
 from edgeml.testing import FakeClock, sample_bundle
 from edgeml.twin import Desired
@@ -58,7 +59,10 @@ class Scene:
         self.fetching = Fetching(self.config, self.store, self.clock, timetable, self.traffic)
 
     def fetch(self):
-        return self.fetching.fetch(self.desired, "")
+        delivery = self.fetching.fetch(self.desired, "")
+        if isinstance(delivery, Setback):
+            raise delivery.error
+        return delivery
 
 
 @pytest.fixture
