@@ -222,6 +222,8 @@ class MqttSource:
                     self._is_up = True
                 case LinkDown(reason):
                     self._reason = reason
+                case Message() as message:
+                    self._account.count(_cost(message))
             if not self._is_up and self._monotonic_s() > until_s:
                 raise self._unreachable()
 
