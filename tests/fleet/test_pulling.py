@@ -11,14 +11,17 @@ from edgeml.errors import (
     DigestMismatchError,
     LinkDownError,
     PermanentTransferError,
+    PostponedError,
     StalledError,
     TransferError,
 )
 from edgeml.ids import ChannelId, DeviceId, digest_of
 from edgeml.manifest import RuntimeFamily
 from edgeml.meter import Meter, Terms
+from edgeml.metered_source import MeteredSource
 from edgeml.mqtt_source import Mailbox, MqttSource
 from edgeml.pull import Answer, Status, encode_answer
+from edgeml.pull_window import PIECE_BYTES, WIDTH_MAX
 from edgeml.testing import Weather
 from edgeml.topics import CONTROLLER_USER, Leaf
 from edgeml.transport import Message
@@ -250,3 +253,50 @@ def test_one_step_of_the_controller_reads_no_more_than_its_share(world):
     cams[0].rows(1)
     world.step()
     assert cams[0].acks() == [1]
+
+
+def test_a_link_that_stays_away_ends_the_attempt_and_the_next_one_goes_on_where_it_ended(world, tmp_path):
+    world.enrol("cam-1")
+    target = publish(world)
+    source, line = open_source(world)
+    done = []
+
+    def progress(verified, _all):
+        done.append(verified)
+        if verified == 4 * CHUNK:
+            line.cut()
+
+    with pytest.raises(LinkDownError):
+        fetch(source, target, tmp_path, progress)
+    # What was under way had come already.
+    assert 4 * CHUNK < max(done) <= 4 * CHUNK + WIDTH_MAX * PIECE_BYTES < len(DATA)
+    source.close()
+    again, line = open_source(world)
+    assert fetch(again, target, tmp_path).path.read_bytes() == DATA
+    assert line.heard_bytes < 1.002 * (len(DATA) - max(done))
+
+
+def test_a_days_allowance_ends_a_fetch_and_little_is_paid_for_twice(world, tmp_path):
+    world.enrol("cam-1")
+    target = publish(world)
+    heard, days = 0, 0
+    while True:
+        days += 1
+        assert days < 12
+        meter = Meter(Terms(allowance_bytes=150_000, wait_s=3600.0))
+        source, line = open_source(world, meter=meter)
+        stopped = None
+        try:
+            fetched = fetch(MeteredSource(source, meter), target, tmp_path)
+        except PostponedError as error:
+            stopped = error
+        source.close()
+        assert meter.taken_bytes > line.heard_bytes, "requests cost something, too"
+        assert meter.taken_bytes <= 150_000 + 2 * PIECE_BYTES
+        heard += line.heard_bytes
+        if stopped is None:
+            break
+        assert stopped.wait_s == 3600.0
+    assert fetched.path.read_bytes() == DATA
+    assert days == pytest.approx(len(DATA) / 150_000, abs=2)
+    assert heard < len(DATA) + days * PIECE_BYTES
