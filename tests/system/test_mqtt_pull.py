@@ -1,7 +1,12 @@
 """Releases through the broker: a real fleet, a real agent, and no HTTP between them."""
 
+import contextlib
+import json
+import os
 import random
 import re
+import signal
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +19,7 @@ from fleet.broker import BrokerKind
 from fleet.repository import Repository
 from fleet.rollout import RolloutState
 
-from .test_processes import House, free_port, house, wait_for
+from .test_processes import House, free_port, house, parent_of, wait_for
 
 __all__ = ["House", "house"]
 pytestmark = pytest.mark.processes
@@ -75,3 +80,53 @@ def test_a_device_that_reaches_only_the_broker_gets_releases_and_refuses_changed
     wait_for(lambda: house.device().models[0].outcome is Outcome.FAILED, "the device to give 1.1.0 up")
     assert re.search(r"chunk 0 of \S+ is not the signed one", house.words())
     assert house.ask()["model_version"] == "1.0.0"
+
+
+def test_what_dies_in_the_middle_costs_what_was_under_way(house, monkeypatch):
+    """The broker, the controller and the fetching child, each killed once: not a byte that was kept is fetched again."""
+    if mosquitto.find() is None:
+        pytest.skip("mosquitto is not installed")
+    monkeypatch.setenv("EDGEML_BROKER", BrokerKind.MOSQUITTO.value)
+    settings = house.home.settings.read_text()
+    assert "# device_bytes_per_s = 262144" in settings
+    house.home.settings.write_text(
+        settings.replace("# device_bytes_per_s = 262144", "device_bytes_per_s = 100000")
+    )
+    close_http(house, "mqtt")
+    publish_large(house)
+    house.serve()
+    house.agent()
+    wait_for(lambda: house.device().online, "the device to be online")
+    house.start_rollout("sample@1.0.0")
+    target = target_of(house, "1.0.0")
+    store = house.settings.parent / "state" / "store"
+
+    def kept():
+        path = store / f"{target.digest}.part"
+        return path.stat().st_size if path.exists() else 0
+
+    for name, mark in (("broker", 100_000), ("controller", 250_000), ("agent.fetch", 400_000)):
+        wait_for(lambda mark=mark: kept() >= mark, f"{mark} bytes")
+        [pid] = processes(house, name)
+        os.kill(pid, signal.SIGKILL)
+        at = kept()
+        assert at < target.length_bytes, "in the middle"
+        wait_for(lambda at=at: kept() > at, f"more than the {at} bytes of before the {name} died")
+    wait_for(lambda: house.ask()["model_version"] == "1.0.0", "1.0.0 to answer")
+    wait_for(lambda: house.rollout_state() is RolloutState.COMPLETED, "1.0.0 to be rolled out")
+    assert overview.fetched_bytes(house.store) < target.length_bytes + 1000
+
+
+def processes(house, name):
+    """Processes of this fleet or its device."""
+    if name in {"broker", "controller"}:
+        return [json.loads((house.home.run / "serve.json").read_bytes())["pids"][name]]
+    agent = house.processes[-1].process.pid
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                command = (entry / "cmdline").read_bytes().split(b"\0")
+                if name.encode() in command and parent_of(entry.name) == agent:
+                    found.append(int(entry.name))
+    return found
