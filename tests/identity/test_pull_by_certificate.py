@@ -1,6 +1,7 @@
 """Releases through the brokers' TLS listeners: the certificate decides whose files they are, and who hears them."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -73,9 +74,12 @@ def test_release_comes_by_certificate_through_the_broker_alone_and_no_other_devi
             )  # fmt: skip
             # The other device does not run, so the rollout goes on: what serves says that it came.
             wait_for(lambda: serves(settings) == "sample@1.0.0", "the release to serve", 60)
-            found = {one.name: one for one in examine(settings, fleet.clock.now_ms())}
-            assert found["blob server"].good
-            assert "through the broker" in found["blob server"].said
+            assert looked(fleet, settings).startswith("the fleet sends signed metadata through the broker")
+            text = settings.read_text()
+            settings.write_text(
+                text.replace('over = "mqtt"', 'over = "http-then-mqtt"\nurl = "https://127.0.0.1:1"')
+            )
+            assert re.match("cannot reach https://127.0.0.1:1/.*through the broker", looked(fleet, settings))
         finally:
             agent.terminate()
             agent.wait(15)
@@ -93,6 +97,13 @@ def test_release_comes_by_certificate_through_the_broker_alone_and_no_other_devi
         assert [one.topic for one in heard if "/cam-q/" not in one.topic] == []
         assert sum("/data/" in one.topic for one in heard) == 1
     assert "Traceback" not in log.read_text(), log.read_text()
+
+
+def looked(fleet, settings):
+    """What the doctor says of the way to the fleet's files."""
+    found = {one.name: one for one in examine(settings, fleet.clock.now_ms())}
+    assert found["blob server"].good, found["blob server"]
+    return found["blob server"].said
 
 
 def serves(settings):
