@@ -1,7 +1,7 @@
 """Answers pulls out of the repository's files.
 
 Decides how much is read from the disk in one step of the controller, so that telemetry and rollouts do not wait behind
-it, and what a file that is not there is answered with. Who is next is decided in `pulls`.
+it, what a file that is not there is answered with, and that one which cannot be read is not. Who is next is decided in `pulls`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 from edgeml.clock import Clock
 from edgeml.ids import ChannelId, DeviceId
-from edgeml.pull import Answer, Kind, Status, encode_answer
+from edgeml.pull import Answer, Kind, Request, Status, encode_answer
 
 from .config import PullSettings
 from .ingest import PullHeard
@@ -62,12 +62,10 @@ class Pulling:
             now_s = self._clock.monotonic_s()
             if read_bytes >= STEP_BYTES_MAX or (pull := self._pulls.take(now_s)) is None:
                 return
-            answer = self._answer(pull)
-            if not self._say(pull.device, pull.request.channel, encode_answer(answer)):
-                self._refusals.add("pull", pull.device, "the link took no more; it will ask again", now_s)
-            self._pulls.settle(pull, len(answer.piece), now_s)
-            read_bytes += len(answer.piece)
-            self.sent_bytes += len(answer.piece)
+            sent = self._send(pull, now_s)
+            self._pulls.settle(pull, sent, now_s)
+            read_bytes += sent
+            self.sent_bytes += sent
 
     def wait_s(self, most_s: float) -> float:
         """How long the controller may wait for messages, at most `most_s`."""
@@ -87,14 +85,30 @@ class Pulling:
         rates = Rates(settings.bytes_per_s, settings.device_bytes_per_s)
         return Pulls(rates, self._clock.monotonic_s())
 
-    def _answer(self, pull: Pull) -> Answer:
-        request = pull.request
+    def _send(self, pull: Pull, now_s: float) -> int:
+        """Answer; return how many bytes of the file that took."""
+        try:
+            answer = self._answer(pull.request)
+        except OSError as error:
+            # Not this controller's end, and no answer either: the device asks again, and the operator may help meanwhile.
+            self._refusals.add(
+                "pull", pull.device, f"cannot read {pull.request.name}: {error.strerror}", now_s
+            )
+            return 0
+        if not self._say(pull.device, pull.request.channel, encode_answer(answer)):
+            self._refusals.add("pull", pull.device, "the link took no more; it will ask again", now_s)
+        return len(answer.piece)
+
+    def _answer(self, request: Request) -> Answer:
         folder = self._metadata if request.kind is Kind.METADATA else self._blobs
         try:
             with (folder / request.name).open("rb") as file:
                 total_bytes = os.fstat(file.fileno()).st_size
-                file.seek(request.offset)
-                piece = file.read(request.length)
+                piece = b""
+                # Devices name any number, and file systems refuse to stand at the larger ones.
+                if request.offset < total_bytes:
+                    file.seek(request.offset)
+                    piece = file.read(request.length)
         except FileNotFoundError:
             return Answer(request.id, Status.MISSING, request.offset)
         return Answer(request.id, Status.PIECE, request.offset, total_bytes, piece)

@@ -4,6 +4,8 @@ import random
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from edgeml import mqtt_source, topics
 from edgeml.download import fetch
@@ -20,7 +22,7 @@ from edgeml.manifest import RuntimeFamily
 from edgeml.meter import Meter, Terms
 from edgeml.metered_source import MeteredSource
 from edgeml.mqtt_source import Mailbox, MqttSource
-from edgeml.pull import Answer, Status, encode_answer
+from edgeml.pull import ID_MAX, OFFSET_MAX, PIECE_BYTES_MAX, Answer, Status, decode_answer, encode_answer
 from edgeml.pull_window import PIECE_BYTES, WIDTH_MAX
 from edgeml.testing import Weather
 from edgeml.topics import CONTROLLER_USER, Leaf
@@ -28,6 +30,7 @@ from edgeml.transport import Message
 from edgeml.trustfacts import SignedFacts, SignedTarget
 from fleet.config import PullSettings
 from fleet.pulling import STEP_BYTES_MAX
+from fleet.pulls import REQUESTS_MAX
 
 from .conftest import TENANT
 
@@ -300,3 +303,93 @@ def test_a_days_allowance_ends_a_fetch_and_little_is_paid_for_twice(world, tmp_p
     assert fetched.path.read_bytes() == DATA
     assert days == pytest.approx(len(DATA) / 150_000, abs=2)
     assert heard < len(DATA) + days * PIECE_BYTES
+
+
+REQUESTS = st.fixed_dictionaries(
+    {
+        "channel": st.sampled_from(["c1", "c2", "+", "a/b"]),
+        "id": st.integers(-1, ID_MAX),
+        "kind": st.sampled_from(["blob", "metadata", "key"]),
+        "length": st.integers(0, PIECE_BYTES_MAX + 1),
+        "name": st.sampled_from([digest_of(DATA), digest_of(b"?"), "timestamp.json", "../fleet.db"]),
+        "offset": st.one_of(st.integers(-1, OFFSET_MAX), st.just(OFFSET_MAX), st.integers(0, 2 * len(DATA))),
+    }
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.one_of(REQUESTS.map(msgspec.json.encode), st.binary(max_size=2000)), max_size=20))
+def test_whatever_a_device_asks_for_the_controller_goes_on_and_answers_only_what_is_published(
+    world, payloads
+):
+    if not world.cams:
+        world.enrol("cam-1")
+        publish(world)
+    line = Line(world, "cam-1", ("em/v1/main/d/cam-1/data/c1", "em/v1/main/d/cam-1/data/c2"))
+    line.start()
+    for payload in payloads:
+        line.publish(Message("em/v1/main/d/cam-1/pull", payload, 0))
+    for _ in range(8):
+        world.step()
+    while (arrival := line.receive(0)) is not None:
+        if isinstance(arrival, Message):
+            answer = decode_answer(arrival.payload)
+            assert len(answer.piece) <= PIECE_BYTES_MAX
+            assert answer.piece in (
+                DATA[answer.offset : answer.offset + len(answer.piece)],
+                b"signed"[answer.offset :][: len(answer.piece)],
+            )
+    line.close()
+
+
+def test_a_file_that_cannot_be_read_is_counted_and_the_controller_goes_on(world):
+    _, other = world.enrol("cam-1", "cam-2")
+    target = publish(world)
+    path = world.published.directory / "blobs" / "sha256" / target.digest
+    path.unlink()
+    path.mkdir()
+    source, _ = open_source(world)
+    with source.blob(target.digest, 0) as stream, pytest.raises(StalledError):
+        list(stream.pieces)
+    assert world.controller.refused["pull"] > 0
+    other.come()
+    other.rows(1)
+    world.step()
+    assert other.acks() == [1]
+
+
+def test_a_device_that_floods_does_not_keep_anothers_release_from_it(world):
+    """It asks for everything, on new channels, with nonsense between, at each step of the controller."""
+    greedy, _ = world.enrol("greedy", "cam-1")
+    target = publish(world)
+    greedy.come()
+    source, _ = open_source(world)
+    chance, asked = random.Random(1), 0
+    step = world.step
+
+    def flooded(seconds=0.25):
+        nonlocal asked
+        for _ in range(50):
+            asked += 1
+            fields = {
+                "channel": f"c{asked}",
+                "id": asked,
+                "kind": "blob",
+                "length": 65536,
+                "name": target.digest,
+            }
+            greedy.raw(
+                msgspec.json.encode(fields) if chance.random() < 0.8 else chance.randbytes(500), Leaf.PULL
+            )
+        step(seconds)
+        assert world.controller._pulling._pulls.count <= 2 * REQUESTS_MAX
+
+    world.step = flooded
+    began_s = world.clock.monotonic_s()
+    with source.blob(target.digest, 0) as stream:
+        assert b"".join(stream.pieces) == DATA
+    assert asked > 300
+    # Its own rate is 256 KiB/s, as if it were alone.
+    assert world.clock.monotonic_s() - began_s < 2 * len(DATA) / PullSettings().device_bytes_per_s
+    assert world.controller.refused["pull"] > 0
+    assert world.controller.refused["malformed"] > 0
