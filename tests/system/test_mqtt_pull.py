@@ -48,8 +48,15 @@ def target_of(house, version):
     return next(one for one in releases if one.facts.release == f"sample@{version}")
 
 
-@pytest.mark.parametrize("kind", [BrokerKind.AMQTT, BrokerKind.MOSQUITTO], ids=lambda kind: kind.value)
-@pytest.mark.parametrize("over", ["mqtt", "http-then-mqtt"])
+@pytest.mark.parametrize(
+    ("over", "kind"),
+    [
+        ("mqtt", BrokerKind.AMQTT),
+        ("mqtt", BrokerKind.MOSQUITTO),
+        ("http-then-mqtt", BrokerKind.MOSQUITTO),
+    ],
+    ids=lambda one: getattr(one, "value", one),
+)
 def test_a_device_that_reaches_only_the_broker_gets_releases_and_refuses_changed_ones(
     house, over, kind, monkeypatch
 ):
