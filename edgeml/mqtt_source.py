@@ -1,7 +1,8 @@
 """A repository behind the broker: for devices whose network lets only MQTT out.
 
 Decides how long to wait for a link and for answers, hears only its own channel, counts what comes besides the files, and
-gives up a broker that sends more of that than of them. What is asked for when is decided in `edgeml.pull_window`. Nothing that comes is trusted: `edgeml.trust` and `edgeml.download` check it as if it came by HTTP.
+gives up a broker that sends more of that than of them. What is asked for when is decided in `edgeml.pull_window`.
+Nothing that comes is trusted: `edgeml.trust` and `edgeml.download` check it as if it came by HTTP.
 """
 
 from __future__ import annotations

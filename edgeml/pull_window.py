@@ -1,9 +1,10 @@
 """The pieces of one file that are asked for and have not come: which to ask for now, and which again.
 
-Decides how many pieces may be under way (one at first, one more for each that comes when first asked for, half as many
-when one is lost), how long to wait for one (by how long the others took, twice as long each time), and which answers are
-believed to be answers. Pure: `now_s` comes from outside, and never goes back. Memory is bounded by the window, whatever a
-peer sends; whether the bytes are the right ones is checked above, as with HTTP.
+Decides how long pieces are (short at first, twice as long for each that comes soon), how many may be under way (one until
+they are as long as can be, then one more for each that comes when first asked for, half as many when one is lost), how long
+to wait for one (by how long the others took, twice as long each of the first times), and which answers are believed to be
+answers. Pure: `now_s` comes from outside, and never goes back. Memory is bounded by the window, whatever a peer sends; whether
+the bytes are the right ones is checked above, as with HTTP.
 """
 
 from __future__ import annotations
@@ -15,11 +16,18 @@ from .errors import PermanentTransferError, TransferError
 from .pull import Answer, Status
 
 PIECE_BYTES: Final = 32 << 10
+"""The longest."""
+PIECE_BYTES_FIRST: Final = 4 << 10
+PIECE_BYTES_MIN: Final = 1 << 10
+QUICK_S: Final = 5.0
+SLOW_S: Final = 15.0
+"""A piece that takes no more makes the next ones twice as long; one that takes this or more, half."""
 WIDTH_MAX: Final = 8
 """Pieces asked for or waiting to be read; 256 KiB."""
 WAIT_FIRST_S: Final = 5.0
 WAIT_MIN_S: Final = 1.0
 WAIT_MAX_S: Final = 60.0
+DOUBLINGS_MAX: Final = 3
 _SMOOTHING: Final = 0.25
 
 
@@ -53,7 +61,11 @@ class PullWindow:
         self._asked: dict[int, _Asked] = {}
         self._ready: dict[int, bytes] = {}
         self._width = 1
+        self._length = PIECE_BYTES_FIRST
+        self._doubtful: dict[int, float] = {}
+        """How long the last pieces took that were asked for more than once."""
         self._wait_s = WAIT_FIRST_S
+        self._has_learnt = False
         self.asked_again = 0
         """How often a piece was asked for again."""
 
@@ -84,15 +96,17 @@ class PullWindow:
         for asked in self._asked.values():
             if now_s >= asked.again_at_s:
                 asked.times += 1
-                asked.again_at_s = now_s + min(WAIT_MAX_S, self._wait_s * 2.0 ** (asked.times - 1))
+                asked.again_at_s = now_s + min(
+                    WAIT_MAX_S, self._wait_s * 2.0 ** min(asked.times - 1, DOUBLINGS_MAX)
+                )
                 self._width = max(1, self._width // 2)
                 self.asked_again += 1
                 wanted.append(asked.wanted)
         while self._may_ask(left_bytes):
-            one = Wanted(self._next_id, self._next_offset, PIECE_BYTES)
+            one = Wanted(self._next_id, self._next_offset, self._length)
             self._asked[one.id] = _Asked(one, now_s, now_s + self._wait_s)
             self._next_id += 1
-            self._next_offset += PIECE_BYTES
+            self._next_offset += self._length
             wanted.append(one)
         return wanted
 
@@ -114,6 +128,7 @@ class PullWindow:
         """
         asked = self._asked.get(answer.id)
         if asked is None:
+            self._learn_of_a_second(answer.id)
             return False
         match answer.status:
             case Status.MISSING:
@@ -126,12 +141,14 @@ class PullWindow:
         self._total = answer.total_bytes
         if answer.piece:
             self._ready[answer.offset] = answer.piece
+        took_s = now_s - asked.at_s
         if asked.times == 1:
-            # Of a piece that was asked for twice nobody knows which request was answered.
-            self._width = min(WIDTH_MAX, self._width + 1)
-            took_s = now_s - asked.at_s
-            wait_s = self._wait_s + _SMOOTHING * (4 * took_s - self._wait_s)
-            self._wait_s = min(WAIT_MAX_S, max(WAIT_MIN_S, 2 * took_s, wait_s))
+            self._learn(took_s)
+        else:
+            # Nobody knows which request was answered, unless another answer comes.
+            self._doubtful[answer.id] = took_s
+            if len(self._doubtful) > WIDTH_MAX:
+                del self._doubtful[next(iter(self._doubtful))]
         return True
 
     def take(self) -> bytes | None:
@@ -141,11 +158,30 @@ class PullWindow:
             self._read_offset += len(piece)
         return piece
 
+    def _learn(self, took_s: float) -> None:
+        """Adapt to how long a piece took that was asked for once."""
+        smooth_s = self._wait_s + _SMOOTHING * (4 * took_s - self._wait_s) if self._has_learnt else 0.0
+        self._wait_s = min(WAIT_MAX_S, max(WAIT_MIN_S, 3 * took_s, smooth_s))
+        self._has_learnt = True
+        if took_s >= SLOW_S:
+            self._length = max(PIECE_BYTES_MIN, self._length // 2)
+        elif self._length == PIECE_BYTES:
+            self._width = min(WIDTH_MAX, self._width + 1)
+        elif took_s <= QUICK_S:
+            self._length *= 2
+
+    def _learn_of_a_second(self, identity: int) -> None:
+        """Adapt to a second answer: nothing was lost, the first was to the first request, and the wait was too short."""
+        took_s = self._doubtful.pop(identity, None)
+        if took_s is not None:
+            self._wait_s = min(WAIT_MAX_S, max(self._wait_s, took_s))
+
     def _may_ask(self, left_bytes: int | None) -> bool:
         if self._total is None:
             return not self._asked
         ahead = len(self._asked) + len(self._ready)
-        if ahead and left_bytes is not None and ahead * PIECE_BYTES >= left_bytes:
+        ahead_bytes = self.unread_bytes + sum(one.wanted.length for one in self._asked.values())
+        if ahead and left_bytes is not None and ahead_bytes >= left_bytes:
             return False
         return self._next_offset < self._total and ahead < self._width
 
