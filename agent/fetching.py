@@ -20,7 +20,6 @@ from edgeml.clock import Clock
 from edgeml.errors import (
     BackendError,
     BudgetError,
-    ConfigError,
     EdgemlError,
     PostponedError,
     StorageError,
@@ -30,9 +29,10 @@ from edgeml.ids import ModelName, model_of
 from edgeml.trustfacts import SignedTarget
 from edgeml.twin import Desired
 
-from .config import AgentConfig, read_token
+from .config import AgentConfig
 from .executor import Delivery, Setback
 from .fetch import Answer, Job
+from .route import way_to_fleet
 from .timetable import Timetable
 from .traffic import Traffic
 
@@ -65,11 +65,8 @@ class Fetching:
             BackendError: The child says nothing sensible.
             ConfigError: There is no server, or no login.
         """
-        blobs, broker = self._config.blobs, self._config.broker
-        if not source and (blobs is None or broker is None):
-            raise ConfigError(
-                "this device has no server to fetch from", hint="set [blobs] and [broker], or flash it"
-            )
+        repository = source or way_to_fleet(self._config)
+        blobs = self._config.blobs
         rate = self._config.budget.network_bytes_per_s
         if not source:
             self._timetable.check_download()
@@ -78,13 +75,10 @@ class Fetching:
             target=desired.target,
             trust_directory=str(Path(self._config.storage) / "trust"),
             store_directory=str(self._store),
-            repository=source or (blobs.url if blobs else ""),
+            repository=repository,
             now_ms=self._clock.now_ms(),
             storage_bytes=self._config.budget.storage_bytes,
             full_download=desired.policy.full_download,
-            username="" if source else self._config.device,
-            password="" if source else read_token(self._config),
-            tls=None if source else self._config.tls,
             allowance_bytes=None if source else self._traffic.left_bytes,
             allowance_wait_s=self._traffic.wait_s,
             bytes_per_s=None if rate is None else rate / self._config.update.parallel_downloads,
