@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,15 +24,17 @@ import msgspec
 
 from edgeml import keypair
 from edgeml.doctor import Finding
-from edgeml.errors import EdgemlError, TransferError
+from edgeml.errors import EdgemlError, LinkDownError, TransferError
 from edgeml.handshake import Fault, find_refusal
+from edgeml.meter import Meter, Terms
 from edgeml.mqtt import Login, PahoTransport
-from edgeml.source import HttpSource
+from edgeml.source import DirectorySource, Source
 from edgeml.tls import check_private
 from edgeml.transport import LinkDown, LinkUp
 
-from .config import AgentConfig, load, read_secret, read_token
+from .config import AgentConfig, Over, load, read_secret, read_token
 from .journal import peek
+from .route import Route, way_to_fleet
 
 FREE_BYTES_MIN: Final = 64 << 20
 CLOCK_MIN_MS: Final = 1_735_689_600_000
@@ -276,19 +279,40 @@ def _check_handshake(config: AgentConfig, address: tuple[str, int]) -> None:
 
 
 def _blobs(device: _Device) -> str:
-    config = device.config
-    if config.blobs is None:
+    if device.config.blobs is None:
         return "none: this device works alone"
-    tls = config.tls.files if config.tls else None
-    source = HttpSource(config.blobs.url, config.device, read_token(config), tls)
+    way = way_to_fleet(device.config)
+    if isinstance(way, str):
+        return f"{way} holds signed metadata ({_length(DirectorySource(Path(way)))} bytes)"
+    if way.over is Over.MQTT:
+        return f"the fleet sends signed metadata through the broker ({_length_by(way)} bytes)"
     try:
-        count = sum(len(piece) for piece in source.metadata("timestamp.json"))
+        return f"{way.url} serves signed metadata ({_length_by(msgspec.structs.replace(way, over=Over.HTTP))} bytes)"
+    except LinkDownError as error:
+        if way.over is Over.HTTP:
+            _check_server(device.config, way.url)
+            raise
+        count = _length_by(msgspec.structs.replace(way, over=Over.MQTT))
+        return f"{error.message}; the fleet sends signed metadata through the broker ({count} bytes)"
     except TransferError:
-        where = urlsplit(config.blobs.url)
-        if where.hostname:
-            _check_handshake(config, (where.hostname, where.port or 443))
+        _check_server(device.config, way.url)
         raise
-    return f"{config.blobs.url} serves signed metadata ({count} bytes)"
+
+
+def _check_server(config: AgentConfig, url: str) -> None:
+    where = urlsplit(url)
+    if where.hostname:
+        _check_handshake(config, (where.hostname, where.port or 443))
+
+
+def _length_by(way: Route) -> int:
+    with ExitStack() as stack:
+        return _length(way.open(stack, Meter(Terms())))
+
+
+def _length(source: Source) -> int:
+    """Length of the metadata that change most often."""
+    return sum(len(piece) for piece in source.metadata("timestamp.json"))
 
 
 def _journal(device: _Device) -> str:

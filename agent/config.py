@@ -6,6 +6,7 @@ every field; a test compares.
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,7 @@ from .ration import BUDGET_MIN_BYTES
 from .schedule import Metered, Policy, parse_window
 from .selection import Select
 
+HTTP: Final = ("http://", "https://")
 LOCK: Final = "agent.lock"
 """In the storage directory: one agent works there at a time."""
 BATCH_WINDOW_MS_MAX: Final = 1000
@@ -41,10 +43,21 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """File with the device's token, mode 0600; empty: it logs in by its certificate ([tls])."""
 
 
+class Over(enum.Enum):
+    """Ways to the fleet's files."""
+
+    HTTP = "http"
+    MQTT = "mqtt"
+    HTTP_THEN_MQTT = "http-then-mqtt"
+
+
 class BlobsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where signed metadata and bundles are fetched."""
 
-    url: str
+    url: str = ""
+    """May be empty where `over` is "mqtt"."""
+    over: Over = Over.HTTP
+    """Which way: the server's, the broker's, or the broker's where the server cannot be reached."""
     cache_url: str = ""
     """A server nearby that may have bundles, asked first and without a login; empty: there is none."""
 
@@ -194,6 +207,7 @@ def load(path: Path) -> AgentConfig:
         raise ConfigError(f"{path}: window_s must be positive and threads at least 1")
     if not 1 <= config.update.parallel_downloads <= PARALLEL_DOWNLOADS_MAX:
         raise ConfigError(f"{path}: parallel_downloads must be from 1 to {PARALLEL_DOWNLOADS_MAX}")
+    _check_blobs(config.blobs, path)
     _check_budget(path, config.budget)
     try:
         config.update.policy  # noqa: B018 - read here, so that the agent does not start with a window that is none
@@ -226,6 +240,15 @@ def read_token(config: AgentConfig) -> str:
     """
     broker = config.broker
     return read_secret(Path(broker.password_file)) if broker is not None and broker.password_file else ""
+
+
+def _check_blobs(blobs: BlobsConfig | None, path: Path) -> None:
+    if blobs is None or blobs.over is Over.MQTT:
+        return
+    if not blobs.url:
+        raise ConfigError(f"{path}: [blobs] has no url", hint='or is it over = "mqtt"?')
+    if blobs.over is Over.HTTP_THEN_MQTT and not blobs.url.startswith(HTTP):
+        raise ConfigError(f"{path}: blobs.url is {blobs.url!r}", hint="http://… or https://…")
 
 
 def _check_budget(path: Path, budget: BudgetConfig) -> None:

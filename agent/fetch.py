@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +22,7 @@ from edgeml.lifeline import die_with_parent
 from edgeml.trustfacts import SignedFacts
 from edgeml.twin import FullDownload
 
-from .config import TlsConfig
+from .route import Route
 
 if TYPE_CHECKING:
     # The agent imports this file for its types, and has no HTTP client.
@@ -43,14 +44,12 @@ class Job(msgspec.Struct, frozen=True):
     target: str
     trust_directory: str
     store_directory: str
-    repository: str
-    """`http(s)://…`, or a directory."""
+    repository: str | Route
+    """A directory, or the way to the fleet."""
     now_ms: int
     storage_bytes: int
     """For all that is in the store, with what is fetched."""
     full_download: FullDownload = FullDownload.ALWAYS
-    username: str = ""
-    password: str = ""
     allowance_bytes: int | None = None
     """What may still be taken of the network today."""
     allowance_wait_s: float = 0.0
@@ -62,7 +61,6 @@ class Job(msgspec.Struct, frozen=True):
     """`http(s)://…` of a cache nearby that may have blobs; empty if there is none."""
     parent_id: int = 0
     """Process that the child ends with; 0 if it is nobody's child."""
-    tls: TlsConfig | None = None
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -97,7 +95,7 @@ def deliver(job: Job) -> Answer:
     """Do the job in this process.
 
     Raises:
-        EdgemlError: As `edgeml.trust`, `edgeml.metering` and `edgeml.rebuild`; what was fetched until then is kept.
+        EdgemlError: As `edgeml.trust`, `edgeml.meter` and `edgeml.rebuild`; what was fetched until then is kept.
         BudgetError: The store has no room.
     """
     return _deliver(job, _Work(None))
@@ -128,30 +126,31 @@ class _Work:
 
 
 def _deliver(job: Job, work: _Work) -> Answer:
-    from edgeml.metering import MeteredSource, Terms
+    from edgeml.meter import Meter, Terms
+    from edgeml.metered_source import MeteredSource
     from edgeml.nearby_source import NearbySource
     from edgeml.source import CountedSource, DirectorySource, HttpSource
     from edgeml.wire import WireMeter
 
-    if not job.repository.startswith(("http://", "https://")):
+    if isinstance(job.repository, str):
         work.source = CountedSource(DirectorySource(Path(job.repository)))
         return _obtain(job, work, work.source)
     terms = Terms(job.allowance_bytes, job.bytes_per_s, job.allowance_wait_s, job.tell_bytes)
-    meter = WireMeter(None if job.allowance_bytes is None else UNREAD_BYTES)
-    http = HttpSource(job.repository, job.username, job.password, job.tls.files if job.tls else None, meter)
-    metered = MeteredSource(http, terms, work.tell, meter)
-    nearby = NearbySource(HttpSource(job.cache), metered) if job.cache else None
-    work.source = CountedSource(nearby or metered)
-    try:
-        return _obtain(job, work, work.source)
-    except (DigestMismatchError, TransferError) as error:
-        if nearby is None or not nearby.was_asked:
-            raise
-        logger.warning("without the cache nearby: %s", error.message)
-        nearby.give_up()
-        return _obtain(job, work, work.source)
-    finally:
-        metered.settle()
+    meter = Meter(terms, work.tell, WireMeter(None if job.allowance_bytes is None else UNREAD_BYTES))
+    with ExitStack() as stack:
+        # Last of all: what comes while the way is closed was taken of the network, too.
+        stack.callback(meter.settle)
+        fleet = MeteredSource(job.repository.open(stack, meter), meter)
+        nearby = NearbySource(HttpSource(job.cache), fleet) if job.cache else None
+        work.source = CountedSource(nearby or fleet)
+        try:
+            return _obtain(job, work, work.source)
+        except (DigestMismatchError, TransferError) as error:
+            if nearby is None or not nearby.was_asked:
+                raise
+            logger.warning("without the cache nearby: %s", error.message)
+            nearby.give_up()
+            return _obtain(job, work, work.source)
 
 
 def _obtain(job: Job, work: _Work, source: CountedSource) -> Answer:

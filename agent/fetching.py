@@ -20,7 +20,6 @@ from edgeml.clock import Clock
 from edgeml.errors import (
     BackendError,
     BudgetError,
-    ConfigError,
     EdgemlError,
     PostponedError,
     StorageError,
@@ -30,10 +29,11 @@ from edgeml.ids import ModelName, model_of
 from edgeml.trustfacts import SignedTarget
 from edgeml.twin import Desired
 
-from .config import AgentConfig, read_token
+from .config import AgentConfig
 from .executor import Delivery, Setback
 from .fetch import Answer, Job
 from .ration import Purpose
+from .route import Route, way_to_fleet
 from .timetable import Timetable
 from .traffic import Traffic
 
@@ -74,17 +74,13 @@ class Fetching:
             BackendError: The child says nothing sensible.
             ConfigError: There is no server, or no login.
         """
-        blobs, broker = self._config.blobs, self._config.broker
-        if not source and (blobs is None or broker is None):
-            raise ConfigError(
-                "this device has no server to fetch from", hint="set [blobs] and [broker], or flash it"
-            )
+        repository = source or way_to_fleet(self._config)
         allowance = None
         if not source:
             self._timetable.check_download()
             allowance = self._allot(model_of(desired.release))
         try:
-            answer = self._run_child(model_of(desired.release), self._job(desired, source, allowance))
+            answer = self._run_child(model_of(desired.release), self._job(desired, repository, allowance))
         finally:
             self._allotted.pop(model_of(desired.release), None)
         if answer.error:
@@ -101,27 +97,24 @@ class Fetching:
         if child is not None:
             child.terminate()
 
-    def _job(self, desired: Desired, source: str, allowance: int | None) -> Job:
+    def _job(self, desired: Desired, repository: str | Route, allowance: int | None) -> Job:
         blobs = self._config.blobs
         rate = self._config.budget.network_bytes_per_s
         return Job(
             target=desired.target,
             trust_directory=str(Path(self._config.storage) / "trust"),
             store_directory=str(self._store),
-            repository=source or (blobs.url if blobs else ""),
+            repository=repository,
             now_ms=self._clock.now_ms(),
             storage_bytes=self._config.budget.storage_bytes,
             full_download=desired.policy.full_download,
-            username="" if source else self._config.device,
-            password="" if source else read_token(self._config),
-            tls=None if source else self._config.tls,
             allowance_bytes=allowance,
             allowance_wait_s=self._traffic.wait_s,
             tell_bytes=TELL_BYTES
             if allowance is None
             else min(TELL_BYTES, max(allowance // 8, TELL_MIN_BYTES)),
             bytes_per_s=None if rate is None else rate / self._config.update.parallel_downloads,
-            cache=blobs.cache_url if blobs and not source else "",
+            cache=blobs.cache_url if blobs and isinstance(repository, Route) else "",
             parent_id=os.getpid(),
         )
 

@@ -20,6 +20,8 @@ ModelName = NewType("ModelName", str)
 ReleaseId = NewType("ReleaseId", str)
 """`model@version`."""
 DeploymentId = NewType("DeploymentId", str)
+ChannelId = NewType("ChannelId", str)
+"""Where one fetching process hears answers to its pulls."""
 Digest = NewType("Digest", str)
 """SHA-256 as 64 lower-case hex digits."""
 

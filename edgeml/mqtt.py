@@ -85,6 +85,7 @@ class PahoTransport:
         subscriptions: tuple[str, ...],
         will: Message | None = None,
         admits: Callable[[str, int], bool] | None = None,
+        inbox_max: int = INBOX_MAX,
         meter: WireMeter | None = None,
     ) -> None:
         """Say with whom to talk; nothing is connected yet. `meter` counts what the link costs."""
@@ -94,7 +95,7 @@ class PahoTransport:
         self._admits = admits
         """Whether a message may take a place in the inbox, by its topic and length; asked in paho's thread."""
         self._inbox_bytes = 0
-        self._inbox: queue.Queue[Arrival] = queue.Queue(INBOX_MAX)
+        self._inbox: queue.Queue[Arrival] = queue.Queue(inbox_max)
         self._connected = threading.Event()
         self._closed = False
         self._unreachable = False
@@ -275,7 +276,7 @@ class PahoTransport:
         if not self._overflowed:
             logger.warning(
                 "more than %d arrivals or %d bytes wait; the next ones are dropped and asked for again",
-                INBOX_MAX,
+                self._inbox.maxsize,
                 INBOX_BYTES_MAX,
             )
         self._overflowed = True

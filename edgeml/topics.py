@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from .ids import DeviceId, ModelName, TenantId, is_name
+from .ids import ChannelId, DeviceId, ModelName, TenantId, is_name
+from .pull import ANSWER_BYTES_MAX, REQUEST_BYTES_MAX
 from .telemetry import BATCH_BYTES_MAX, Stream
 from .twin import MESSAGE_BYTES_MAX
 
@@ -35,6 +36,8 @@ class Leaf(enum.Enum):
     REPORTED = "reported"
     TELEMETRY = "tele"
     ACK = "ack"
+    PULL = "pull"
+    DATA = "data"
 
 
 class Tail(enum.Enum):
@@ -43,6 +46,7 @@ class Tail(enum.Enum):
     NOTHING = "nothing"
     STREAM = "stream"
     MODEL = "model"
+    CHANNEL = "channel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,9 @@ RULES: Final = MappingProxyType(
         Leaf.REPORTED: Rule(Direction.UP, qos=1, retain=True, bytes_max=MESSAGE_BYTES_MAX, tail=Tail.MODEL),
         Leaf.TELEMETRY: Rule(Direction.UP, qos=1, retain=False, bytes_max=BATCH_BYTES_MAX, tail=Tail.STREAM),
         Leaf.ACK: Rule(Direction.DOWN, qos=1, retain=False, bytes_max=1024),
+        # QoS 0: what is lost is asked for again, piece by piece; confirming each as well would only cost more.
+        Leaf.PULL: Rule(Direction.UP, qos=0, retain=False, bytes_max=REQUEST_BYTES_MAX),
+        Leaf.DATA: Rule(Direction.DOWN, qos=0, retain=False, bytes_max=ANSWER_BYTES_MAX, tail=Tail.CHANNEL),
     }
 )
 CONTROLLER_USER: Final = "controller"
@@ -72,17 +79,18 @@ CONTROLLER_USER: Final = "controller"
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """What a topic says. `stream` and `model` are set where the leaf's rule has them as its tail."""
+    """What a topic says. `stream`, `model` and `channel` are set where the leaf's rule has them as its tail."""
 
     tenant: TenantId
     device: DeviceId
     leaf: Leaf
     stream: Stream | None = None
     model: ModelName | None = None
+    channel: ChannelId | None = None
 
 
 def device_topic(
-    tenant: TenantId, device: DeviceId, leaf: Leaf, tail: Stream | ModelName | None = None
+    tenant: TenantId, device: DeviceId, leaf: Leaf, tail: Stream | ModelName | ChannelId | None = None
 ) -> str:
     """Write a device's topic. `tail` is what the leaf's rule asks for.
 
@@ -110,11 +118,11 @@ def up_filters(tenant: TenantId) -> tuple[str, ...]:
 
 
 def down_filters(tenant: TenantId, device: DeviceId) -> tuple[str, ...]:
-    """What a device subscribes to."""
+    """What a device's agent subscribes to: all but the answers to pulls, which go to whoever pulls."""
     return tuple(
         f"{ROOT}/{tenant}/d/{device}/{_pattern(leaf)}"
         for leaf, rule in RULES.items()
-        if rule.direction is Direction.DOWN
+        if rule.direction is Direction.DOWN and rule.tail is not Tail.CHANNEL
     )
 
 
@@ -138,6 +146,8 @@ def parse(topic: str) -> Address | None:
             return Address(TenantId(tenant), DeviceId(device), leaf, stream=Stream(last))
         case Tail.MODEL, str() if is_name(last):
             return Address(TenantId(tenant), DeviceId(device), leaf, model=ModelName(last))
+        case Tail.CHANNEL, str() if is_name(last):
+            return Address(TenantId(tenant), DeviceId(device), leaf, channel=ChannelId(last))
         case _:
             return None
 
@@ -166,7 +176,15 @@ def may_subscribe(tenant: TenantId, user: str, topic_filter: str) -> bool:
     """Tell whether the authenticated user may subscribe to `topic_filter`."""
     if user == CONTROLLER_USER:
         return topic_filter in up_filters(tenant)
-    return is_name(user) and topic_filter in down_filters(tenant, DeviceId(user))
+    if not is_name(user):
+        return False
+    address = parse(topic_filter)
+    is_own_channel = (
+        address is not None
+        and address.channel is not None
+        and (address.tenant, address.device) == (tenant, user)
+    )
+    return is_own_channel or topic_filter in down_filters(tenant, DeviceId(user))
 
 
 def may_receive(tenant: TenantId, user: str, topic: str) -> bool:

@@ -78,6 +78,13 @@ port = 18080
 # batch_bytes_burst = 8388608
 # messages_per_s = 20.0
 # messages_burst = 600
+# pulls_per_s = 100.0
+# pulls_burst = 600
+
+[pulls]
+# What devices that only reach the broker may fetch through it: all together, and each. 0: nothing.
+# bytes_per_s = 1048576
+# device_bytes_per_s = 262144
 
 [store]
 # Empty: SQLite in this directory. Or a PostgreSQL URL; give its password in PGPASSFILE, not here.
@@ -136,6 +143,17 @@ class QuotaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     messages_per_s: float = 20.0
     """What a device says of itself: presence, birth, reports."""
     messages_burst: int = 600
+    pulls_per_s: float = 100.0
+    """Questions for pieces of files, of 4 to 32 KiB each."""
+    pulls_burst: int = 600
+
+
+class PullSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What devices may fetch through the broker."""
+
+    bytes_per_s: int = 1 << 20
+    """All together; 0: pulls are not answered."""
+    device_bytes_per_s: int = 256 << 10
 
 
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -155,6 +173,7 @@ class FleetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     tls: TlsSettings = TlsSettings()
     controller_loop: LoopSettings = LoopSettings()
     quota: QuotaSettings = QuotaSettings()
+    pulls: PullSettings = PullSettings()
     store: StoreSettings = StoreSettings()
 
 
@@ -290,6 +309,10 @@ def parse(data: bytes, source: str) -> FleetConfig:
                 f"{source}: [controller_loop] {name} is {value_s}", hint="use a positive number"
             )
     _check_quota(config.quota, source)
+    if config.pulls.bytes_per_s < 0 or config.pulls.device_bytes_per_s < 1:
+        raise ConfigError(
+            f"{source}: [pulls] bytes_per_s must not be negative, and device_bytes_per_s at least 1"
+        )
     return config
 
 
@@ -298,6 +321,7 @@ def _check_quota(quota: QuotaSettings, source: str) -> None:
         "batches_burst": len(Stream),
         "batch_bytes_burst": len(Stream) * BATCH_BYTES_MAX,
         "messages_burst": MODELS_MAX + 2,
+        "pulls_burst": 64,
     }
     for name in QuotaSettings.__struct_fields__:
         value: float = getattr(quota, name)

@@ -18,7 +18,13 @@ from edgeml.topics import Leaf
 from .config import QuotaSettings
 from .quota import Kind, Meter, run_off, weigh
 
-_TALK = frozenset({Leaf.STATE, Leaf.BIRTH, Leaf.REPORTED})
+_KINDS = {
+    Leaf.STATE: Kind.TALK,
+    Leaf.BIRTH: Kind.TALK,
+    Leaf.REPORTED: Kind.TALK,
+    Leaf.TELEMETRY: Kind.TELEMETRY,
+    Leaf.PULL: Kind.PULL,
+}
 
 
 class TurnedAway(msgspec.Struct, frozen=True):
@@ -81,6 +87,6 @@ def _sender(topic: str) -> str | None:
 def _kind(topic: str) -> Kind | None:
     """What it counts as; None if it is counted elsewhere."""
     address = topics.parse(topic)
-    if address is None or address.leaf in _TALK:
+    if address is None:
         return Kind.TALK
-    return Kind.TELEMETRY if address.leaf is Leaf.TELEMETRY else None
+    return _KINDS.get(address.leaf)

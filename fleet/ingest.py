@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from edgeml import telemetry, topics, twin
+from edgeml import pull, telemetry, topics, twin
 from edgeml.errors import ConfigError, ManifestError
 from edgeml.ids import DeviceId, ModelName, ReleaseId, TenantId, is_digest, model_of
 from edgeml.sketch import Sketch
@@ -68,7 +68,16 @@ class RowsHeard:
         return self.batch.rows[-1].seq
 
 
+@dataclass(frozen=True, slots=True)
+class PullHeard:
+    """A device asks for a piece of a file."""
+
+    device: DeviceId
+    request: pull.Request
+
+
 Heard = PresenceHeard | BirthHeard | ReportHeard | RowsHeard
+"""What is stored."""
 
 
 def sender(topic: str) -> str:
@@ -77,7 +86,7 @@ def sender(topic: str) -> str:
     return address.device if address else ""
 
 
-def read(message: Message, tenant: TenantId) -> Heard:
+def read(message: Message, tenant: TenantId) -> Heard | PullHeard:
     """Read a message from a device.
 
     Raises:
@@ -108,6 +117,8 @@ def read(message: Message, tenant: TenantId) -> Heard:
             assert address.model is not None
             reported = _checked_report(twin.decode(message.payload, twin.Reported), address.model)
             return ReportHeard(device, address.model, reported)
+        case Leaf.PULL:
+            return PullHeard(device, pull.decode_request(message.payload))
         case _:
             assert address.stream is not None
             return RowsHeard(

@@ -1,7 +1,8 @@
 """How much one device may say to the controller.
 
 Decides whether a message of a device is taken in, by what that device has sent lately: a bucket for its telemetry (by
-messages and by bytes) and one for what it says of itself, so that a backlog of rows never drowns the end of a deployment.
+messages and by bytes), one for what it says of itself, so that a backlog of rows never drowns the end of a deployment, and
+one for its questions for pieces of files.
 Other devices' messages do not count. Pure: what was sent, the time and a message in; what was sent now and an answer out.
 Remembering it for each device is the business of `doorkeeper`.
 
@@ -11,7 +12,7 @@ What a device sends beyond its quota is not lost: nothing acknowledges it, so it
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from .config import QuotaSettings
@@ -24,6 +25,8 @@ class Kind(enum.Enum):
     """What a device says of itself: presence, birth, reports; and what makes no sense."""
     TELEMETRY = "telemetry"
     """A batch of rows. The device keeps it until it is acknowledged."""
+    PULL = "pull"
+    """A question for a piece of a file. What the pieces may weigh is decided in `pulls`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +38,12 @@ class Meter:
     """Messages."""
     batches: float = 0.0
     batch_bytes: float = 0.0
+    pulls: float = 0.0
 
     @property
     def at_rest(self) -> bool:
         """Whether the device may send all it ever may at once, as if it had never been heard."""
-        return not (self.talk or self.batches or self.batch_bytes)
+        return not (self.talk or self.batches or self.batch_bytes or self.pulls)
 
 
 def run_off(meter: Meter, quota: QuotaSettings, now_s: float) -> Meter:
@@ -50,6 +54,7 @@ def run_off(meter: Meter, quota: QuotaSettings, now_s: float) -> Meter:
         talk=max(0.0, meter.talk - elapsed_s * quota.messages_per_s),
         batches=max(0.0, meter.batches - elapsed_s * quota.batches_per_s),
         batch_bytes=max(0.0, meter.batch_bytes - elapsed_s * quota.batch_bytes_per_s),
+        pulls=max(0.0, meter.pulls - elapsed_s * quota.pulls_per_s),
     )
 
 
@@ -79,13 +84,16 @@ def weigh(
     now = run_off(meter or Meter(now_s), quota, now_s)
     match kind:
         case Kind.TALK:
-            after = Meter(now.at_s, now.talk + 1, now.batches, now.batch_bytes)
+            after = replace(now, talk=now.talk + 1)
         case Kind.TELEMETRY:
-            after = Meter(now.at_s, now.talk, now.batches + 1, now.batch_bytes + payload_bytes)
+            after = replace(now, batches=now.batches + 1, batch_bytes=now.batch_bytes + payload_bytes)
+        case Kind.PULL:
+            after = replace(now, pulls=now.pulls + 1)
     fits = (
         _within(after.talk, quota.messages_burst)
         and _within(after.batches, quota.batches_burst)
         and _within(after.batch_bytes, quota.batch_bytes_burst)
+        and _within(after.pulls, quota.pulls_burst)
     )
     return (after, True) if fits else (now, False)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
@@ -18,7 +19,7 @@ import sqlalchemy as sa
 from edgeml import topics, twin
 from edgeml.clock import Clock
 from edgeml.errors import ManifestError
-from edgeml.ids import DeviceId, ModelName, ReleaseId, TenantId
+from edgeml.ids import ChannelId, DeviceId, ModelName, ReleaseId, TenantId
 from edgeml.topics import RULES, Leaf
 from edgeml.transport import Arrival, LinkDown, LinkUp, Message, Transport
 from edgeml.trustfacts import SignedTarget
@@ -32,7 +33,8 @@ from .devices import DesiredRow, Device, TwinKey
 from .doorkeeper import Doorkeeper
 from .facts import gather
 from .hearing import Hearing
-from .ingest import Heard
+from .ingest import Heard, PullHeard
+from .pulling import Pulling
 from .refusals import Refusals
 from .rollout import FINISHED, Decision, Facts, MetricEvidence, Rollout
 from .store import Store, upsert
@@ -54,6 +56,9 @@ _DAY_MS: Final = 24 * 3600 * 1000
 
 class Releases(Protocol):
     """Where signed variants are found."""
+
+    directory: Path
+    """What devices may fetch."""
 
     def variant_for(self, release: ReleaseId, profile: str) -> SignedTarget | None:
         """Return the variant of a release that suits a profile."""
@@ -108,6 +113,7 @@ class Controller:
         self._decided_in_s = 0.0
         self._refusals = Refusals()
         self._hearing = Hearing(clock, self._refusals)
+        self._pulling = Pulling(releases.directory, config.pulls, clock, self._refusals, self._send_piece)
         self.refused = self._refusals.counts
         """Messages that were not taken in, by reason."""
         self.rows_stored = 0
@@ -129,7 +135,8 @@ class Controller:
         Raises:
             StorageError: The database failed. Nothing was acknowledged that is not stored; start again.
         """
-        self._take_in(self._drain(timeout_s))
+        self._take_in(self._drain(self._pulling.wait_s(timeout_s)))
+        self._pulling.step()
         self._acks.say(self._publish)
         if not self._connected:
             self._acks.clear()
@@ -166,6 +173,7 @@ class Controller:
 
     def _take_in(self, arrivals: list[Arrival]) -> None:
         heard: list[Heard] = []
+        pulls: list[PullHeard] = []
         for arrival in arrivals:
             match arrival:
                 case LinkUp():
@@ -175,20 +183,37 @@ class Controller:
                         logger.warning("lost the broker: %s", reason)
                     self._connected = False
                     self._due.pop("heartbeat", None)
+                    self._pulling.clear()
+                    pulls.clear()
                 case Message():
-                    self._read(arrival, heard)
+                    self._read(arrival, heard, pulls)
+        if pulls:
+            self._take_in_pulls(pulls)
         if heard:
             with self._store.write() as connection:
                 stored = self._hearing.store(connection, heard, self._link_since_ms)
             self.rows_stored += stored.added
             self._acks.stored(stored.highest)
 
-    def _read(self, message: Message, heard: list[Heard]) -> None:
+    def _take_in_pulls(self, pulls: list[PullHeard]) -> None:
+        with self._store.read() as connection:
+            known = device_store.load_many(connection, {one.device for one in pulls})
+        for one in pulls:
+            if one.device in known:
+                self._pulling.hear(one)
+            else:
+                self._refuse("unknown device", one.device, "it is not enrolled (any more)")
+
+    def _read(self, message: Message, heard: list[Heard], pulls: list[PullHeard]) -> None:
         if not message.payload:
             # An empty retained message clears the topic; it says nothing.
             return
         try:
-            heard.append(ingest.read(message, self._tenant))
+            match ingest.read(message, self._tenant):
+                case PullHeard() as pull:
+                    pulls.append(pull)
+                case said:
+                    heard.append(said)
         except ManifestError as error:
             self._refuse("malformed", ingest.sender(message.topic) or message.topic[:200], error.message)
             # Sending the same again cannot help: the device is told, so that good rows need not wait behind it for ever.
@@ -312,6 +337,11 @@ class Controller:
     def _publish(self, leaf: Leaf, device: DeviceId, payload: bytes, model: ModelName | None = None) -> bool:
         rule = RULES[leaf]
         topic = topics.device_topic(self._tenant, device, leaf, model)
+        return self._transport.publish(Message(topic, payload, rule.qos, rule.retain))
+
+    def _send_piece(self, device: DeviceId, channel: ChannelId, payload: bytes) -> bool:
+        rule = RULES[Leaf.DATA]
+        topic = topics.device_topic(self._tenant, device, Leaf.DATA, channel)
         return self._transport.publish(Message(topic, payload, rule.qos, rule.retain))
 
     def _is_due(self, what: str, every_s: float) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
 
 from edgeml import bundle
 from edgeml.errors import EdgemlError, StateError
@@ -15,9 +14,10 @@ from edgeml.ids import Digest, ModelName, model_of
 from edgeml.trustfacts import SignedTarget
 from edgeml.twin import Desired, Slot, Slots
 
-from ..config import AgentConfig, read_secret
+from ..config import AgentConfig
 from ..executor import Delivery
 from ..fetch import Job, deliver
+from ..route import way_to_fleet
 from ..slots import SlotTable, demote, promote
 from .world import Shared
 
@@ -40,14 +40,11 @@ class SharedInstaller:
 
     def fetch(self, desired: Desired, source: str) -> Delivery:
         """Fetch through the shared store; the first device really fetches, the others find it there."""
-        assert self._config.blobs is not None
-        assert self._config.broker is not None
         job = Job(
             target=desired.target, trust_directory=str(self._shared.directory / "trust"),
-            store_directory=str(self._shared.directory / "store"), repository=source or self._config.blobs.url,
+            store_directory=str(self._shared.directory / "store"), repository=source or way_to_fleet(self._config),
             now_ms=time.time_ns() // 1_000_000, storage_bytes=self._config.budget.storage_bytes,
             full_download=desired.policy.full_download,
-            username=self._config.device, password=read_secret(Path(self._config.broker.password_file)),
         )  # fmt: skip
         answer = deliver(job)
         assert answer.digest is not None

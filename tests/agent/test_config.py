@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.config import load
+from agent.config import BlobsConfig, Over, load
 from agent.schedule import DayWindow, Metered
 from edgeml.errors import ConfigError
 
@@ -32,6 +32,11 @@ def test_budgets_and_hours_are_read(tmp_path):
     assert config.update.metered_file == str(tmp_path / "run/metered")
 
 
+def test_a_fleet_is_reached_over_http_unless_the_settings_say_otherwise(tmp_path):
+    assert read(tmp_path, '[blobs]\nurl = "http://x"\n').blobs.over is Over.HTTP
+    assert read(tmp_path, '[blobs]\nover = "mqtt"\n').blobs == BlobsConfig("", Over.MQTT)
+
+
 def test_without_settings_nothing_is_limited_but_the_store(tmp_path):
     budget = read(tmp_path, "").budget
     assert (budget.memory_bytes, budget.cpu_cores, budget.network_bytes_per_day, budget.temperature_c) == (
@@ -50,6 +55,10 @@ def test_without_settings_nothing_is_limited_but_the_store(tmp_path):
         ('[update]\napply_window = "night"\n', "is no part of a day"),
         ('[update]\nmetered = "sometimes"\n', "Invalid enum value"),
         ("[budget]\nmemory = 5\n", "unknown field"),
+        ('[blobs]\nurl = "http://x"\nover = "pigeon"\n', "Invalid enum value"),
+        ('[blobs]\nover = "http-then-mqtt"\n', "has no url"),
+        ('[blobs]\nurl = "/srv/fleet"\nover = "http-then-mqtt"\n', "blobs.url is '/srv/fleet'"),
+        ("[blobs]\n", "has no url"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_the_files_name(tmp_path, text, words):

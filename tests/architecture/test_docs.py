@@ -67,7 +67,12 @@ def test_every_error_is_documented_with_its_exit_code(error):
 @pytest.mark.parametrize("leaf", topics.RULES)
 def test_every_topic_is_documented_with_its_rule(leaf):
     rule = topics.RULES[leaf]
-    tails = {topics.Tail.NOTHING: "", topics.Tail.STREAM: "/{stream}", topics.Tail.MODEL: "/{model}"}
+    tails = {
+        topics.Tail.NOTHING: "",
+        topics.Tail.STREAM: "/{stream}",
+        topics.Tail.MODEL: "/{model}",
+        topics.Tail.CHANNEL: "/{channel}",
+    }
     tail = leaf.value + tails[rule.tail]
     row = next(
         line

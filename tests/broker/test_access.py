@@ -7,17 +7,23 @@ import time
 import pytest
 
 from edgeml import topics
-from edgeml.ids import DeviceId, ModelName, TenantId
+from edgeml.ids import ChannelId, DeviceId, ModelName, TenantId
 from edgeml.telemetry import Stream
 from edgeml.topics import RULES, Direction, Leaf, Tail
 
 pytestmark = pytest.mark.broker
 TENANT = TenantId("acme")
+CHANNEL = ChannelId("a1b2")
 OWNER, OTHER, CONTROLLER = "cam-a", "cam-b", "controller"
 
 
 def topic_of(leaf: Leaf, device: str = OWNER) -> str:
-    tails = {Tail.NOTHING: None, Tail.STREAM: Stream.WINDOWS, Tail.MODEL: ModelName("digits")}
+    tails = {
+        Tail.NOTHING: None,
+        Tail.STREAM: Stream.WINDOWS,
+        Tail.MODEL: ModelName("digits"),
+        Tail.CHANNEL: CHANNEL,
+    }
     return topics.device_topic(TENANT, DeviceId(device), leaf, tails[RULES[leaf].tail])
 
 
@@ -31,6 +37,8 @@ def right_reader(leaf: Leaf) -> str:
 
 def filter_of(leaf: Leaf) -> str:
     """What the right reader subscribes to."""
+    if RULES[leaf].tail is Tail.CHANNEL:
+        return topic_of(leaf)
     down = RULES[leaf].direction is Direction.DOWN
     filters = topics.down_filters(TENANT, DeviceId(OWNER)) if down else topics.up_filters(TENANT)
     return next(one for one in filters if f"/{leaf.value}" in one)

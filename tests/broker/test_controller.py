@@ -1,6 +1,7 @@
 """The real controller on the real brokers: an empty broker is told again, a taken-away login ends."""
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,8 @@ CAM = DeviceId("cam-a")
 
 
 class NothingPublished:
+    directory = Path("no repository here")
+
     def variant_for(self, release, profile):
         return None
 

@@ -164,9 +164,8 @@ def test_message_comes_out_of_the_inbox(broker, make):
     assert transport.receive(0.0) is None
 
 
-def test_arrivals_that_found_no_room_are_asked_for_again(broker, make, monkeypatch, caplog):
-    monkeypatch.setattr(mqtt, "INBOX_MAX", 3)
-    transport = up(make())
+def test_arrivals_that_found_no_room_are_asked_for_again(broker, make, caplog):
+    transport = up(make(inbox_max=3))
     broker.next(SUBSCRIBE)
     with caplog.at_level(logging.WARNING):
         for _ in range(20):

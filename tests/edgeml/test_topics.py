@@ -5,13 +5,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeml import topics
-from edgeml.ids import DeviceId, ModelName, TenantId
+from edgeml.ids import ChannelId, DeviceId, ModelName, TenantId
 from edgeml.telemetry import Stream
 from edgeml.topics import CONTROLLER_USER, RULES, Address, Direction, Leaf, Tail
 
 TENANT = TenantId("acme")
+CHANNEL = ChannelId("a1b2")
 CAM, OTHER = DeviceId("cam-1"), DeviceId("cam-2")
-TAILS = {Tail.NOTHING: None, Tail.STREAM: Stream.WINDOWS, Tail.MODEL: ModelName("digits")}
+TAILS = {
+    Tail.NOTHING: None,
+    Tail.STREAM: Stream.WINDOWS,
+    Tail.MODEL: ModelName("digits"),
+    Tail.CHANNEL: CHANNEL,
+}
 
 
 def topic_of(leaf, device=CAM, tenant=TENANT):
@@ -26,14 +32,15 @@ def test_topic_that_is_written_is_read_back(leaf):
     tail = RULES[leaf].tail
     stream = TAILS[tail] if tail is Tail.STREAM else None
     model = TAILS[tail] if tail is Tail.MODEL else None
-    assert topics.parse(topic_of(leaf)) == Address(TENANT, CAM, leaf, stream, model)
+    channel = CHANNEL if tail is Tail.CHANNEL else None
+    assert topics.parse(topic_of(leaf)) == Address(TENANT, CAM, leaf, stream, model, channel)
 
 
 @pytest.mark.parametrize("leaf", ALL)
 def test_rule_exists_for_every_leaf_and_retained_ones_are_small(leaf):
     rule = RULES[leaf]
-    assert rule.qos == 1
-    assert rule.bytes_max <= 64 << 10
+    assert rule.qos == (0 if leaf in {Leaf.PULL, Leaf.DATA} else 1)
+    assert rule.bytes_max <= 72 << 10
     assert not rule.retain or rule.bytes_max <= 8 << 10
 
 
@@ -79,6 +86,15 @@ def test_each_side_may_subscribe_to_its_own_filters_only():
     for one in topics.up_filters(TENANT):
         assert topics.may_subscribe(TENANT, CONTROLLER_USER, one)
         assert not topics.may_subscribe(TENANT, CAM, one)
+
+
+def test_answers_to_pulls_go_to_whoever_pulls_and_not_to_the_agent_too():
+    own = topic_of(Leaf.DATA)
+    assert topics.may_subscribe(TENANT, CAM, own)
+    assert not any("/data" in one for one in topics.down_filters(TENANT, CAM))
+    for user, one in ((OTHER, own), (CONTROLLER_USER, own), (CAM, topic_of(Leaf.DATA, tenant="other")),
+                      (CAM, f"em/v1/{TENANT}/d/{CAM}/data/+"), (CAM, f"em/v1/{TENANT}/d/{CAM}/data")):  # fmt: skip
+        assert not topics.may_subscribe(TENANT, user, one)
 
 
 def test_controller_may_say_that_it_is_there():

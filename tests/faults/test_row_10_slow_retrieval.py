@@ -8,6 +8,7 @@ import time
 import pytest
 
 from agent.fetch import Job, deliver
+from agent.route import Route
 from edgeml import source
 from edgeml.errors import StalledError, TransferError
 
@@ -24,7 +25,7 @@ def fetch(unit, mirror, monkeypatch):
     def run(wanted):
         job = Job(
             target=wanted.target, trust_directory=str(unit.storage / "trust"), store_directory=str(unit.table.store),
-            repository=mirror.url, now_ms=unit.clock.now_ms(), storage_bytes=1 << 30,
+            repository=Route(url=mirror.url), now_ms=unit.clock.now_ms(), storage_bytes=1 << 30,
         )  # fmt: skip
         return deliver(job)
 

@@ -30,6 +30,9 @@ PROFILE = "generic-x86-64"
 class Published:
     """What is signed: two releases of two models, for one profile."""
 
+    def __init__(self, directory):
+        self.directory = directory
+
     def releases(self):
         return [self.variant_for(release, PROFILE) for release in DIGESTS]
 
@@ -127,6 +130,7 @@ class Cam:
 
 class World:
     def __init__(self, directory, weather=None):
+        self.published = Published(directory / "repository")
         self.url = f"sqlite:///{directory / 'fleet.db'}"
         self.store = Store(self.url)
         self.clock = FakeClock()
@@ -138,7 +142,7 @@ class World:
 
     def start(self):
         self.link = self.broker.connect(CONTROLLER_USER, topics.up_filters(TENANT))
-        self.controller = Controller(self.store, Published(), self.link, self.clock, self.config)
+        self.controller = Controller(self.store, self.published, self.link, self.clock, self.config)
         self.link.start()
 
     def kill_controller(self):
@@ -173,7 +177,7 @@ class World:
 
     def start_rollout(self, waves=(1.0,), release=NEW, **more):
         plan = Plan(release, waves=waves, soak_s=5.0, trials_min=1, **more)
-        return campaigns.start(self.store, Published(), plan, self.clock.now_ms()).id
+        return campaigns.start(self.store, self.published, plan, self.clock.now_ms()).id
 
     def device(self, name):
         with self.store.read() as connection:

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -14,10 +15,11 @@ from fleet.quota import Kind, run_off, weigh
 
 QUOTA = QuotaSettings(
     batches_per_s=2.0, batches_burst=6, batch_bytes_per_s=100.0, batch_bytes_burst=1000,
-    messages_per_s=1.0, messages_burst=4,
+    messages_per_s=1.0, messages_burst=4, pulls_per_s=3.0, pulls_burst=7,
 )  # fmt: skip
 STATE, REPORTED = "em/v1/main/d/{}/state", "em/v1/main/d/{}/reported/m"
 WINDOWS = "em/v1/main/d/{}/tele/windows"
+PULL = "em/v1/main/d/{}/pull"
 
 sendings = st.lists(
     st.tuples(st.sampled_from(list(Kind)), st.integers(0, 400), st.floats(-0.5, 3.0)), max_size=60
@@ -41,7 +43,9 @@ def test_no_span_of_time_lets_in_more_than_the_quota(sent):
             batches = [length for _, kind, length in within if kind is Kind.TELEMETRY]
             assert len(batches) <= QUOTA.batches_burst + QUOTA.batches_per_s * span_s + 1e-3
             assert sum(batches) <= QUOTA.batch_bytes_burst + QUOTA.batch_bytes_per_s * span_s + 1e-3
-            assert len(within) - len(batches) <= QUOTA.messages_burst + QUOTA.messages_per_s * span_s + 1e-3
+            kinds = Counter(kind for _, kind, _ in within)
+            assert kinds[Kind.TALK] <= QUOTA.messages_burst + QUOTA.messages_per_s * span_s + 1e-3
+            assert kinds[Kind.PULL] <= QUOTA.pulls_burst + QUOTA.pulls_per_s * span_s + 1e-3
 
 
 @given(st.lists(st.floats(0.5, 10.0), max_size=50))
@@ -51,6 +55,7 @@ def test_who_keeps_to_the_rates_is_never_turned_away_and_no_flood_of_the_other_k
         now_s += pause_s
         for _ in range(20):
             meter, _taken = weigh(meter, Kind.TALK, 10, QUOTA, now_s)
+            meter, _taken = weigh(meter, Kind.PULL, 10, QUOTA, now_s)
         meter, taken = weigh(meter, Kind.TELEMETRY, 50, QUOTA, now_s)
         assert taken
 
@@ -69,7 +74,7 @@ def test_who_was_turned_away_is_let_in_after_the_time_that_the_quota_says(sent):
     assert taken
     _, taken = weigh(meter, Kind.TELEMETRY, 100, QUOTA, now_s + 1.0)
     assert taken
-    rest_s = max(4 / 1.0, 6 / 2.0, 1000 / 100.0)
+    rest_s = max(4 / 1.0, 6 / 2.0, 1000 / 100.0, 7 / 3.0)
     assert run_off(meter, QUOTA, now_s + rest_s).at_rest
 
 
@@ -97,6 +102,13 @@ def test_a_backlog_of_rows_does_not_keep_a_device_from_saying_how_a_deployment_e
     while doorkeeper.admits(WINDOWS.format("cam-1"), 10):
         pass
     assert doorkeeper.admits(topic.format("cam-1"), 10)
+
+
+def test_questions_for_pieces_have_a_quota_of_their_own():
+    doorkeeper = Doorkeeper(QUOTA, FakeClock())
+    assert [doorkeeper.admits(PULL.format("cam-1"), 10) for _ in range(20)].count(True) == QUOTA.pulls_burst
+    assert doorkeeper.admits(WINDOWS.format("cam-1"), 10)
+    assert doorkeeper.admits(STATE.format("cam-1"), 10)
 
 
 @pytest.mark.parametrize(

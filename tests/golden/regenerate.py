@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edgeml import delta, golden, manifest, monitor, telemetry, topics, twin
+from edgeml import delta, golden, manifest, monitor, pull, telemetry, topics, twin
 from edgeml.bundle import Bundle, write_bundle
 from edgeml.expectation import Expected, InputExpectation, Policy, Volume
-from edgeml.ids import DeploymentId, DeviceId, Digest, ReleaseId, TenantId, digest_of_file
+from edgeml.ids import ChannelId, DeploymentId, DeviceId, Digest, ReleaseId, TenantId, digest_of_file
 from edgeml.manifest import (
     FileEntry,
     Manifest,
@@ -238,6 +238,10 @@ def decode_delta(data: bytes) -> str:
             return opened.manifest.version
 
 
+PULL = pull.Request(
+    channel=ChannelId("a1b2"), id=7, kind=pull.Kind.BLOB, length=32768, name="0" * 64, offset=65536
+)
+PIECE = pull.Answer(7, pull.Status.PIECE, 65536, 65541, b"piece")
 FORMATS = {
     "manifest.json": Format(MANIFEST, manifest.encode, manifest.decode),
     "manifest-with-more.json": Format(MORE, manifest.encode, manifest.decode),
@@ -252,6 +256,8 @@ FORMATS = {
     "windows-with-quality.batch": Format(QUALITY, telemetry.encode_batch, telemetry.decode_batch, is_canonical=False),
     "events.batch": Format(EVENTS, telemetry.encode_batch, telemetry.decode_batch, is_canonical=False),
     "moved.delta": Format("1.1.0", encode_delta, decode_delta, is_canonical=False),
+    "pull.json": Format(PULL, pull.encode_request, pull.decode_request),
+    "pull.piece": Format(PIECE, pull.encode_answer, pull.decode_answer),
     "mosquitto.acl": Format(
         topics.mosquitto_acl(TenantId("acme")), lambda text: text.encode(), lambda data: data.decode()
     ),

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from agent.config import load
 from agent.enrolment import enrol
 from agent.fetch import Answer, Job
+from agent.route import way_to_fleet
 from edgeml import atomic
 from edgeml.testing import sample_bundle
 from fleet import founding, identities, identity_schema
@@ -27,11 +28,9 @@ def test_enrolled_device_fetches_a_signed_release_by_its_certificate_alone(fleet
         target=published.target.path,
         trust_directory=str(trust),
         store_directory=str(tmp_path / "store"),
-        repository=config.blobs.url,
+        repository=way_to_fleet(config),
         now_ms=fleet.clock.now_ms(),
         storage_bytes=1 << 30,
-        username=config.device,
-        tls=config.tls,
     )
     done = subprocess.run(
         [sys.executable, "-m", "agent.fetch"], input=msgspec.json.encode(job), capture_output=True, check=True

@@ -1,6 +1,10 @@
-"""The budget of the network and of the store, with the real fetching child and a real server of signed releases."""
+"""The budget of the network and of the store, with the real fetching child and a real server of signed releases, by HTTP and by MQTT."""
 
+import contextlib
+import functools
+import http.server
 import random
+import threading
 import time
 from pathlib import Path
 
@@ -64,17 +68,22 @@ class Scene:
         return delivery
 
 
-@pytest.fixture
-def served(house):
-    """A fleet that serves a bundle of 600 kB: the sample with a report of noise."""
+@pytest.fixture(params=["http", "mqtt"])
+def served(house, request):
+    """A fleet that serves a bundle of 600 kB: the sample with a report of noise; and which way a device takes."""
     small, large = house.directory / "small.edgeml", house.directory / "large.edgeml"
     sample_bundle(small, "1.0.0")
     with Bundle(small) as bundle:
         members = {entry.name: bundle.read(entry.name) for entry in bundle.manifest.files}
         write_bundle(large, bundle.manifest, members | {REPORT: random.Random(1).randbytes(600_000)})
     founding.publish(house.home, house.store, [large], house.home.keys)
+    if request.param == "mqtt":
+        text = house.settings.read_text()
+        url = f'url = "http://127.0.0.1:{house.config.http.port}"'
+        assert url in text
+        house.settings.write_text(text.replace(url, 'over = "mqtt"'))
     house.serve()
-    wait_for(lambda: "ready" in house.words(), "the fleet to serve")
+    wait_for(lambda: "ready; stop" in house.words(), "the fleet to serve")
     return house
 
 
@@ -147,3 +156,55 @@ def test_outside_its_hours_and_over_a_metered_link_nothing_is_asked_for(served, 
     assert scene.traffic.spent_bytes == 0
     metered.unlink()
     assert scene.fetch().target == scene.target
+
+
+class Cache(http.server.SimpleHTTPRequestHandler):
+    """A cache nearby, as anybody would make one; `asked` are the paths, `lies` what it does to bodies."""
+
+    asked: list
+    lies = False
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        if not self.lies:
+            super().do_GET()
+            return
+        data = bytearray(Path(self.translate_path(self.path)).read_bytes())
+        data[-1] ^= 1
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def cache_of(repository, *, lies):
+    kind = type("Habit", (Cache,), {"asked": [], "lies": lies})
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(kind, directory=str(repository))
+    )
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", kind.asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("lies", [False, True])
+def test_a_cache_nearby_is_asked_first_and_only_what_the_fleet_sends_is_counted(served, lies):
+    with cache_of(served.home.repository, lies=lies) as (url, asked):
+        scene = Scene(served)
+        blobs = msgspec.structs.replace(scene.config.blobs, cache_url=url)
+        scene.config = msgspec.structs.replace(scene.config, blobs=blobs)
+        scene.restart()
+        scene.fetch()
+    assert asked
+    assert all(path.startswith("/blobs/sha256/") for path in asked)
+    if lies:
+        assert scene.traffic.spent_bytes > scene.target.length_bytes
+    else:
+        assert 0 < scene.traffic.spent_bytes < 60_000, "metadata"
