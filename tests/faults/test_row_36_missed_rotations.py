@@ -2,6 +2,8 @@
 
 import pytest
 
+from agent import flash
+from edgeml.errors import IncompatibleError
 from edgeml.twin import Outcome
 
 from .invariants import check
@@ -49,3 +51,56 @@ def test_a_link_that_is_another_ones_is_refused(unit, mirror, signer, versions):
     unit.suffer(mirror, wanted, [swap])
     assert unit.settle().outcome is Outcome.COMMITTED
     check(unit.storage)
+
+
+def flashed(unit, signer, versions, directory):
+    """Flash version 2 from a directory, as a person with a card reader does; return how that ended on the device."""
+    bundle = directory / "2.edgeml"
+    bundle.write_bytes(versions[2])
+    flash.flash(bundle, unit.storage, signer.write(directory / "repository"), unit.clock.now_ms())
+    (waiting,) = flash.waiting(unit.storage)
+    unit.device.on_offline(waiting.desired, waiting.repository, unit.now())
+    return unit.settle()
+
+
+@pytest.mark.parametrize("given", [1, 2, 4])
+def test_any_root_of_the_fleet_is_an_anchor_to_flash_to(unit, mirror, signer, versions, tmp_path, given):
+    """A device that joined after a rotation was given a newer root than the first."""
+    for role in ("root", "timestamp", "root"):
+        signer.rotate(role)
+    signer.release(versions[2], 2)
+    (unit.storage / "trust/root.json").write_bytes(signer.files[f"{given}.root.json"])
+    entry = flashed(unit, signer, versions, tmp_path)
+    assert (entry.outcome, unit.serves()) == (Outcome.COMMITTED, "sample@2.0.0")
+    assert mirror.asked == []
+    check(unit.storage)
+
+
+def test_an_anchor_that_leads_nowhere_is_another_fleets(unit, signer, versions, tmp_path):
+    stranger = signer.copy()
+    stranger.rotate("root")
+    signer.rotate("root")
+    signer.rotate("timestamp")
+    signer.release(versions[2], 2)
+    (unit.storage / "trust/root.json").write_bytes(stranger.files["2.root.json"])
+    with pytest.raises(IncompatibleError, match="trusts another fleet"):
+        flashed(unit, signer, versions, tmp_path)
+    assert not (unit.storage / "inbox").exists()
+    check(unit.storage)
+
+
+def test_a_fresh_device_is_given_the_newest_root_or_the_one_named(make_unit, signer, versions, tmp_path):
+    signer.rotate("root")
+    signer.rotate("timestamp")
+    signer.release(versions[2], 2)
+    bundle, repository = tmp_path / "2.edgeml", signer.write(tmp_path / "repository")
+    bundle.write_bytes(versions[2])
+    for number, named in enumerate((None, signer.files["2.root.json"])):
+        fresh = make_unit(f"fresh-{number}")
+        anchor = fresh.storage / "trust/root.json"
+        anchor.unlink()
+        flash.flash(bundle, fresh.storage, repository, fresh.clock.now_ms(), named)
+        assert anchor.read_bytes() == (named or signer.files["3.root.json"])
+        (waiting,) = flash.waiting(fresh.storage)
+        fresh.device.on_offline(waiting.desired, waiting.repository, fresh.now())
+        assert (fresh.settle().outcome, fresh.serves()) == (Outcome.COMMITTED, "sample@2.0.0")
