@@ -42,6 +42,7 @@ from .journal import Entry, Journal
 from .link import Identity, Link
 from .metrics import Facts, StreamFacts, UpdateFacts, WorkerFacts, render
 from .notify import Notifier
+from .pace import Pace
 from .renewal import RENEWED, Renewal
 from .roster import Roster
 from .sampler import Sampler
@@ -119,9 +120,9 @@ class Service:
         self._budget.govern(self._roster, self._table, self._priority, self._buffer.append)
         self._inbox = Inbox(self._storage, self._device)
         identity = Identity(TenantId(config.tenant), DeviceId(config.device), self._journal.boot)
-        self._link = Link(
-            identity, self._device, Uplink(self._buffer, identity.tenant, identity.device), self._birth
-        )
+        pace = Pace(config.telemetry.backlog_rows_per_s)
+        uplink = Uplink(self._buffer, identity.tenant, identity.device, pace)
+        self._link = Link(identity, self._device, uplink, self._birth)
         # Before the transport reads it, so that no replacement is missed.
         self._identity = WatchedFile(Path(config.tls.identity)) if config.tls else None
         self._transport = self._connect()
