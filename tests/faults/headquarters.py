@@ -1,0 +1,49 @@
+"""The fleet's side of a broker: a real controller with its database and its link. Its loop is the test's."""
+
+import msgspec
+
+from edgeml import topics
+from edgeml.ids import DeviceId, TenantId
+from edgeml.mqtt import Login, PahoTransport
+from edgeml.topics import CONTROLLER_USER
+from fleet import devices, founding
+from fleet.config import FleetHome, database_url
+from fleet.config import load as load_config
+from fleet.devices import Enrolment
+from fleet.repository import Repository
+from fleet.service import Controller
+from fleet.store import Store
+
+TENANT = TenantId("default")
+PROFILE = "generic-x86-64"
+
+
+class Headquarters:
+    """A fleet with one device, `cam-1`, on a broker of this machine."""
+
+    def __init__(self, directory, port, clock):
+        self.home = FleetHome(directory / "fleet")
+        founding.found(self.home)
+        config = msgspec.structs.replace(load_config(self.home), tenant=TENANT)
+        self.store = Store(database_url(self.home, config))
+        with self.store.write() as connection:
+            devices.enrol(
+                connection,
+                Enrolment(
+                    device=DeviceId("cam-1"), tenant=TENANT, profile=PROFILE, token_sha256="0" * 64, broker_hash="",
+                    enrolled_at_ms=clock.now_ms(),
+                ),
+            )  # fmt: skip
+        login = Login(
+            host="127.0.0.1", port=port, username=CONTROLLER_USER, password="secret", client_id="controller"
+        )
+        self.link = PahoTransport(login, subscriptions=topics.up_filters(TENANT))
+        self.controller = Controller(self.store, Repository(self.home.repository), self.link, clock, config)
+        self.link.start()
+
+    def step(self):
+        self.controller.step(0.0)
+
+    def close(self):
+        self.link.close()
+        self.store.close()
