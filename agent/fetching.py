@@ -28,7 +28,7 @@ from edgeml.errors import (
 )
 from edgeml.ids import ModelName, model_of
 from edgeml.trustfacts import SignedTarget
-from edgeml.twin import Desired
+from edgeml.twin import Desired, FullDownload
 
 from .config import AgentConfig, read_token
 from .executor import Delivery, Setback
@@ -36,6 +36,8 @@ from .fetch import Answer, Job
 from .timetable import Timetable
 from .traffic import Traffic
 
+LOOKING: Final = ModelName("")
+"""Stands for no model: the child that only looks at signed metadata."""
 FETCH_TIMEOUT_S: Final = 3600.0
 LINE_BYTES_MAX: Final = 1 << 20
 
@@ -65,6 +67,30 @@ class Fetching:
             BackendError: The child says nothing sensible.
             ConfigError: There is no server, or no login.
         """
+        job = self._job(desired.target, source, desired.policy.full_download)
+        answer = self._run_child(model_of(desired.release), job)
+        if answer.error:
+            return Setback(_error(answer), answer.received_bytes, answer.length_bytes, answer.retry_after_s)
+        self._timetable.clock_trusted = answer.clock_trusted
+        if answer.digest is None or answer.facts is None:
+            raise BackendError("the fetching child gave no answer")
+        target = SignedTarget(answer.path, answer.digest, answer.length_bytes, answer.facts)
+        return Delivery(target, answer.received_bytes)
+
+    def look(self) -> None:
+        """Let a child check the newest signed metadata, and fetch nothing else.
+
+        Raises:
+            PostponedError: It is not the time for it, or today's budget of the network is used up.
+            ExpiredError: They have expired.
+            EdgemlError: They cannot be fetched, or are not trusted.
+        """
+        answer = self._run_child(LOOKING, self._job("", "", FullDownload.NEVER))
+        if answer.error:
+            raise _error(answer)
+        self._timetable.clock_trusted = answer.clock_trusted
+
+    def _job(self, target: str, source: str, full_download: FullDownload) -> Job:
         blobs, broker = self._config.blobs, self._config.broker
         if not source and (blobs is None or broker is None):
             raise ConfigError(
@@ -74,14 +100,14 @@ class Fetching:
         if not source:
             self._timetable.check_download()
             self._check_allowance()
-        job = Job(
-            target=desired.target,
+        return Job(
+            target=target,
             trust_directory=str(Path(self._config.storage) / "trust"),
             store_directory=str(self._store),
             repository=source or (blobs.url if blobs else ""),
             now_ms=self._clock.now_ms(),
             storage_bytes=self._config.budget.storage_bytes,
-            full_download=desired.policy.full_download,
+            full_download=full_download,
             username="" if source else self._config.device,
             password="" if source else read_token(self._config),
             tls=None if source else self._config.tls,
@@ -91,14 +117,6 @@ class Fetching:
             cache=blobs.cache_url if blobs and not source else "",
             parent_id=os.getpid(),
         )
-        answer = self._run_child(model_of(desired.release), job)
-        if answer.error:
-            return Setback(_error(answer), answer.received_bytes, answer.length_bytes, answer.retry_after_s)
-        self._timetable.clock_trusted = answer.clock_trusted
-        if answer.digest is None or answer.facts is None:
-            raise BackendError("the fetching child gave no answer")
-        target = SignedTarget(answer.path, answer.digest, answer.length_bytes, answer.facts)
-        return Delivery(target, answer.received_bytes)
 
     def cancel(self, model: ModelName) -> None:
         """End a fetch of this model that is under way; it can be resumed."""
