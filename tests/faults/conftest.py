@@ -109,17 +109,17 @@ class Agent:
         self.log = directory / "agent.log"
         self.process = None
 
-    def join(self, broker, mirror):
-        """Belong to a fleet: hear its broker, trust its root, fetch from its server."""
+    def join(self, broker, server):
+        """Belong to a fleet: hear its broker, trust its root (`server.anchor`), fetch from its server (`server.url`)."""
         trust, token = self.storage / "trust", self.settings.parent / "token"
         trust.mkdir(parents=True)
-        (trust / "root.json").write_bytes(mirror.repository.anchor)
+        (trust / "root.json").write_bytes(server.anchor)
         token.write_text("secret")
         token.chmod(0o600)
         self.settings.write_text(
             self.settings.read_text()
             + f'[broker]\nhost = "127.0.0.1"\nport = {broker.port}\npassword_file = "{token}"\n'
-            + f'[blobs]\nurl = "{mirror.url}"\n'
+            + f'[blobs]\nurl = "{server.url}"\n'
         )
 
     def start(self):

@@ -6,7 +6,7 @@ from edgeml import topics
 from edgeml.ids import DeviceId, TenantId
 from edgeml.mqtt import Login, PahoTransport
 from edgeml.topics import CONTROLLER_USER
-from fleet import devices, founding
+from fleet import campaigns, devices, founding
 from fleet.config import FleetHome, database_url
 from fleet.config import load as load_config
 from fleet.devices import Enrolment
@@ -22,6 +22,7 @@ class Headquarters:
     """A fleet with one device, `cam-1`, on a broker of this machine."""
 
     def __init__(self, directory, port, clock):
+        self.clock = clock
         self.home = FleetHome(directory / "fleet")
         founding.found(self.home)
         config = msgspec.structs.replace(load_config(self.home), tenant=TENANT)
@@ -38,8 +39,30 @@ class Headquarters:
             host="127.0.0.1", port=port, username=CONTROLLER_USER, password="secret", client_id="controller"
         )
         self.link = PahoTransport(login, subscriptions=topics.up_filters(TENANT))
-        self.controller = Controller(self.store, Repository(self.home.repository), self.link, clock, config)
+        self.repository = Repository(self.home.repository)
+        self.controller = Controller(self.store, self.repository, self.link, clock, config)
         self.link.start()
+
+    @property
+    def anchor(self):
+        return (self.home.repository / "metadata/1.root.json").read_bytes()
+
+    @property
+    def url(self):
+        """Where devices fetch: its repository, as a directory."""
+        return self.home.repository
+
+    @property
+    def connected(self):
+        return self.controller._connected
+
+    def publish(self, *bundles):
+        """Sign bundles and add them to the repository."""
+        founding.publish(self.home, self.store, bundles, self.home.keys)
+
+    def start(self, plan):
+        """Start a rollout; return its name."""
+        return campaigns.start(self.store, self.repository, plan, self.clock.now_ms()).id
 
     def step(self):
         self.controller.step(0.0)

@@ -14,8 +14,6 @@ from edgeml import topics
 from edgeml.clock import SystemClock
 from edgeml.tensors import DType
 
-from .headquarters import Headquarters
-
 TURN_S = 0.2
 DEADLINE_S = 180
 
@@ -36,9 +34,9 @@ class SetClock(SystemClock):
 class Life:
     """The agent, its fleet, and what the broker was told, in order and with the time."""
 
-    def __init__(self, agent, broker, directory, clock=None):
-        self.agent, self.broker, self.clock = agent, broker, clock or SetClock()
-        self.headquarters = Headquarters(directory, broker.port, self.clock)
+    def __init__(self, agent, broker, headquarters):
+        self.agent, self.broker, self.headquarters = agent, broker, headquarters
+        self.clock = headquarters.clock
         self.heard = []
         self.asked = 0
         self.closed = False

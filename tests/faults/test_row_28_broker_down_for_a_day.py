@@ -19,8 +19,9 @@ from edgeml.telemetry import Event, Stream, decode_batch
 from edgeml.topics import Leaf
 from fleet import schema
 
+from .headquarters import Headquarters
 from .invariants import check
-from .life import TURN_S, Life
+from .life import TURN_S, Life, SetClock
 
 MINUTE_S, MINUTES = 60.0, 24 * 60
 EVENTS = 300
@@ -51,7 +52,7 @@ def day(make_agent, mirror, broker, tmp_path, monkeypatch):
         + f"[telemetry]\nwindow_s = {MINUTE_S}\nbacklog_rows_per_s = {RATE}\n"
     )
     agent.join(broker, mirror)
-    made = Life(agent, broker, tmp_path)
+    made = Life(agent, broker, Headquarters(tmp_path, broker.port, SetClock()))
     yield made
     made.close()
 
@@ -60,7 +61,7 @@ def day(make_agent, mirror, broker, tmp_path, monkeypatch):
 def test_a_day_without_the_broker_is_a_day_of_inference_and_its_backlog_comes_slowly_and_last(day):
     buffer = day.buffer
     day.ask()
-    day.until(lambda: day.up and day.headquarters.controller._connected, "both links")
+    day.until(lambda: day.up and day.headquarters.connected, "both links")
     day.ask()
     day.until(
         lambda: buffer.loss(Stream.WINDOWS).acknowledged, "a window to be stored", seconds=MINUTE_S / 10

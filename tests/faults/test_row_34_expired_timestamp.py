@@ -19,6 +19,7 @@ from edgeml.twin import Outcome
 from fleet import overview, schema, tables
 
 from .conftest import ROOT
+from .headquarters import Headquarters
 from .invariants import check
 from .life import Life, SetClock
 
@@ -36,7 +37,7 @@ def life(make_agent, mirror, signer, broker, tmp_path, monkeypatch):
     signer.now_ms = clock.now_ms()
     agent = make_agent(tmp_path / "state")
     agent.join(broker, mirror)
-    made = Life(agent, broker, tmp_path, clock)
+    made = Life(agent, broker, Headquarters(tmp_path, broker.port, clock))
     yield made
     made.close()
 
@@ -85,7 +86,7 @@ def wait_until_signed(life):
 
 def test_what_serves_goes_on_nothing_new_comes_and_everybody_is_told(life, signer, mirror, versions):
     wanted = signer.release(versions[2], 2)
-    life.until(lambda: life.up and life.headquarters.controller._connected, "both links")
+    life.until(lambda: life.up and life.headquarters.connected, "both links")
     wait_until_signed(life)
     life.ask()
     assert status(life)["freshness"] == {"checked_at_ms": life.service._vigil.known.checked_at_ms}
