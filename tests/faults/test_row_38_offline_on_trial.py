@@ -1,4 +1,5 @@
-"""Row 38: a device loses its fleet while a release is on trial. A whole agent, a mosquitto that is killed, a controller.
+"""Row 38: a device loses its fleet while a release is on trial. A whole agent, a controller, a mosquitto that is
+killed; or only the device's own line is cut.
 
 The device decides alone, at the end of its trial, and says so later; the fleet's wave waits for it, but not for ever.
 Time passes on a clock that the test sets.
@@ -21,6 +22,7 @@ from fleet.rollout import Plan, RolloutState
 from .headquarters import Headquarters
 from .invariants import check
 from .life import Life, SetClock
+from .link import Line
 
 OLD, NEW = "sample@1.0.0", ReleaseId("sample@2.0.0")
 TRIAL_S, WAIT_MAX_S, SOAK_S = 120.0, 3600.0, 60.0
@@ -29,7 +31,15 @@ pytestmark = pytest.mark.processes
 
 
 @pytest.fixture
-def life(make_agent, broker, tmp_path, versions, monkeypatch):
+def line(broker):
+    """The device's own way to the broker."""
+    made = Line([broker.port], bytes_s=1e7, rtt_s=0.0, lost=0.0)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def life(make_agent, broker, line, tmp_path, versions, monkeypatch):
     monkeypatch.setattr(agent_service, "TICK_S", 0.01)
     for name in ("RECONNECT_FIRST_S", "RECONNECT_MAX_S"):
         monkeypatch.setattr(mqtt, name, mqtt.RECONNECT_MIN_S)
@@ -39,6 +49,9 @@ def life(make_agent, broker, tmp_path, versions, monkeypatch):
         headquarters.publish(tmp_path / f"{number}.edgeml")
     agent = make_agent(tmp_path / "state")
     agent.join(broker, headquarters)
+    agent.settings.write_text(
+        agent.settings.read_text().replace(f"port = {broker.port}\n", f"port = {line.ports[broker.port]}\n")
+    )
     made = Life(agent, broker, headquarters)
     yield made
     made.close()
@@ -52,8 +65,8 @@ def state(life, rollout):
     return seen(life, rollout).rollout.state
 
 
-def on_trial(life):
-    """Start a rollout, and kill the broker when its release is on trial; return the rollout."""
+def on_trial(life, line=None):
+    """Start a rollout, and kill the broker when its release is on trial, or only cut the device's line; return the rollout."""
     life.until(lambda: life.up and life.headquarters.connected, "both links")
     life.ask(OLD)
     # The fleet knows what it runs before it wants something else.
@@ -71,8 +84,14 @@ def on_trial(life):
     )
     rollout = life.headquarters.start(plan)
     life.until(lambda: life.entry().state is DeviceState.TRIAL, "the trial", seconds=0.5)
-    life.broker.kill()
-    life.until(lambda: not life.up and not life.headquarters.connected, "both links to be down", seconds=0.0)
+    if line is None:
+        life.broker.kill()
+        life.until(
+            lambda: not life.up and not life.headquarters.connected, "both links to be down", seconds=0.0
+        )
+    else:
+        line.cut()
+        life.until(lambda: not life.up and not seen(life, rollout).devices[0].online, "the will", seconds=0.0)
     assert life.entry().state is DeviceState.TRIAL, "the trial ended before the test could begin"
     return rollout
 
@@ -146,6 +165,31 @@ def test_the_wave_waits_no_longer_than_it_may_and_an_operator_goes_on_later(life
     come_back(life)
     life.until(lambda: seen(life, rollout).devices[0].part is Part.DONE, "the report")
     assert state(life, rollout) is RolloutState.PAUSED, "an operator looks first"
+    campaigns.request(life.headquarters.store, rollout, RolloutState.RUNNING)
+    life.until(
+        lambda: state(life, rollout) is RolloutState.COMPLETED, "the rollout to be completed", seconds=2.0
+    )
+    life.close()
+    check(life.agent.storage)
+
+
+def test_the_only_device_of_a_wave_goes_offline_and_the_fleet_neither_advances_nor_gives_up(life, line):
+    """The broker and the fleet go on: they know that it is offline."""
+    rollout = on_trial(life, line)
+    life.ask(NEW)
+    began_s = life.clock.monotonic_s()
+    assert decided_alone(life) is Outcome.COMMITTED
+    pass_time(life, WAIT_MAX_S / 2, NEW)
+    assert state(life, rollout) is RolloutState.RUNNING
+    assert "0 of 1 inferences" in seen(life, rollout).rollout.reason
+    life.until(
+        lambda: state(life, rollout) is not RolloutState.RUNNING, "the wave to have waited", seconds=60.0
+    )
+    assert life.clock.monotonic_s() - began_s <= WAIT_MAX_S + SOAK_S + 2 * 60.0
+    assert "evidence is missing" in seen(life, rollout).rollout.reason
+    line.mend()
+    life.until(lambda: life.up, "the device to be back", seconds=0.0)
+    life.until(lambda: seen(life, rollout).devices[0].part is Part.DONE, "the report")
     campaigns.request(life.headquarters.store, rollout, RolloutState.RUNNING)
     life.until(
         lambda: state(life, rollout) is RolloutState.COMPLETED, "the rollout to be completed", seconds=2.0
