@@ -10,8 +10,8 @@ help:  ## Say what can be made
 demo: $(VENV)/.installed  ## Train, shrink, sign, push, run, report and tell drift, all on this machine
 	$(BIN)/edgeml demo
 
-test: $(VENV)/.installed-dev  ## Lint, types and all tests; installs Debian's mosquitto if it is missing
-	scripts/install-mosquitto
+test: $(VENV)/.installed-dev  ## Lint, types and all tests; installs Debian's mosquitto and sshd if they are missing
+	scripts/install-servers
 	$(MAKE) --no-print-directory lint types check
 
 lint: $(VENV)/.installed-dev  ## Lint and format, without changing anything
@@ -24,7 +24,7 @@ types: $(VENV)/.installed-dev  ## Types
 check: $(VENV)/.installed-dev $(VENV)-tflite/.installed  ## The tests alone
 	$(BIN)/pytest
 
-soak: $(VENV)/.installed-dev  ## Every kill point and a million schedules: about half an hour on two cores
+soak: $(VENV)/.installed-dev  ## Every kill point and a million schedules: about 40 minutes on two cores
 	EDGEML_SOAK=1 EDGEML_SCHEDULES=1000000 $(BIN)/pytest tests/faults
 
 format: $(VENV)/.installed-dev  ## Format and fix what can be fixed

@@ -163,6 +163,8 @@ def _is_sound(connection: sqlite3.Connection) -> bool:
 
 def _create_tables(connection: sqlite3.Connection) -> None:
     with connection:
+        # Python begins a transaction by itself only for rows. A file with half of its tables would be set aside.
+        connection.execute("BEGIN IMMEDIATE")
         for stream in Stream:
             connection.execute(
                 sql(

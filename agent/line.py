@@ -55,22 +55,41 @@ class LateError(EdgemlError):
 
 
 class Ticket:
-    """A request in the line. `wake` is called once when it is answered or at the head, with the line's lock held."""
+    """A request on its way through the line. How whoever waits for it is woken is its own business."""
 
-    __slots__ = ("leads", "outcome", "tensors", "waiting", "wake")
+    __slots__ = ("deadline_s", "leads", "outcome", "tensors", "waiting")
 
-    def __init__(self, tensors: Sequence[TensorBytes], waiting: Waiting, wake: Callable[[], None]) -> None:
+    def __init__(self, tensors: Sequence[TensorBytes], deadline_s: float) -> None:
         self.tensors = tensors
-        self.waiting = waiting
-        self.wake = wake
+        self.deadline_s = deadline_s
+        self.waiting: Waiting
+        """What the decision needs of it, once it is in the line."""
         self.outcome: Answer | EdgemlError | None = None
         self.leads = False
+
+    def wake(self) -> None:
+        """Hear that it is answered, late, or at the head; called once, with the line's lock held."""
+        raise NotImplementedError
 
     def answer(self) -> Answer:
         """Return what came of it, or raise it."""
         if isinstance(self.outcome, Answer):
             return self.outcome
         raise self.outcome or BackendError("the request was lost: its batch ended without an answer")
+
+
+class _Visitor(Ticket):
+    """A thread's ticket."""
+
+    __slots__ = ("woken",)
+
+    def __init__(self, tensors: Sequence[TensorBytes], deadline_s: float) -> None:
+        super().__init__(tensors, deadline_s)
+        self.woken = threading.Lock()
+        self.woken.acquire()
+
+    def wake(self) -> None:
+        self.woken.release()
 
 
 class Line:
@@ -106,12 +125,11 @@ class Line:
             LateError: The deadline passed before it was run.
             BackendError: As `call`.
         """
-        woken = threading.Lock()
-        woken.acquire()
-        ticket = self.enter(tensors, deadline_s, woken.release)
+        ticket = _Visitor(tensors, deadline_s)
+        self.enter(ticket)
         try:
             if not ticket.leads:
-                self._wait(ticket, woken)
+                self._wait(ticket)
             if ticket.leads:
                 self._lead(ticket)
         except BaseException:
@@ -125,19 +143,19 @@ class Line:
         """Whether requests may go together."""
         return self._batches
 
-    def enter(self, tensors: Sequence[TensorBytes], deadline_s: float, wake: Callable[[], None]) -> Ticket:
+    def enter(self, ticket: Ticket) -> None:
         """Take a place in the line, perhaps its head. Whoever has the head runs its request, then calls `leave`.
 
         Raises:
             OverloadError: Too many wait already.
         """
-        rows = tensors[0].shape[0] if self._batches else 1
-        looks = tails(tensors) if self._batches else ()
-        ticket = Ticket(tensors, Waiting(time.monotonic(), deadline_s, rows, looks), wake)
+        rows = ticket.tensors[0].shape[0] if self._batches else 1
+        looks = tails(ticket.tensors) if self._batches else ()
+        ticket.waiting = Waiting(time.monotonic(), ticket.deadline_s, rows, looks)
         with self._lock:
             if not self._led:
                 self._led = ticket.leads = True
-                return ticket
+                return
             if len(self._behind) >= self._rules.waiting_max:
                 together = self._rules.batch_max if self._batches else 1
                 retry_s = retry_after_s(len(self._behind), self._call_s, together)
@@ -145,21 +163,19 @@ class Line:
             self._behind.append(ticket)
             if self._batches:
                 self._arrival.notify()
-        return ticket
 
-    def _wait(self, ticket: Ticket, woken: threading.Lock) -> None:
+    def _wait(self, ticket: _Visitor) -> None:
         """Wait until the ticket is answered, at the head, or late."""
-        deadline_s = ticket.waiting.deadline_s
-        if deadline_s == NO_DEADLINE:
+        if ticket.deadline_s == NO_DEADLINE:
             # Whoever is ahead is bounded by its own timeout, so the turn comes.
-            woken.acquire()
+            ticket.woken.acquire()
             return
-        left_s = min(max(deadline_s - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
-        if woken.acquire(timeout=left_s):
+        left_s = min(max(ticket.deadline_s - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
+        if ticket.woken.acquire(timeout=left_s):
             return
         if not self.give_up(ticket):
             # It was taken at the last moment.
-            woken.acquire()
+            ticket.woken.acquire()
 
     def late(self) -> LateError:
         """What a request is told that is too late."""
@@ -188,24 +204,24 @@ class Line:
                         one.wake()
                 self._pass_on(ticket)
 
-    def _pass_on(self, ticket: Ticket) -> None:
-        """Give the head of the line to the next; with the lock held."""
+    def _pass_on(self, ticket: Ticket) -> Ticket | None:
+        """Give the head of the line to the next and return it; with the lock held."""
         ticket.leads = False
         following = self._behind.pop(0) if self._behind else None
         self._led = following is not None
         if following is not None:
             following.leads = True
             following.wake()
+        return following
 
-    def leave(self, ticket: Ticket) -> bool:
-        """Give up the place in the line, whichever it is, if it still has one; tell whether another has the head now."""
+    def leave(self, ticket: Ticket) -> Ticket | None:
+        """Give up the place in the line, whichever it is, if it still has one; return who got the head by that."""
         with self._lock:
+            if ticket.leads:
+                return self._pass_on(ticket)
             if ticket in self._behind:
                 self._behind.remove(ticket)
-            elif ticket.leads:
-                self._pass_on(ticket)
-                return self._led
-            return False
+            return None
 
     def _gather(self, ticket: Ticket) -> list[Ticket]:
         """Take who goes now out of the line, and send away who is late."""

@@ -103,6 +103,8 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
+    """One line of the page."""
+
     labels: tuple[tuple[str, str], ...]
     value: float
     suffix: str = ""

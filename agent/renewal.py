@@ -6,9 +6,9 @@ The work is done by a short-lived child (`renew`); the supervisor only starts it
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from typing import IO, Final
 
@@ -126,8 +126,8 @@ class Renewal:
             identity=tls.identity,
             now_ms=now_ms,
         )
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the child
-        with tempfile.TemporaryFile() as asked:
+        self._said = _memory("said")
+        with _memory("asked") as asked:
             asked.write(msgspec.json.encode(job))
             asked.seek(0)
             self._child = subprocess.Popen(
@@ -151,3 +151,8 @@ class Renewal:
             return msgspec.json.decode(data, type=Renewed)
         except msgspec.MsgspecError:
             return Renewed(error=f"the renewing child ended with {code}")
+
+
+def _memory(name: str) -> IO[bytes]:
+    """A file that is nowhere but in memory: what is asked and said is short, and partly secret."""
+    return os.fdopen(os.memfd_create(name), "w+b")

@@ -54,6 +54,8 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
+    """A sample as it goes into the buffer."""
+
     seen: Seen
     row: Sample
     length_bytes: int

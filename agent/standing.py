@@ -57,7 +57,7 @@ class Standing(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.temperature_c is not None:
             lines.append(f"heat      {self.temperature_c:.1f} °C")
         lines += [
-            f"  {one.model}: {one.measure}{f' {one.duty * 100:.0f} %' if 0 < one.duty < 1 else ''}, "
+            f"  {one.model}: {_measure(one)}, "
             f"{one.memory_bytes / _MEBIBYTE:.1f} of {one.granted_bytes / _MEBIBYTE:.1f} MiB, {one.cpu_cores:.2f} cores"
             for one in self.models
         ]
@@ -86,3 +86,11 @@ def read(storage: Path) -> Standing | None:
 def _of(used_bytes: int, budget_bytes: int | None) -> str:
     used = used_bytes / _MEBIBYTE
     return f"{used:.1f} MiB" if budget_bytes is None else f"{used:.1f} of {budget_bytes / _MEBIBYTE:.1f} MiB"
+
+
+def _measure(model: ModelStanding) -> str:
+    """What is done to a model, in words that a person at the device understands."""
+    if model.measure == "none":
+        return "left alone"
+    slowed = f" {model.duty * 100:.0f} %" if 0 < model.duty < 1 else ""
+    return f"{model.measure.replace('_', ' ')}{slowed}"

@@ -110,5 +110,7 @@ class Updates:
         if entry.outcome is None or entry.outcome is performed.entry.outcome:
             return
         deployment = entry.desired.deployment if entry.desired else ""
-        logger.info("deployment %s: %s %s", deployment, entry.outcome.value, entry.reason)
+        logger.info(
+            "deployment %s: %s", deployment, " ".join(filter(None, (entry.outcome.value, entry.reason)))
+        )
         self._on_outcome(entry)

@@ -35,6 +35,8 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
+    """What a process was seen to use."""
+
     pid: int
     at_s: float
     cpu_s: float

@@ -24,15 +24,16 @@ class _Deferred(ModuleType):
 
 @contextmanager
 def deferred(name: str) -> Iterator[None]:
-    """Put off the import of a submodule, `package.module`, that is imported meanwhile. Afterwards imports are real again."""
+    """Put off the import of a module that is imported meanwhile. Afterwards imports are real again."""
     if name in sys.modules:
         yield
         return
     package, _, last = name.rpartition(".")
     stand_in = _Deferred(name)
     sys.modules[name] = stand_in
-    # An import that finds it there does not tell the package, which is where its users look for it.
-    setattr(importlib.import_module(package), last, stand_in)
+    if package:
+        # An import that finds it there does not tell the package, which is where its users look for it.
+        setattr(importlib.import_module(package), last, stand_in)
     try:
         yield
     finally:

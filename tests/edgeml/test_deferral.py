@@ -55,5 +55,23 @@ print(known is typing_extensions, "Required" in dir(typing_extensions))
 
 
 def test_the_daemon_has_none_of_what_it_never_needs():
-    code = "import sys, agent.daemon; print(*('typing_extensions' in sys.modules, 'inspect' in sys.modules))"
-    assert run(code) == ["False", "False"]
+    names = ("typing_extensions", "inspect", "ast", "tempfile", "bz2", "lzma", "http.client", "numpy")
+    code = f"import sys, agent.daemon, agent.service; print(*[one for one in {names} if one in sys.modules])"
+    assert run(code) == []
+
+
+def test_a_module_on_its_own_is_put_off_like_one_of_a_package():
+    code = """
+import sys
+from edgeml.deferral import deferred
+with deferred("inspect"):
+    import dataclasses
+print("inspect" in sys.modules)
+@dataclasses.dataclass
+class Undocumented:
+    number: int
+print("inspect" in sys.modules, Undocumented.__doc__ == "Undocumented(number: int)")
+import inspect
+print(inspect is sys.modules["inspect"])
+"""
+    assert run(code) == ["False", "True", "True", "True"]

@@ -4,7 +4,7 @@
  * syncing, renaming and removing. The state is one shared mapping: all processes of an agent count together. At the
  * point chosen the call is not made (or, if it writes and `torn` is set, half of it), and the agent and the process
  * that made the call are killed; the others die with the agent. What it cannot see: pages written through a mapping
- * (SQLite's index of its log, which is rebuilt), and files of the names that are left out.
+ * (SQLite's index of its log, which is rebuilt), and, unless it is told to, the files of telemetry.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -35,6 +35,7 @@ static struct shared *shared;
 static const char *root;
 static size_t root_length;
 static int log_descriptor = -1;
+static int with_telemetry;
 
 __attribute__((constructor)) static void begin(void) {
     const char *path = getenv("EDGEML_POINTS");
@@ -42,6 +43,7 @@ __attribute__((constructor)) static void begin(void) {
     root = getenv("EDGEML_POINTS_ROOT");
     if (path == NULL || root == NULL || told == NULL) return;
     root_length = strlen(root);
+    with_telemetry = getenv("EDGEML_POINTS_TELEMETRY") != NULL;
     int descriptor = (int)syscall(SYS_openat, AT_FDCWD, path, O_RDWR | O_CLOEXEC, 0);
     if (descriptor < 0) return;
     void *mapped = mmap(NULL, sizeof(struct shared), PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
@@ -52,7 +54,7 @@ __attribute__((constructor)) static void begin(void) {
 }
 
 static int left_out(const char *path) {
-    return strstr(path, "/telemetry.db") != NULL;
+    return !with_telemetry && strstr(path, "/telemetry.db") != NULL;
 }
 
 static void end_everything(void) {

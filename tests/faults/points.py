@@ -46,7 +46,8 @@ BAD = frozenset({f"{MODEL}@3.0.0"})
 NEVER = -1
 SOAK = os.environ.get("EDGEML_SOAK") == "1"
 """Every point instead of a sample: `make soak`."""
-_SHARED = struct.Struct("=qqqq")
+SHARED = struct.Struct("=qqqq")
+"""As in `points.c`: how many there were, at which to end, whether to tear it, and the process that ends with it."""
 _PRELOADING = """\
 import os, sys
 settings = {settings!r}
@@ -110,7 +111,7 @@ class Life:
         )
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         self._shared = directory / "shared"
-        self._shared.write_bytes(_SHARED.pack(0, kill_at, int(torn), 0))
+        self._shared.write_bytes(SHARED.pack(0, kill_at, int(torn), 0))
         if library is not None:
             hook = {
                 "LD_PRELOAD": str(library),
@@ -126,8 +127,8 @@ class Life:
                 [sys.executable, "-m", "edgeml", "agent", "run", "-c", self.settings],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd=ROOT, env=environment,
             )  # fmt: skip
-        with self._shared.open("r+b") as file, mmap.mmap(file.fileno(), _SHARED.size) as mapped:
-            mapped[_SHARED.size - 8 :] = struct.pack("=q", self.process.pid)
+        with self._shared.open("r+b") as file, mmap.mmap(file.fileno(), SHARED.size) as mapped:
+            mapped[SHARED.size - 8 :] = struct.pack("=q", self.process.pid)
 
     @property
     def points(self):

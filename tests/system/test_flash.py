@@ -1,13 +1,19 @@
 """Flashing over ssh and into a running agent, and what the fleet hears of it afterwards.
 
-There is no ssh server here: `--ssh` is a stand-in that runs the same line in a shell of this machine, with the same
-standard input. What ssh itself does is not tried.
+Over ssh: to a real sshd of this machine where there is one (with CI=true there has to be), and everywhere to a stand-in
+that runs the same line in a shell, with the same standard input.
 """
 
+import getpass
 import json
+import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -21,15 +27,65 @@ __all__ = ["House", "house"]
 pytestmark = pytest.mark.processes
 
 
-@pytest.fixture
-def ssh(tmp_path):
-    """A command that does what ssh does, on this machine; logins to `nobody` fail."""
+SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+
+
+@pytest.fixture(params=["stand-in", "OpenSSH"])
+def ssh(request, tmp_path):
+    """A command that reaches `cam`, which is this machine; logins to `nobody` fail."""
     path = tmp_path / "ssh"
-    path.write_text(
-        '#!/bin/sh\n[ "$1" = nobody ] && { echo "Permission denied" >&2; exit 255; }\nshift\nexec /bin/sh -c "$*"\n'
+    if request.param == "stand-in":
+        path.write_text(
+            '#!/bin/sh\n[ "$1" = nobody ] && { echo "Permission denied" >&2; exit 255; }\nshift\nexec /bin/sh -c "$*"\n'
+        )
+        path.chmod(0o755)
+        yield path
+        return
+    if SSHD is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("no sshd: scripts/install-servers installs it")
+        pytest.skip("no sshd here (apt-get install openssh-server)")
+    with served(tmp_path / "sshd") as config:
+        path.write_text(f'#!/bin/sh\nexec ssh -F {config} "$@"\n')
+        path.chmod(0o755)
+        yield path
+
+
+@contextmanager
+def served(directory):
+    """A real sshd that lets in the holder of one new key, and the client's settings for it."""
+    directory.mkdir()
+    for key in ("host", "mine"):
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / key], check=True, timeout=20
+        )
+    shutil.copy(directory / "mine.pub", directory / "authorized")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = directory / "sshd_config"
+    settings.write_text(
+        f"ListenAddress 127.0.0.1:{port}\nHostKey {directory}/host\nAuthorizedKeysFile {directory}/authorized\n"
+        f"PidFile {directory}/pid\nUsePAM no\nStrictModes no\nPasswordAuthentication no\n"
+        "KbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\n"
     )
-    path.chmod(0o755)
-    return path
+    (directory / "known").write_text(f"[127.0.0.1]:{port} {(directory / 'host.pub').read_text()}")
+    both = f"HostName 127.0.0.1\nPort {port}\nUserKnownHostsFile {directory}/known\nBatchMode yes\nIdentitiesOnly yes"
+    config = directory / "ssh_config"
+    config.write_text(
+        f"Host cam\nUser {getpass.getuser()}\nIdentityFile {directory}/mine\n"
+        f"Host nobody\nUser nobody\nIdentityFile {directory}/host\nHost *\n{both}\n"
+    )
+    if os.geteuid() == 0:
+        # Where it separates privileges; Debian makes it when the service starts, which here it does not.
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    log = directory / "log"
+    server = subprocess.Popen([SSHD, "-D", "-E", log, "-f", settings])
+    try:
+        wait_for(lambda: log.exists() and "listening" in log.read_text(), "sshd to listen")
+        yield config
+    finally:
+        server.terminate()
+        server.wait(10)
 
 
 def flash(house, bundle, to, *options, fleet=None):
@@ -54,9 +110,9 @@ def outcomes(house, settings):
 def test_over_ssh_two_releases_reach_an_agent_that_runs(house, ssh, tmp_path):
     storage = house.settings.parent / "state"
     for model in ("digits", "kws"):
-        done = flash(house, house.publish("1.0.0", model=model), f"pi@cam:{storage}", "--ssh", str(ssh))
+        done = flash(house, house.publish("1.0.0", model=model), f"cam:{storage}", "--ssh", str(ssh))
         assert done.returncode == 0, done.stderr
-    assert f"pi@cam:{storage}/inbox/" in done.stdout
+    assert f"cam:{storage}/inbox/" in done.stdout
     settings = alone(house, f"127.0.0.1:{house.port}")
     agent = house.agent(settings)
     wanted = {"digits": ("digits@1.0.0", "committed"), "kws": ("kws@1.0.0", "committed")}
@@ -85,14 +141,14 @@ def test_an_empty_storage_is_given_the_trust_anchor_and_another_fleets_is_left_a
 @pytest.mark.parametrize(
     ("to", "code", "words"),
     [
-        ("nobody:/x", 4, "cannot log in to nobody: Permission denied"),
+        ("nobody:/x", 4, "cannot log in to nobody: .*Permission denied"),
         ("cam:/proc/1/nope", 5, "cam could not store it"),
         ("unix:///nonexistent.sock", 4, "no agent takes anything on /nonexistent.sock"),
     ],
 )
 def test_what_goes_wrong_is_one_line_with_a_hint(house, ssh, to, code, words):
     done = flash(house, house.publish("1.0.0"), to, "--ssh", str(ssh))
-    assert (done.returncode, words in done.stderr) == (code, True), done.stderr
+    assert (done.returncode, bool(re.search(words, done.stderr))) == (code, True), done.stderr
     assert "hint" in done.stderr
     assert "Traceback" not in done.stderr
 
