@@ -27,7 +27,7 @@ from edgeml.errors import (
 )
 from edgeml.ids import ModelName, model_of
 from edgeml.trustfacts import SignedTarget
-from edgeml.twin import Desired
+from edgeml.twin import Desired, FullDownload
 
 from .config import AgentConfig
 from .executor import Delivery, Setback
@@ -36,6 +36,8 @@ from .route import way_to_fleet
 from .timetable import Timetable
 from .traffic import Traffic
 
+LOOKING: Final = ModelName("")
+"""Stands for no model: the child that only looks at signed metadata."""
 FETCH_TIMEOUT_S: Final = 3600.0
 LINE_BYTES_MAX: Final = 1 << 20
 
@@ -65,26 +67,7 @@ class Fetching:
             BackendError: The child says nothing sensible.
             ConfigError: There is no server, or no login.
         """
-        repository = source or way_to_fleet(self._config)
-        blobs = self._config.blobs
-        rate = self._config.budget.network_bytes_per_s
-        if not source:
-            self._timetable.check_download()
-            self._check_allowance()
-        job = Job(
-            target=desired.target,
-            trust_directory=str(Path(self._config.storage) / "trust"),
-            store_directory=str(self._store),
-            repository=repository,
-            now_ms=self._clock.now_ms(),
-            storage_bytes=self._config.budget.storage_bytes,
-            full_download=desired.policy.full_download,
-            allowance_bytes=None if source else self._traffic.left_bytes,
-            allowance_wait_s=self._traffic.wait_s,
-            bytes_per_s=None if rate is None else rate / self._config.update.parallel_downloads,
-            cache=blobs.cache_url if blobs and not source else "",
-            parent_id=os.getpid(),
-        )
+        job = self._job(desired.target, source, desired.policy.full_download)
         answer = self._run_child(model_of(desired.release), job)
         if answer.error:
             return Setback(_error(answer), answer.received_bytes, answer.length_bytes, answer.retry_after_s)
@@ -93,6 +76,41 @@ class Fetching:
             raise BackendError("the fetching child gave no answer")
         target = SignedTarget(answer.path, answer.digest, answer.length_bytes, answer.facts)
         return Delivery(target, answer.received_bytes)
+
+    def look(self) -> None:
+        """Let a child check the newest signed metadata, and fetch nothing else.
+
+        Raises:
+            PostponedError: It is not the time for it, or today's budget of the network is used up.
+            ExpiredError: They have expired.
+            EdgemlError: They cannot be fetched, or are not trusted.
+        """
+        answer = self._run_child(LOOKING, self._job("", "", FullDownload.NEVER))
+        if answer.error:
+            raise _error(answer)
+        self._timetable.clock_trusted = answer.clock_trusted
+
+    def _job(self, target: str, source: str, full_download: FullDownload) -> Job:
+        repository = source or way_to_fleet(self._config)
+        blobs = self._config.blobs
+        rate = self._config.budget.network_bytes_per_s
+        if not source:
+            self._timetable.check_download()
+            self._check_allowance()
+        return Job(
+            target=target,
+            trust_directory=str(Path(self._config.storage) / "trust"),
+            store_directory=str(self._store),
+            repository=repository,
+            now_ms=self._clock.now_ms(),
+            storage_bytes=self._config.budget.storage_bytes,
+            full_download=full_download,
+            allowance_bytes=None if source else self._traffic.left_bytes,
+            allowance_wait_s=self._traffic.wait_s,
+            bytes_per_s=None if rate is None else rate / self._config.update.parallel_downloads,
+            cache=blobs.cache_url if blobs and not source else "",
+            parent_id=os.getpid(),
+        )
 
     def cancel(self, model: ModelName) -> None:
         """End a fetch of this model that is under way; it can be resumed."""
