@@ -45,6 +45,7 @@ from .buffer_file import LOG_PAGES, FilePath, is_corrupt, is_full, open_file, st
 from .ring import Ring, StoredRow
 from .tally import read_tally
 from .timeline import Timeline, offset_ms
+from .unwritten import Unwritten
 
 __all__ = ["LOG_PAGES", "Buffer", "BufferLimits"]
 
@@ -84,15 +85,13 @@ class Buffer:
         self, path: FilePath, boot: str, limits: BufferLimits | None = None, clock: Clock | None = None
     ) -> None:
         self._path = path
-        self._boot = boot
+        self.boot = boot
         self._limits = limits or BufferLimits()
         self._clock = clock or SystemClock()
         self._timeline = Timeline()
         self._rings = {stream: Ring(stream) for stream in Stream}
         self._batchers = {stream: Batcher(stream, partial(self._date, stream)) for stream in Stream}
-        self._unwritten: list[tuple[Stream, int, bytes]] = []
-        self._unwritten_bytes = 0
-        self._unwritten_since_s = 0.0
+        self._unwritten = Unwritten()
         self._unsynced_since_s: float | None = None
         self._is_unsaved = False
         try:
@@ -121,10 +120,7 @@ class Buffer:
             return tally.seq
         tally.hold()
         self._timeline.dated(stream, tally.seq, offset_ms(self._clock))
-        if not self._unwritten:
-            self._unwritten_since_s = self._clock.monotonic_s()
-        self._unwritten.append((stream, tally.seq, payload))
-        self._unwritten_bytes += len(payload)
+        self._unwritten.add(stream, tally.seq, payload, self._clock.monotonic_s())
         if len(self._unwritten) >= COMMIT_ROWS or self._is_over():
             self.flush()
         return tally.seq
@@ -143,7 +139,7 @@ class Buffer:
             StorageError: The disk refused even after the oldest rows were given up.
         """
         now_s = self._clock.monotonic_s()
-        if self._unwritten and now_s - self._unwritten_since_s >= FLUSH_S:
+        if self._unwritten and now_s - self._unwritten.since_s >= FLUSH_S:
             self.flush()
         if self._unsynced_since_s is not None and now_s - self._unsynced_since_s >= SYNC_S:
             try:
@@ -200,6 +196,24 @@ class Buffer:
             self._survive(error)
         return None
 
+    def newest(self, stream: Stream, after_seq: int, rows_max: int) -> Batch | None:
+        """Return the newest rows of this life that are on disk and above a number; None if there are none.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        ring = self._rings[stream]
+        try:
+            found = ring.newest(self._connection, self.boot, after_seq, rows_max)
+        except sqlite3.Error as error:
+            self._survive(error)
+            return None
+        if not found:
+            return None
+        # The fields that rows have ahead of their turn have longer names.
+        batch = self._batchers[stream].fill(found, self.loss(stream), BATCH_BYTES_MAX - 64)
+        return batch if isinstance(batch, Batch) else None
+
     def send(self, stream: Stream, batch: Batch) -> None:
         """Count a batch of `pending` as sent, on disk, before it is handed to the link.
 
@@ -210,7 +224,7 @@ class Buffer:
         if tally.is_sent(batch.boot, batch.rows[-1].seq):
             return
         tally.send(batch.boot, [row.seq for row in batch.rows])
-        if batch.boot == self._boot:
+        if batch.boot == self.boot:
             self._timeline.sent(stream, batch.rows[-1].seq, offset_ms(self._clock))
         self._is_unsaved = True
         self.flush()
@@ -270,7 +284,7 @@ class Buffer:
             self._connection.close()
 
     def _date(self, stream: Stream, stored: StoredRow, row: Row) -> Row:
-        if stored.boot != self._boot:
+        if stored.boot != self.boot:
             return row
         shift_ms = self._timeline.shift_ms(stream, stored.seq, offset_ms(self._clock))
         return moved(row, shift_ms) if shift_ms else row
@@ -279,15 +293,14 @@ class Buffer:
         written = {}
         with self._connection:
             for stream, ring in self._rings.items():
-                rows = [(seq, payload) for one, seq, payload in self._unwritten if one is stream]
-                written[stream] = ring.write(self._connection, self._boot, rows)
+                rows = self._unwritten.of(stream)
+                written[stream] = ring.write(self._connection, self.boot, rows)
                 if rows or self._is_unsaved:
-                    self._tallies[stream].save(self._connection, stream, self._boot, unwritten=0)
+                    self._tallies[stream].save(self._connection, stream, self.boot, unwritten=0)
         for stream, one in written.items():
             self._rings[stream].settle(one.opened)
             self._tallies[stream].held_bytes += one.added_bytes
         self._unwritten.clear()
-        self._unwritten_bytes = 0
         self._is_unsaved = False
         self._on_commit()
 
@@ -302,16 +315,13 @@ class Buffer:
         tally.release(removal.rows, removal.freed_bytes, reason)
         with self._connection:
             ring.remove(self._connection, removal)
-            tally.save(self._connection, stream, self._boot, self._unwritten_rows(stream))
+            tally.save(self._connection, stream, self.boot, self._unwritten.count(stream))
         self._tallies[stream] = tally
         self._on_commit()
         return removal.rows
 
     def _drop(self, stream: Stream, count: int, reason: DropReason) -> int:
         return self._remove(stream, count, None, reason)
-
-    def _unwritten_rows(self, stream: Stream) -> int:
-        return sum(one is stream for one, _, _ in self._unwritten)
 
     def _on_commit(self) -> None:
         if self._unsynced_since_s is None:
@@ -344,18 +354,14 @@ class Buffer:
 
     def _forget_oldest_unwritten(self) -> None:
         while len(self._unwritten) > UNWRITTEN_ROWS_MAX:
-            stream = next(one for one in _DROPPED_FIRST if self._unwritten_rows(one))
-            index = next(i for i, row in enumerate(self._unwritten) if row[0] is stream)
-            _, _, payload = self._unwritten.pop(index)
-            self._unwritten_bytes -= len(payload)
-            self._tallies[stream].release(1, 0, DropReason.DISK_REFUSED)
+            self._tallies[self._unwritten.forget_one()].release(1, 0, DropReason.DISK_REFUSED)
             self._is_unsaved = True
 
     def _is_over(self) -> bool:
         tallies = self._tallies.values()
         return (
             sum(tally.held for tally in tallies) > self._limits.rows_max
-            or sum(tally.held_bytes for tally in tallies) + self._unwritten_bytes > self._limits.bytes_max
+            or sum(tally.held_bytes for tally in tallies) + self._unwritten.bytes > self._limits.bytes_max
         )
 
     def _undo(self) -> None:
@@ -378,11 +384,11 @@ class Buffer:
             # The account first, as a whole: the file is gone whether or not the new one can be written.
             for stream, tally in self._tallies.items():
                 self._rings[stream].settle(None)
-                tally.lose_file(self._unwritten_rows(stream))
+                tally.lose_file(self._unwritten.count(stream))
             self._is_unsaved = True
             with self._connection:
                 for stream, tally in self._tallies.items():
-                    tally.save(self._connection, stream, self._boot, self._unwritten_rows(stream))
+                    tally.save(self._connection, stream, self.boot, self._unwritten.count(stream))
         except (sqlite3.Error, OSError) as again:
             raise StorageError(
                 f"cannot start telemetry over in {self._path}: {again}", hint="check the disk"

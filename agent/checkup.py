@@ -32,6 +32,7 @@ from edgeml.source import DirectorySource, Source
 from edgeml.tls import check_private
 from edgeml.transport import LinkDown, LinkUp
 
+from . import freshness
 from .config import AgentConfig, Over, load, read_secret, read_token
 from .journal import peek
 from .route import Route, way_to_fleet
@@ -92,6 +93,7 @@ def examine(config_path: Path, now_ms: int) -> tuple[Finding, ...]:
         "clock": _clock,
         "runtimes": lambda _one: _runtimes(),
         "trust anchor": _anchor,
+        "signatures": _signatures,
         "certificate": _certificate,
         "broker": _broker,
         "blob server": _blobs,
@@ -195,6 +197,19 @@ def _anchor(device: _Device) -> str:
     if root.kind != "root":
         raise _Wrong(f"{path} is no root metadata", hint)
     return f"root version {root.version}, until {root.expires[:10]}"
+
+
+def _signatures(device: _Device) -> str:
+    known = freshness.read(device.storage)
+    if known.frozen_since_ms is not None:
+        raise _Wrong(
+            f"expired {known.describe()}",
+            "see that `edgeml fleet serve` runs and signs, that nothing in between serves old files, and this clock",
+        )
+    if not known.checked_at_ms:
+        return "none seen yet"
+    hours = max(0, device.now_ms - known.checked_at_ms) / 3_600_000
+    return f"fresh when last seen, {hours:.0f} h ago"
 
 
 def _facts(config: AgentConfig) -> keypair.CertificateFacts:

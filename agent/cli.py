@@ -240,14 +240,21 @@ def _infer_batch(question: Question, clients: int, out: Path | None, *, as_json:
     show_default=True, help="The fleet directory whose signed metadata cover the bundle.",
 )  # fmt: skip
 @click.option(
+    "--anchor", "anchor_path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Root metadata that a device without any is to trust (default: the fleet's newest).",
+)  # fmt: skip
+@click.option(
     "--ssh", default="ssh", show_default=True, help="The command that is ssh, with its options, for HOST:DIR."
 )
 @JSON
-def flash(bundle: Path, to: str, fleet_directory: Path, ssh: str, *, as_json: bool) -> None:
+def flash(
+    bundle: Path, to: str, fleet_directory: Path, anchor_path: Path | None, ssh: str, *, as_json: bool
+) -> None:
     """Put a signed release on a device without any network, over ssh, or into a running agent.
 
     The device checks signatures, digest, profile and release counter with the same code that it uses online, when it
-    next starts (or within seconds if it runs). What came of it the fleet hears when it next sees the device.
+    next starts (or within seconds if it runs). What came of it the fleet hears when it next sees the device. A device
+    keeps the trust anchor that it was given first, whichever of the fleet's roots that is.
 
     \b
     Example, with the device's card mounted, over ssh, and on the device itself:
@@ -255,6 +262,8 @@ def flash(bundle: Path, to: str, fleet_directory: Path, ssh: str, *, as_json: bo
         edgeml flash digits-1.0.0-onnx-int8-s8s8.edgeml --to edgeml@cam-1:/var/lib/edgeml-agent
         edgeml flash digits-1.0.0-onnx-int8-s8s8.edgeml --to unix:///run/edgeml/agent.sock
     """
+    from edgeml.roots import read_named
+
     from .flash import as_json as flashed_json
     from .flash import flash as put
     from .flash_agent import flash_agent
@@ -262,13 +271,14 @@ def flash(bundle: Path, to: str, fleet_directory: Path, ssh: str, *, as_json: bo
     from .listener import UNIX, socket_path
 
     now_ms, repository = time.time_ns() // 1_000_000, fleet_directory / "repository"
+    anchor = read_named(anchor_path) if anchor_path is not None else None
     login = None if Path(to).exists() else Login.parse(to, ssh)
     if to.startswith(UNIX):
-        flashed = flash_agent(bundle, socket_path(to), repository, now_ms)
+        flashed = flash_agent(bundle, socket_path(to), repository, now_ms, anchor)
     elif login is not None:
-        flashed = flash_ssh(bundle, login, repository, now_ms)
+        flashed = flash_ssh(bundle, login, repository, now_ms, anchor)
     else:
-        flashed = put(bundle, Path(to), repository, now_ms)
+        flashed = put(bundle, Path(to), repository, now_ms, anchor)
     if as_json:
         click.echo(flashed_json(flashed))
         return

@@ -91,6 +91,8 @@ class TelemetryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Windows of counts, and samples."""
 
     window_s: float = 60.0
+    backlog_rows_per_s: float = 10.0
+    """While more than a batch waits: what was kept while the fleet was away."""
     rows_max: int = 50_000
     bytes_max: int = 64 << 20
     samples: SamplesConfig = SamplesConfig()
@@ -203,8 +205,9 @@ def load(path: Path) -> AgentConfig:
         raise ConfigError(
             f"{path}: queue_max and batch_max must be at least 1, batch_window_ms from 0 to {BATCH_WINDOW_MS_MAX}"
         )
-    if config.telemetry.window_s <= 0 or config.budget.threads < 1:
-        raise ConfigError(f"{path}: window_s must be positive and threads at least 1")
+    telemetry = config.telemetry
+    if telemetry.window_s <= 0 or not telemetry.backlog_rows_per_s > 0 or config.budget.threads < 1:
+        raise ConfigError(f"{path}: window_s and backlog_rows_per_s must be positive and threads at least 1")
     if not 1 <= config.update.parallel_downloads <= PARALLEL_DOWNLOADS_MAX:
         raise ConfigError(f"{path}: parallel_downloads must be from 1 to {PARALLEL_DOWNLOADS_MAX}")
     _check_blobs(config.blobs, path)

@@ -42,6 +42,7 @@ class Job(msgspec.Struct, frozen=True):
     """What to fetch, from where, to where."""
 
     target: str
+    """Empty: only look whether signed metadata are fresh."""
     trust_directory: str
     store_directory: str
     repository: str | Route
@@ -165,6 +166,8 @@ def _obtain(job: Job, work: _Work, source: CountedSource) -> Answer:
     with waiting_lock(directory / LOCK, TRUST_WAIT_S):
         trust = TrustStore(directory, source, now_ms=job.now_ms)
         trust.refresh()
+        if not job.target:
+            return Answer(finished=True, clock_trusted=trust.time.clock_trusted)
         target = trust.target(job.target)
     work.length_bytes = target.length_bytes
     store = Path(job.store_directory)

@@ -27,7 +27,7 @@ from edgeml.errors import (
 )
 from edgeml.ids import ModelName, model_of
 from edgeml.trustfacts import SignedTarget
-from edgeml.twin import Desired
+from edgeml.twin import Desired, FullDownload
 
 from .config import AgentConfig
 from .executor import Delivery, Setback
@@ -37,6 +37,8 @@ from .route import Route, way_to_fleet
 from .timetable import Timetable
 from .traffic import Traffic
 
+LOOKING: Final = ModelName("")
+"""Stands for no model: the child that only looks at signed metadata."""
 FETCH_TIMEOUT_S: Final = 3600.0
 LINE_BYTES_MAX: Final = 1 << 20
 TELL_BYTES: Final = 256 << 10
@@ -74,15 +76,7 @@ class Fetching:
             BackendError: The child says nothing sensible.
             ConfigError: There is no server, or no login.
         """
-        repository = source or way_to_fleet(self._config)
-        allowance = None
-        if not source:
-            self._timetable.check_download()
-            allowance = self._allot(model_of(desired.release))
-        try:
-            answer = self._run_child(model_of(desired.release), self._job(desired, repository, allowance))
-        finally:
-            self._allotted.pop(model_of(desired.release), None)
+        answer = self._ask(model_of(desired.release), desired.target, source, desired.policy.full_download)
         if answer.error:
             return Setback(_error(answer), answer.received_bytes, answer.length_bytes, answer.retry_after_s)
         self._timetable.clock_trusted = answer.clock_trusted
@@ -91,32 +85,61 @@ class Fetching:
         target = SignedTarget(answer.path, answer.digest, answer.length_bytes, answer.facts)
         return Delivery(target, answer.received_bytes)
 
-    def cancel(self, model: ModelName) -> None:
-        """End a fetch of this model that is under way; it can be resumed."""
-        child = self._children.get(model)
-        if child is not None:
-            child.terminate()
+    def look(self) -> None:
+        """Let a child check the newest signed metadata, and fetch nothing else.
 
-    def _job(self, desired: Desired, repository: str | Route, allowance: int | None) -> Job:
+        Raises:
+            PostponedError: It is not the time for it, or today's budget of the network is used up.
+            ExpiredError: They have expired.
+            EdgemlError: They cannot be fetched, or are not trusted.
+        """
+        answer = self._ask(LOOKING, "", "", FullDownload.NEVER)
+        if answer.error:
+            raise _error(answer)
+        self._timetable.clock_trusted = answer.clock_trusted
+
+    def _ask(self, model: ModelName, target: str, source: str, full_download: FullDownload) -> Answer:
+        repository = source or way_to_fleet(self._config)
+        job = self._job(target, repository, full_download)
+        if not source:
+            self._timetable.check_download()
+            job = self._within_budget(job, self._allot(model))
+        try:
+            return self._run_child(model, job)
+        finally:
+            self._allotted.pop(model, None)
+
+    def _job(self, target: str, repository: str | Route, full_download: FullDownload) -> Job:
         blobs = self._config.blobs
         rate = self._config.budget.network_bytes_per_s
         return Job(
-            target=desired.target,
+            target=target,
             trust_directory=str(Path(self._config.storage) / "trust"),
             store_directory=str(self._store),
             repository=repository,
             now_ms=self._clock.now_ms(),
             storage_bytes=self._config.budget.storage_bytes,
-            full_download=desired.policy.full_download,
-            allowance_bytes=allowance,
-            allowance_wait_s=self._traffic.wait_s,
-            tell_bytes=TELL_BYTES
-            if allowance is None
-            else min(TELL_BYTES, max(allowance // 8, TELL_MIN_BYTES)),
+            full_download=full_download,
             bytes_per_s=None if rate is None else rate / self._config.update.parallel_downloads,
             cache=blobs.cache_url if blobs and isinstance(repository, Route) else "",
             parent_id=os.getpid(),
         )
+
+    def _within_budget(self, job: Job, allowance_bytes: int | None) -> Job:
+        if allowance_bytes is None:
+            return job
+        return msgspec.structs.replace(
+            job,
+            allowance_bytes=allowance_bytes,
+            allowance_wait_s=self._traffic.wait_s,
+            tell_bytes=min(TELL_BYTES, max(allowance_bytes // 8, TELL_MIN_BYTES)),
+        )
+
+    def cancel(self, model: ModelName) -> None:
+        """End a fetch of this model that is under way; it can be resumed."""
+        child = self._children.get(model)
+        if child is not None:
+            child.terminate()
 
     def _allot(self, model: ModelName) -> int | None:
         """Say what a child may take of today's budget, and set it aside; None without a budget.

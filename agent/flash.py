@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from edgeml import atomic, twin
-from edgeml.errors import ConfigError, IncompatibleError, ManifestError
+from edgeml.errors import ConfigError, ManifestError
 from edgeml.ids import DeploymentId, ModelName, digest_of_file, model_of
 from edgeml.trustfacts import SignedTarget
 from edgeml.twin import Desired
@@ -35,7 +35,7 @@ class Flashed:
     target: SignedTarget
     inbox: str
     root_installed: bool
-    """True if the storage had no trust anchor and was given the repository's."""
+    """True if the storage had no trust anchor and was given one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +58,12 @@ def pack(bundle: Path, repository: Path, trust: Path, now_ms: int) -> Parcel:
     Args:
         bundle: the .edgeml file.
         repository: the fleet's repository with the signed metadata.
-        trust: directory with the trust anchor to check against; what is learned is kept there.
+        trust: directory with the trust anchor to check against, which `edgeml.roots` has chosen; what is learned is kept there.
         now_ms: wall time, for expiry.
 
     Raises:
         ConfigError: A path is missing.
         TrustError: The bundle is not a signed release, or its metadata has expired.
-        IncompatibleError: The anchor is of another fleet.
         StorageError: The disk refused.
     """
     from edgeml.source import DirectorySource
@@ -72,12 +71,10 @@ def pack(bundle: Path, repository: Path, trust: Path, now_ms: int) -> Parcel:
 
     if not bundle.is_file():
         raise ConfigError(f"no bundle at {bundle}", hint="edgeml convert and edgeml package write bundles")
-    anchor = read_anchor(repository)
     try:
-        known = (trust / ROOT).read_bytes()
+        anchor = (trust / ROOT).read_bytes()
     except OSError as error:
         raise atomic.storage_error(error, trust) from error
-    check_anchor(known, anchor, str(trust.parent))
     target = TrustStore(trust, DirectorySource(repository), now_ms=now_ms).target_with_digest(
         digest_of_file(bundle)
     )
@@ -101,7 +98,7 @@ def pack(bundle: Path, repository: Path, trust: Path, now_ms: int) -> Parcel:
     )
 
 
-def flash(bundle: Path, storage: Path, repository: Path, now_ms: int) -> Flashed:
+def flash(bundle: Path, storage: Path, repository: Path, now_ms: int, anchor: bytes | None = None) -> Flashed:
     """Put a signed bundle into a device's storage.
 
     Args:
@@ -109,18 +106,22 @@ def flash(bundle: Path, storage: Path, repository: Path, now_ms: int) -> Flashed
         storage: the device's storage directory (`storage` in its agent.toml), for example on a mounted card.
         repository: the fleet's repository with the signed metadata.
         now_ms: wall time, for expiry.
+        anchor: root metadata that the device is to trust if it has none yet; None for the repository's newest.
 
     Raises:
-        ConfigError: A path is missing, or the storage belongs to no device.
+        ConfigError: A path is missing.
         TrustError: The bundle is not a signed release, or its metadata has expired.
         IncompatibleError: The storage trusts another fleet.
         StorageError: The disk refused; nothing half-written is left.
     """
+    from edgeml.roots import read_roots
+
     trust = storage / TRUST
     try:
-        root_installed = not (trust / ROOT).exists()
-        if root_installed:
-            atomic.write_bytes(trust / ROOT, read_anchor(repository))
+        known = (trust / ROOT).read_bytes() if (trust / ROOT).exists() else None
+        chosen = read_roots(repository).choose(known, anchor, str(storage))
+        if known is None:
+            atomic.write_bytes(trust / ROOT, chosen)
         parcel = pack(bundle, repository, trust, now_ms)
         inbox = storage / INBOX / parcel.name
         for relative, content in parcel.files:
@@ -129,7 +130,7 @@ def flash(bundle: Path, storage: Path, repository: Path, now_ms: int) -> Flashed
             _put(inbox / relative, content)
     except OSError as error:
         raise atomic.storage_error(error, storage) from error
-    return Flashed(parcel.target, str(inbox), root_installed)
+    return Flashed(parcel.target, str(inbox), root_installed=known is None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,33 +186,6 @@ def share_metadata(storage: Path, name: str) -> None:
         if other.parent.name != name:
             for path in fresh:
                 _put(other.parent / "repository" / "metadata" / path.name, path.read_bytes())
-
-
-def read_anchor(repository: Path) -> bytes:
-    """Read the root metadata that a repository begins with.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    try:
-        return (repository / "metadata" / "1.root.json").read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"no signed metadata in {repository}: {error.strerror}",
-            hint="publish the bundle first: edgeml fleet publish",
-        ) from error
-
-
-def check_anchor(known: bytes, anchor: bytes, storage: str) -> None:
-    """Check that a device's trust anchor is this fleet's.
-
-    Raises:
-        IncompatibleError: It is another fleet's.
-    """
-    if known != anchor:
-        raise IncompatibleError(
-            f"{storage} trusts another fleet", hint="use that fleet's repository, or an empty directory"
-        )
 
 
 def _put(path: Path, content: Path | bytes) -> None:

@@ -18,7 +18,7 @@ from edgeml import atomic
 from edgeml.errors import ConfigError, IncompatibleError, LinkDownError, StorageError
 from edgeml.ids import Digest, digest_of
 
-from .flash import INBOX, ROOT, TRUST, Flashed, Parcel, pack, read_anchor
+from .flash import INBOX, ROOT, TRUST, Flashed, Parcel, pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,8 +37,17 @@ class _Refusal(msgspec.Struct, frozen=True):
     error: str = ""
 
 
-def flash_agent(bundle: Path, socket_path: Path, repository: Path, now_ms: int) -> Flashed:
+def flash_agent(
+    bundle: Path, socket_path: Path, repository: Path, now_ms: int, anchor: bytes | None = None
+) -> Flashed:
     """Put a signed bundle into the inbox of a running agent; show progress on a terminal's standard error.
+
+    Args:
+        bundle: the .edgeml file.
+        socket_path: where the agent listens.
+        repository: the fleet's repository with the signed metadata.
+        now_ms: wall time, for expiry.
+        anchor: root metadata that the agent is thought to trust; None for any of the repository's.
 
     Raises:
         ConfigError: A path is missing, or the agent takes nothing over this socket.
@@ -47,15 +56,22 @@ def flash_agent(bundle: Path, socket_path: Path, repository: Path, now_ms: int) 
         LinkDownError: No agent listens there.
         StorageError: The agent could not store it.
     """
-    anchor = read_anchor(repository)
-    known = _anchor_of(socket_path)
-    if known is not None and known != digest_of(anchor):
+    from edgeml.roots import read_roots
+
+    roots = read_roots(repository)
+    digest = _anchor_of(socket_path)
+    known = roots.with_digest(digest) if digest is not None else None
+    if digest is not None and known is None and anchor is not None and digest_of(anchor) == digest:
+        known = anchor
+    if digest is not None and known is None:
         raise IncompatibleError(
-            f"the agent on {socket_path} trusts another fleet", hint="use that fleet's repository"
+            f"the agent on {socket_path} trusts another fleet",
+            hint="use that fleet's repository; or name the root that the agent was given: --anchor",
         )
+    chosen = roots.choose(known, anchor, f"the agent on {socket_path}")
     with tempfile.TemporaryDirectory() as directory:
         trust = Path(directory) / TRUST
-        atomic.write_bytes(trust / ROOT, anchor)
+        atomic.write_bytes(trust / ROOT, chosen)
         parcel = pack(bundle, repository, trust, now_ms)
     _send(socket_path, parcel)
     return Flashed(parcel.target, f"unix://{socket_path} {INBOX}/{parcel.name}", root_installed=False)

@@ -20,7 +20,7 @@ from typing import IO, Final
 from edgeml import atomic
 from edgeml.errors import ConfigError, LinkDownError, StorageError
 
-from .flash import DESIRED, INBOX, ROOT, TRUST, Flashed, Parcel, check_anchor, pack, read_anchor
+from .flash import DESIRED, INBOX, ROOT, TRUST, Flashed, Parcel, pack
 
 SSH_FAILED: Final = 255
 """What ssh ends with if it could not log in; anything else is the remote command's."""
@@ -51,8 +51,17 @@ class Login:
         return cls(host, PurePosixPath(path), tuple(shlex.split(command)))
 
 
-def flash_ssh(bundle: Path, login: Login, repository: Path, now_ms: int) -> Flashed:
+def flash_ssh(
+    bundle: Path, login: Login, repository: Path, now_ms: int, anchor: bytes | None = None
+) -> Flashed:
     """Put a signed bundle into the storage of a device.
+
+    Args:
+        bundle: the .edgeml file.
+        login: where to.
+        repository: the fleet's repository with the signed metadata.
+        now_ms: wall time, for expiry.
+        anchor: root metadata that the device is to trust if it has none yet; None for the repository's newest.
 
     Raises:
         ConfigError: A path is missing, or there is no such command.
@@ -61,13 +70,14 @@ def flash_ssh(bundle: Path, login: Login, repository: Path, now_ms: int) -> Flas
         LinkDownError: ssh could not log in.
         StorageError: The device could not store it; nothing that it would try is left.
     """
+    from edgeml.roots import read_roots
+
+    roots = read_roots(repository)
     known = _run(login, f"cat {_quoted(login.storage / TRUST / ROOT)} 2>/dev/null || true")
-    anchor = read_anchor(repository)
-    if known:
-        check_anchor(known, anchor, f"{login.host}:{login.storage}")
+    chosen = roots.choose(known or None, anchor, f"{login.host}:{login.storage}")
     with tempfile.TemporaryDirectory() as directory:
         trust = Path(directory) / TRUST
-        atomic.write_bytes(trust / ROOT, anchor)
+        atomic.write_bytes(trust / ROOT, chosen)
         parcel = pack(bundle, repository, trust, now_ms)
         archive = Path(directory) / "parcel.tar"
         with archive.open("wb") as file:

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from pathlib import Path
 
 from edgeml import atomic
 from edgeml.clock import Clock
@@ -25,14 +24,12 @@ from edgeml.errors import (
 from edgeml.ids import Digest, ModelName, ReleaseId, digest_of_file, model_of
 from edgeml.manifest import GOLDEN
 from edgeml.telemetry import Counters
-from edgeml.trusttime import trusted_time
 from edgeml.twin import Desired, Slot, Slots
 
 from .admission import Placement
 from .config import AgentConfig
 from .executor import Delivery, Setback
 from .fetching import Fetching
-from .flash import TRUST
 from .health import TrialLimits, judge, judge_traffic
 from .ledger import Ledger
 from .roster import Roster
@@ -67,6 +64,8 @@ class Tools:
     ledger: Ledger
     timetable: Timetable
     traffic: Traffic
+    on_fetched: Callable[[EdgemlError | None], None] = lambda _error: None
+    """Called when a fetch from the fleet has ended, with what went wrong; from any thread."""
 
 
 class DeviceInstaller:
@@ -87,11 +86,6 @@ class DeviceInstaller:
         """What the release on trial had counted before its trial, by model."""
         self._fetching = Fetching(config, tools.table.store, tools.clock, tools.timetable, tools.traffic)
 
-    @property
-    def clock_trusted(self) -> bool:
-        """Whether this machine's clock is believable, now and not only since something was fetched."""
-        return trusted_time(Path(self._config.storage) / TRUST, self._tools.clock.now_ms()).clock_trusted
-
     def slots(self, model: ModelName) -> Slots:
         """What is installed of a model."""
         return self._table.slots(model)
@@ -103,7 +97,18 @@ class DeviceInstaller:
             BackendError: The child says nothing sensible.
             ConfigError: There is no server, or no login.
         """
-        return self._fetching.fetch(desired, source)
+        found = self._fetching.fetch(desired, source)
+        if not source:
+            self._tools.on_fetched(found.error if isinstance(found, Setback) else None)
+        return found
+
+    def look(self) -> None:
+        """Let a child check the newest signed metadata, and fetch nothing else.
+
+        Raises:
+            EdgemlError: They have expired, cannot be fetched, or are not trusted; or it is not the time.
+        """
+        self._fetching.look()
 
     def cancel(self, model: ModelName) -> None:
         """End a fetch of this model that is under way; it can be resumed."""

@@ -86,6 +86,11 @@ class Link:
             case Message(topic, payload):
                 self._hear_message(topic, payload, now)
 
+    def introduce(self, now: Moment) -> None:
+        """Say again what the device is: something about that has changed."""
+        if self._up:
+            self._say(Leaf.BIRTH, self._inventory(now))
+
     def speak(self, now: Moment) -> None:
         """Put what is due into the outbox."""
         reports = self._device.take_reports(now)

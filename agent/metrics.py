@@ -101,6 +101,8 @@ class Facts:
     streams: tuple[StreamFacts, ...]
     updates: tuple[UpdateFacts, ...]
     budget: BudgetFacts = BudgetFacts()
+    frozen: bool = False
+    """Whether the fleet's signed metadata have expired, as this device has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,13 @@ def _lines(facts: Facts) -> Iterator[str]:
         "gauge",
         "1 for how a model's last deployment ended; none before one did.",
         outcomes,
+    )
+    frozen = [_Sample((), facts.frozen)]
+    yield from _family(
+        "edgeml_frozen",
+        "gauge",
+        "1 while signed metadata have expired, and nothing new is installed.",
+        frozen,
     )
 
 

@@ -131,6 +131,25 @@ class Ring:
         cursor.close()
         return found[:rows_max]
 
+    def newest(
+        self, connection: sqlite3.Connection, boot: str, after_seq: int, rows_max: int
+    ) -> list[StoredRow]:
+        """Read the newest rows of a boot whose number is above this one, oldest first.
+
+        Raises:
+            sqlite3.Error: The file cannot be read.
+        """
+        found: list[StoredRow] = []
+        cursor = self._execute(
+            connection, "SELECT boot, first_seq, rows, payload FROM $rows ORDER BY id DESC LIMIT ?", rows_max
+        )
+        for one, first_seq, rows, payload in cursor:
+            if len(found) >= rows_max or one != boot or first_seq + rows - 1 <= after_seq:
+                break
+            found = unpack(boot, first_seq, rows, payload) + found
+        cursor.close()
+        return [row for row in found if row.seq > after_seq][-rows_max:]
+
     def front(self, connection: sqlite3.Connection) -> tuple[str, int, int] | None:
         """Boot and number of the oldest row, and how many are in its block; None if there is none.
 

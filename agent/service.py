@@ -23,7 +23,6 @@ from edgeml.clock import Clock, SystemClock
 from edgeml.errors import ConfigError, EdgemlError, StateError, StorageError
 from edgeml.ids import DeviceId, ModelName, TenantId
 from edgeml.lock import Lock
-from edgeml.runtime import installed_runtimes
 from edgeml.telemetry import Event, Stream
 from edgeml.twin import Birth
 
@@ -33,23 +32,25 @@ from .budget import Budget
 from .buffer import Buffer, BufferLimits
 from .config import LOCK, AgentConfig, install_anchor
 from .device import Device
-from .fetching import child_environment
+from .fetching import LOOKING, child_environment
 from .inbox import Inbox
 from .installer import DeviceInstaller, Tools
+from .inventory import take_inventory
 from .journal import Entry, Journal
 from .link import Identity, Link
 from .metered_link import connect
 from .metrics import Facts, StreamFacts, UpdateFacts, WorkerFacts, render
 from .notify import Notifier
+from .pace import Pace
 from .ration import RENEWAL_BYTES
 from .renewal import RENEWED, Renewal
 from .roster import Roster
 from .sampler import Sampler
-from .sensors import Sensors, disk_free_bytes
 from .slots import SlotTable
 from .updater import Moment
 from .updates import Updates
 from .uplink import Uplink
+from .vigil import Vigil
 from .watched import WatchedFile
 from .windows import Windows
 
@@ -107,8 +108,10 @@ class Service:
             self._budget.ledger,
             self._budget.timetable,
             self._budget.traffic,
+            lambda error: self._vigil.hear(error, self._clock.now_ms()),
         )
         self._installer = DeviceInstaller(config, tools)
+        self._vigil = Vigil(config, self._installer.look)
         self._updates = Updates(
             self._device,
             self._installer,
@@ -119,7 +122,13 @@ class Service:
         self._budget.govern(self._roster, self._table, self._priority, self._buffer.append)
         self._inbox = Inbox(self._storage, self._device)
         identity = Identity(TenantId(config.tenant), DeviceId(config.device), self._journal.boot)
-        self._uplink = Uplink(self._buffer, identity.tenant, identity.device, self._budget.traffic)
+        self._uplink = Uplink(
+            self._buffer,
+            identity.tenant,
+            identity.device,
+            Pace(config.telemetry.backlog_rows_per_s),
+            self._budget.traffic,
+        )
         self._link = Link(identity, self._device, self._uplink, self._birth)
         # Before the transport reads it, so that no replacement is missed.
         self._identity = WatchedFile(Path(config.tls.identity)) if config.tls else None
@@ -202,6 +211,7 @@ class Service:
             self._keep_samples()
             self._buffer.tick()
             self._renew(now)
+            self._look_at_signatures(now)
             self._speak(now)
             self._uploads = self._look_at_uploads()
         except StorageError as error:
@@ -276,6 +286,12 @@ class Service:
         self._renewal.look_again()
         logger.info("the identity was replaced; connecting with the new one")
 
+    def _look_at_signatures(self, now: Moment) -> None:
+        news = self._vigil.turn(now)
+        if news is not None:
+            self._event(news.kind, news.detail)
+            self._link.introduce(now)
+
     def _windows_due(self, now: Moment) -> bool:
         with self.answering.lock:
             return self._windows.due(now.monotonic_s)
@@ -328,23 +344,12 @@ class Service:
                 streams=self._uploads,
                 updates=tuple(UpdateFacts(model, entry.state, entry.outcome) for model, entry in entries),
                 budget=self._budget.facts(),
+                frozen=self._vigil.known.frozen_since_ms is not None,
             )
         )
 
     def _birth(self, now: Moment) -> Birth:
-        free = Sensors().memory_available_bytes()
-        return Birth(
-            device=DeviceId(self._config.device),
-            session=self._journal.boot,
-            profile=self._config.profile,
-            agent_version=__version__,
-            runtimes=installed_runtimes(),
-            memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-            memory_free_bytes=free or 0,
-            storage_free_bytes=disk_free_bytes(self._storage) or 0,
-            clock_trusted=self._installer.clock_trusted,
-            at_ms=now.wall_ms,
-        )
+        return take_inventory(self._config, self._journal.boot, self._vigil.known, now)
 
     def _now(self) -> Moment:
         return Moment(self._clock.now_ms(), self._clock.monotonic_s())
@@ -352,7 +357,9 @@ class Service:
     def _end(self) -> None:
         """Leave in order; everything that matters is on disk already."""
         self._renewal.stop()
+        self._vigil.close()
         self._updates.close()
+        self._installer.cancel(LOOKING)
         self._installer.close()
         now = self._now()
         try:

@@ -13,8 +13,9 @@ from edgeml.ids import ModelName
 from edgeml.lock import is_held
 from edgeml.twin import DeviceState, Outcome, Slot, Slots
 
-from . import standing
+from . import freshness, standing
 from .config import LOCK
+from .freshness import Freshness
 from .journal import Entry, peek
 from .slots import SlotTable
 from .standing import Standing
@@ -50,6 +51,8 @@ class Status(msgspec.Struct, frozen=True):
     models: tuple[ModelStatus, ...]
     standing: Standing | None = None
     """Of the agent that runs."""
+    freshness: Freshness = Freshness()
+    """Of what the fleet signs, as this device has it."""
 
     def to_json(self) -> str:
         """As JSON."""
@@ -58,6 +61,8 @@ class Status(msgspec.Struct, frozen=True):
     def lines(self) -> list[str]:
         """As text, a paragraph for each model."""
         lines = [f"agent     {'running' if self.running else 'not running'}"]
+        if self.freshness.frozen_since_ms is not None:
+            lines.append(f"frozen    {self.freshness.describe()}")
         if self.standing is not None:
             lines += self.standing.lines()
         if not self.models:
@@ -79,6 +84,7 @@ def read_status(storage: Path) -> Status:
     return Status(
         running=running,
         standing=standing.read(storage) if running else None,
+        freshness=freshness.read(storage),
         models=tuple(
             _model(model, table.slots(model), entries.get(model, Entry()))
             for model in sorted({*entries, *table.models})

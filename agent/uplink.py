@@ -1,14 +1,16 @@
 """The uplink: decides which rows to send when.
 
 One unacknowledged batch a stream at a time; sent again when its answer is late, later and later, and at once on a new
-link. Events go before windows before samples: while more than a batch of a stream waits, those that matter less wait, too. Rows leave the buffer only by the controller's own acknowledgement, or one by one when it says that it will never
+link. Events go before windows before samples: while more than a batch of a stream waits, those that matter less wait,
+too, all of it goes at the `pace` of a backlog, and copies of the newest go `ahead`. Rows leave the buffer only by the controller's own acknowledgement, or one by one when it says that it will never
 store them: a batch that is refused is sent again in halves until the bad row is found. What the day's budget of the network
-does not allow waits in the buffer, and is looked at again every HOLD_S. Pure of sockets and clocks.
+does not allow waits in the buffer, is looked at again every HOLD_S, and has no copies meanwhile. Pure of sockets and clocks.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -19,7 +21,9 @@ from edgeml.topics import RULES, Leaf
 from edgeml.transport import Message
 from edgeml.twin import Ack
 
+from .ahead import Ahead
 from .buffer import ROWS_PER_BATCH, Buffer
+from .pace import Pace
 
 logger = logging.getLogger(__name__)
 
@@ -82,23 +86,33 @@ class _Hold:
 
 
 class Uplink:
-    """One device's telemetry on its way."""
+    """One device's telemetry on its way. Without a pace a backlog goes as fast as it is acknowledged."""
 
     def __init__(
-        self, buffer: Buffer, tenant: TenantId, device: DeviceId, allowance: Allowance | None = None
+        self,
+        buffer: Buffer,
+        tenant: TenantId,
+        device: DeviceId,
+        pace: Pace | None = None,
+        allowance: Allowance | None = None,
     ) -> None:
         self._buffer = buffer
+        self._pace = pace
         self._allowance = allowance or Unlimited()
         self._holds: dict[Stream, _Hold] = {}
+        self._ahead = Ahead(buffer)
         self._topics = {
             stream: topics.device_topic(tenant, device, Leaf.TELEMETRY, stream) for stream in Stream
         }
         self._flights: dict[Stream, _Flight] = {}
         self._rows_max = dict.fromkeys(Stream, ROWS_PER_BATCH)
 
-    def on_link_up(self, _now_s: float) -> None:
+    def on_link_up(self, now_s: float) -> None:
         """Send again at once: nobody knows what the old link swallowed."""
         self._flights.clear()
+        self._ahead.on_link_up()
+        if self._pace is not None:
+            self._pace = self._pace.resumed(now_s, self._produced())
 
     def due(self, now_s: float, *, link_up: bool) -> list[Message]:
         """Return what to send now.
@@ -108,24 +122,53 @@ class Uplink:
         """
         if not link_up:
             return []
-        messages = []
-        for stream in PRIORITIES:
+        if self._pace is not None:
+            self._pace = self._pace.at(now_s, self._produced())
+        messages: list[Message] = []
+        for index, stream in enumerate(PRIORITIES):
             flight = self._flights.get(stream)
-            hold = self._holds.get(stream)
-            if hold is not None and now_s < hold.again_at_s:
-                continue
-            if flight is None or now_s >= flight.again_at_s:
+            was_behind = self._is_behind(stream)
+            is_due = (flight is None or now_s >= flight.again_at_s) and not self._is_on_hold(stream, now_s)
+            if is_due and (not was_behind or self._may_go()):
                 pause_s = RESEND_FIRST_S if flight is None else min(flight.pause_s * 2, RESEND_MAX_S)
                 message = self._launch(stream, now_s, pause_s)
                 if message is not None:
                     messages.append(message)
+                    if was_behind and self._pace is not None:
+                        self._pace = self._pace.spent(self._flights[stream].rows, len(message.payload))
             if self._is_behind(stream):
-                break
+                return [*self._newest(PRIORITIES[index:], now_s), *messages]
         return messages
 
     def held_back(self, stream: Stream) -> int:
         """Rows that wait because of the budget."""
         return self._buffer.held(stream) if stream in self._holds else 0
+
+    def _is_on_hold(self, stream: Stream, now_s: float) -> bool:
+        hold = self._holds.get(stream)
+        return hold is not None and now_s < hold.again_at_s
+
+    def _may_go(self) -> bool:
+        return self._pace is None or self._pace.ready
+
+    def _newest(self, streams: Sequence[Stream], now_s: float) -> list[Message]:
+        """What goes ahead of what waits in these streams."""
+        rule = RULES[Leaf.TELEMETRY]
+        messages = []
+        for stream in streams:
+            if stream in self._holds:
+                # What copies take, the rows themselves would lack.
+                continue
+            flight = self._flights.get(stream)
+            sent_seq = flight.last_seq if flight is not None and flight.boot == self._buffer.boot else 0
+            payload = self._ahead.due(stream, sent_seq, now_s)
+            topic = self._topics[stream]
+            if payload is not None and self._allowance.take(stream, len(topic) + len(payload)):
+                messages.append(Message(topic, payload, rule.qos, rule.retain))
+        return messages
+
+    def _produced(self) -> int:
+        return sum(self._buffer.loss(stream).produced for stream in Stream)
 
     def _is_behind(self, stream: Stream) -> bool:
         """Tell whether more waits than what is on its way: it was offline for long."""
@@ -142,6 +185,8 @@ class Uplink:
         ack = twin.decode(payload, Ack)
         if ack.refused is None:
             self._buffer.acknowledge(ack)
+        else:
+            self._ahead.on_refused(ack.refused)
         for stream, flight in list(self._flights.items()):
             if stream.value != ack.stream:
                 continue

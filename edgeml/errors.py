@@ -46,6 +46,10 @@ class TrustError(ArtifactError):
     """Signed metadata is missing, wrongly signed, expired, or older than what was already trusted."""
 
 
+class ExpiredError(TrustError):
+    """Signed metadata has expired: the fleet has stopped signing, or newer metadata is kept from here."""
+
+
 class DowngradeError(TrustError):
     """A release older than the newest committed one, and not this device's previous slot."""
 

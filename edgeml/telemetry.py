@@ -265,18 +265,37 @@ class Loss(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Rows of one boot and stream, in order of seq."""
+    """Rows of one boot and stream, in order of seq; either in their turn, or ahead of it."""
 
     boot: str
     windows: tuple[Window, ...] = ()
     events: tuple[Event, ...] = ()
     loss: Loss = Loss()
     samples: tuple[Sample, ...] = ()
+    ahead_windows: tuple[Window, ...] = ()
+    """The newest, while older ones wait. They are stored, not acknowledged, and come again in their turn. In fields of
+    their own: a fleet that does not know them refuses such a batch, rather than acknowledge what it has not got."""
+    ahead_events: tuple[Event, ...] = ()
 
     @property
     def rows(self) -> tuple[Window, ...] | tuple[Event, ...] | tuple[Sample, ...]:
         """The rows, of whichever stream."""
         return self.windows or self.events or self.samples
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether it holds rows ahead of their turn."""
+        return bool(self.ahead_windows or self.ahead_events)
+
+    def ahead(self) -> Batch:
+        """The same windows or events, ahead of their turn."""
+        return Batch(self.boot, loss=self.loss, ahead_windows=self.windows, ahead_events=self.events)
+
+    def in_turn(self) -> Batch:
+        """The same rows as if their turn had come; a batch that has both kinds keeps what is ahead."""
+        if self.rows or not self.is_ahead:
+            return self
+        return Batch(self.boot, self.ahead_windows, self.ahead_events, self.loss)
 
 
 def encode_row(row: Row) -> bytes:

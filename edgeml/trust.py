@@ -23,6 +23,7 @@ from . import atomic
 from .errors import (
     ConfigError,
     EdgemlError,
+    ExpiredError,
     IncompatibleError,
     PermanentTransferError,
     TransferError,
@@ -58,6 +59,7 @@ class TrustStore:
         """Fetch and check the newest metadata.
 
         Raises:
+            ExpiredError: It has expired.
             TrustError: It is wrongly signed, expired, or older than what was trusted before.
             TransferError: It could not be fetched.
             StorageError: It could not be kept.
@@ -169,7 +171,7 @@ class _mapped_errors:  # noqa: N801 - used as a statement
         """
         match error:
             case tuf_errors.ExpiredMetadataError():
-                raise TrustError(
+                raise ExpiredError(
                     f"signed metadata has expired: {error}",
                     hint="sign a new timestamp (edgeml fleet serve does it), or set this machine's clock",
                 ) from error

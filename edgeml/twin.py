@@ -155,7 +155,7 @@ class Presence(Message, frozen=True, kw_only=True):
 
 
 class Birth(Message, frozen=True, kw_only=True):
-    """The device's inventory, sent on every connection."""
+    """The device's inventory, sent on every connection, and when it freezes or thaws."""
 
     device: DeviceId
     session: str
@@ -166,6 +166,8 @@ class Birth(Message, frozen=True, kw_only=True):
     memory_free_bytes: int = 0
     storage_free_bytes: int = 0
     clock_trusted: bool = True
+    frozen_since_ms: int | None = None
+    """When it first saw that the fleet's signed metadata have expired: nothing new is installed. None: they are fresh."""
     at_ms: int = 0
 
 

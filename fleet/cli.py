@@ -173,12 +173,19 @@ def status(context: click.Context, directory: str | None, form: str | None) -> N
     Raises:
         ConfigError: There is no fleet here.
     """
+    import msgspec
+
     from edgeml.clock import SystemClock
 
     from . import overview
+    from .repository import Repository
 
     home, _config, store = open_fleet(context, directory)
-    view = overview.status(store, SystemClock().now_ms())
+    ends = Repository(home.repository).expiries()
+    view = msgspec.structs.replace(
+        overview.status(store, SystemClock().now_ms()),
+        signed_until_ms=min(ends.root_at_ms, ends.targets_at_ms, ends.snapshot_at_ms, ends.timestamp_at_ms),
+    )
     if form == "json":
         print_json(view)
         return

@@ -61,6 +61,8 @@ class RowsHeard:
     device: DeviceId
     stream: Stream
     batch: Batch
+    ahead: bool = False
+    """The rows came ahead of their turn: older ones may be missing."""
 
     @property
     def last_seq(self) -> int:
@@ -121,11 +123,9 @@ def read(message: Message, tenant: TenantId) -> Heard | PullHeard:
             return PullHeard(device, pull.decode_request(message.payload))
         case _:
             assert address.stream is not None
-            return RowsHeard(
-                device,
-                address.stream,
-                _checked_batch(telemetry.decode_batch(message.payload), address.stream),
-            )
+            batch = telemetry.decode_batch(message.payload)
+            in_turn = _checked_batch(batch.in_turn(), address.stream)
+            return RowsHeard(device, address.stream, in_turn, batch.is_ahead)
 
 
 def judged_at_ms(window: Window, received_at_ms: int) -> int:
@@ -163,9 +163,9 @@ def _checked_batch(batch: Batch, stream: Stream) -> Batch:
         Stream.EVENTS: len(batch.events),
         Stream.SAMPLES: len(batch.samples),
     }
-    if not rows or counts[stream] != sum(counts.values()):
+    if not rows or counts[stream] != sum(counts.values()) or batch.is_ahead:
         raise ManifestError(
-            f"a batch on {stream.value} that holds none of its rows, or rows of another stream"
+            f"a batch on {stream.value} that holds none of its rows, rows of another stream, or both in turn and ahead"
         )
     _check_loss(batch.loss)
     previous = -1

@@ -85,6 +85,8 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
     """What was turned away of it; None: nothing, ever."""
     quarantine: Quarantine | None = None
     """Since when rollouts do without it, and why."""
+    frozen_since_ms: int | None = None
+    """When it first saw that the fleet's signed metadata have expired; it installs nothing new. None: they are fresh."""
 
 
 class FleetView(msgspec.Struct, frozen=True):
@@ -96,6 +98,8 @@ class FleetView(msgspec.Struct, frozen=True):
     releases: dict[ReleaseId, int]
     """Devices by the release they run, of all models: a device counts once for each model it runs."""
     unfinished_rollouts: tuple[str, ...]
+    signed_until_ms: int | None = None
+    """When the first of the fleet's signatures expires; None where nobody looked at its repository."""
 
 
 class RolloutDeviceView(msgspec.Struct, frozen=True, kw_only=True):
@@ -225,6 +229,7 @@ def _device_view(device: Device, wanted: Mapping[ModelName, DesiredRow], loss: L
         last_seen_ms=device.last_seen_ms,
         models=tuple(_model_view(device.model(name), wanted.get(name)) for name in names),
         rows=loss,
+        frozen_since_ms=device.birth.frozen_since_ms if device.birth else None,
     )
 
 

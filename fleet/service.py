@@ -228,7 +228,7 @@ class Controller:
         with self._store.read() as connection:
             self._outbox = device_store.load_desired(connection)
         logger.info(
-            "connected to the broker; telling it what is wanted of %d models on devices", len(self._outbox)
+            "connected to the broker; wishes for devices that it is told again: %d", len(self._outbox)
         )
 
     def _say_desired(self) -> None:

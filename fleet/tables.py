@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .drift_report import DriftRow
 
 EVENTS_SHOWN: Final = 12
+FROZEN_SHOWN: Final = 8
 BAR_WIDTH: Final = 40
 _STYLES: Final = {
     RolloutState.COMPLETED: "green",
@@ -130,6 +131,7 @@ def fleet(view: FleetView, *, controller_runs: bool) -> RenderableType:
         lines.append("the controller runs, but has no connection to the broker")
     for why, count in sorted((view.controller.refused if view.controller else {}).items()):
         lines.append(f"  {counted(count, 'message')} refused: {why}")
+    lines += _signatures(view)
     lines += [
         f"{one.device} is in quarantine since {_time(one.quarantine.since_ms)}: {one.quarantine.reason};"
         f" see docs/identity.md, then `edgeml fleet device readmit {one.device}`"
@@ -140,6 +142,28 @@ def fleet(view: FleetView, *, controller_runs: bool) -> RenderableType:
         f"rollout {one} is under way: edgeml fleet rollout status {one}" for one in view.unfinished_rollouts
     ]
     return Group(Text("\n".join(lines)), Text(""), devices_table(view.devices, view.at_ms))
+
+
+def _signatures(view: FleetView) -> list[str]:
+    """What is wrong with what the fleet signs, here and as devices have it."""
+    lines = []
+    if view.signed_until_ms is not None and view.signed_until_ms <= view.at_ms:
+        lines.append(
+            f"the fleet's signatures expired {ago(view.signed_until_ms, view.at_ms)}: no device installs anything; "
+            "`edgeml fleet serve` renews them, `edgeml fleet publish` those of the offline keys"
+        )
+    frozen = [one for one in view.devices if one.frozen_since_ms is not None]
+    if not frozen:
+        return lines
+    names = ", ".join(
+        f"{one.device} ({ago(one.frozen_since_ms, view.at_ms)})" for one in frozen[:FROZEN_SHOWN]
+    )
+    more = f" and {len(frozen) - FROZEN_SHOWN} more" if len(frozen) > FROZEN_SHOWN else ""
+    return [
+        *lines,
+        f"{counted(len(frozen), 'device')} frozen: {names}{more}",
+        "  signed metadata have expired there, and nothing new is installed: does `edgeml fleet serve` run and sign?",
+    ]
 
 
 def rollouts_table(rollouts: Iterable[Rollout]) -> Table:

@@ -75,7 +75,9 @@ def store_rows(connection: sa.Connection, batches: Sequence[RowsHeard], received
     rows = [_event_row(heard, event, received_at_ms) for heard in batches for event in heard.batch.events]
     added += insert_new(connection, schema.events, rows)
     added += store_samples(connection, batches, received_at_ms)
-    return Stored(added, _raise_highs(connection, batches, received_at_ms))
+    # What is ahead of its turn says nothing of the rows before it.
+    in_turn = [heard for heard in batches if not heard.ahead]
+    return Stored(added, _raise_highs(connection, in_turn, received_at_ms))
 
 
 class SliceBook:

@@ -33,6 +33,7 @@ from ..executor import Executor
 from ..journal import Journal
 from ..link import Identity, Link
 from ..machine import Action
+from ..pace import Pace
 from ..slots import SlotTable
 from ..updater import Lane, Moment
 from ..uplink import Uplink
@@ -62,9 +63,9 @@ class SimulatedDevice:
         limits = BufferLimits(rows_max=config.telemetry.rows_max, bytes_max=config.telemetry.bytes_max)
         self._buffer = Buffer(storage / "telemetry.db", self._journal.boot, limits)
         identity = Identity(TenantId(config.tenant), DeviceId(config.device), self._journal.boot)
-        self._link = Link(
-            identity, self._device, Uplink(self._buffer, identity.tenant, identity.device), self._birth
-        )
+        pace = Pace(config.telemetry.backlog_rows_per_s)
+        uplink = Uplink(self._buffer, identity.tenant, identity.device, pace)
+        self._link = Link(identity, self._device, uplink, self._birth)
         self._windows = Windows(config.telemetry.window_s)
         self._observers: dict[Digest, Observer] = {}
         self._labels: deque[tuple[float, ModelName, str, int]] = deque()

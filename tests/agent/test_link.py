@@ -55,6 +55,17 @@ def test_a_new_link_is_told_presence_inventory_state_and_what_waits(tmp_path):
     talk.close()
 
 
+def test_it_introduces_itself_again_only_over_a_link_that_is_up(tmp_path):
+    talk = Talk(tmp_path)
+    talk.link.introduce(NOW)
+    assert talk.said() == []
+    talk.link.hear(LinkUp(), NOW)
+    talk.said()
+    talk.link.introduce(NOW)
+    assert [message.topic for message in talk.said()] == [f"{BASE}/birth"]
+    talk.close()
+
+
 def test_the_will_is_of_this_session_and_says_offline(tmp_path):
     talk = Talk(tmp_path)
     will = talk.link.will

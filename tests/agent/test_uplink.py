@@ -49,11 +49,9 @@ def uplink(buffer):
 
 
 def due(uplink, now_s):
-    """(topic, seqs) of what is sent now."""
-    return [
-        (message.topic, [row.seq for row in decode_batch(message.payload).rows])
-        for message in uplink.due(now_s, link_up=True)
-    ]
+    """(topic, seqs) of what is sent now in its turn."""
+    batches = [(one.topic, decode_batch(one.payload)) for one in uplink.due(now_s, link_up=True)]
+    return [(topic, [row.seq for row in batch.rows]) for topic, batch in batches if not batch.is_ahead]
 
 
 def test_nothing_is_sent_when_nothing_waits(uplink):
@@ -224,6 +222,11 @@ class ModelController:
                 continue
             stream = topics.parse(arrival.topic).stream
             batch = decode_batch(arrival.payload)
+            for row in batch.ahead_windows + batch.ahead_events:
+                # Once: it comes again in its turn.
+                self.stored[stream][batch.boot, row.seq] = 1
+            if batch.is_ahead:
+                continue
             for row in batch.rows:
                 if not self.stored[stream][batch.boot, row.seq]:
                     self.stored[stream][batch.boot, row.seq] += 1

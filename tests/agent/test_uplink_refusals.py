@@ -39,8 +39,10 @@ def converse(uplink, now_s=0.0):
     stored, batches = [], 0
     while messages := uplink.due(now_s, link_up=True):
         for message in messages:
-            batches += 1
             batch = decode_batch(message.payload)
+            if batch.is_ahead:
+                continue
+            batches += 1
             if any(row.kind == "bad" for row in batch.rows):
                 uplink.on_ack(refusal(message.payload), now_s)
                 continue

@@ -41,7 +41,7 @@ ONLY_HERE = {
     "fastapi": ("fleet/",),
     "onnxruntime": ("edgeml/runtime/onnx.py", "converters/"),
     "sqlite_utils": ("agent/buffer_reader.py",),
-    "tuf": ("edgeml/trust.py", "fleet/"),
+    "tuf": ("edgeml/trust.py", "edgeml/roots.py", "fleet/"),
 }
 
 

@@ -109,17 +109,17 @@ class Agent:
         self.log = directory / "agent.log"
         self.process = None
 
-    def join(self, broker, mirror):
-        """Belong to a fleet: hear its broker, trust its root, fetch from its server."""
+    def join(self, broker, server):
+        """Belong to a fleet: hear its broker, trust its root (`server.anchor`), fetch from its server (`server.url`)."""
         trust, token = self.storage / "trust", self.settings.parent / "token"
         trust.mkdir(parents=True)
-        (trust / "root.json").write_bytes(mirror.repository.anchor)
+        (trust / "root.json").write_bytes(server.anchor)
         token.write_text("secret")
         token.chmod(0o600)
         self.settings.write_text(
             self.settings.read_text()
             + f'[broker]\nhost = "127.0.0.1"\nport = {broker.port}\npassword_file = "{token}"\n'
-            + f'[blobs]\nurl = "{mirror.url}"\n'
+            + f'[blobs]\nurl = "{server.url}"\n'
         )
 
     def start(self):
@@ -210,10 +210,14 @@ class Broker:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        settings, self.log = directory / "mosquitto.conf", directory / "mosquitto.log"
-        settings.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\n")
-        with self.log.open("wb") as out:
-            self.process = subprocess.Popen(["mosquitto", "-c", settings], stdout=out, stderr=out)
+        self.settings, self.log = directory / "mosquitto.conf", directory / "mosquitto.log"
+        self.settings.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\n")
+        self.begin()
+
+    def begin(self):
+        """Start it, empty, on the port that it has."""
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(["mosquitto", "-c", self.settings], stdout=out, stderr=out)
         self.client = paho.Client(CallbackAPIVersion.VERSION2)
         deadline = time.monotonic() + TIMEOUT_S
         while True:
@@ -223,6 +227,12 @@ class Broker:
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)
         self.client.loop_start()
+
+    def kill(self):
+        """Let it be gone, with all that it kept."""
+        self.client.loop_stop()
+        self.process.kill()
+        self.process.wait(10)
 
     def want(self, desired):
         """Retain a wish for `cam-1`."""

@@ -59,6 +59,11 @@ class Mirror(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     @property
+    def anchor(self):
+        """The root metadata that a device is given."""
+        return self.repository.anchor
+
+    @property
     def sent_bytes(self):
         """Bytes of bodies, of blobs only."""
         return sum(self.sent.values())

@@ -1,6 +1,7 @@
 """A device's link with its fleet in quick motion: real transport, buffer, journal and account; a clock that is told the time.
 
-What paho does by its own clock (it shows every so often that it is alive) is asked of it as often as the told time says.
+A backlog has no pace here, for three quarters of an hour are one step. What paho does by its own clock (it shows every so
+often that it is alive) is asked of it as often as the told time says.
 """
 
 import random
@@ -47,7 +48,7 @@ class Life:
         self.traffic = Traffic(storage, config.budget.network_bytes_per_day, clock)
         identity = Identity(TENANT, DEVICE, self.journal.boot)
         birth = Birth(device=DEVICE, session=self.journal.boot, profile=config.profile, agent_version="1")
-        self.uplink = Uplink(self.buffer, TENANT, DEVICE, self.traffic)
+        self.uplink = Uplink(self.buffer, TENANT, DEVICE, allowance=self.traffic)
         self.link = Link(identity, self.device, self.uplink, lambda _now: birth)
         self.transport = connect(config, self.link, self.traffic, clock)
         self.fetching = Fetching(
@@ -109,6 +110,8 @@ class Control:
         self.acknowledges = True
         self.stored = {stream: set() for stream in Stream}
         self.twice = 0
+        self.copies = 0
+        """Rows that came ahead of their turn, which nothing is acknowledged for."""
         self.states, self.reports = [], []
         self.generation = 0
         self.client = paho.Client(CallbackAPIVersion.VERSION2)
@@ -129,6 +132,9 @@ class Control:
 
     def _store(self, stream, batch):
         if not self.acknowledges:
+            return
+        self.copies += len(batch.ahead_windows) + len(batch.ahead_events)
+        if not batch.rows:
             return
         keys = {(batch.boot, row.seq) for row in batch.rows}
         self.twice += len(keys & self.stored[stream])

@@ -79,6 +79,14 @@ class Signer(Fleet):
         """What a server gives under this name; None if it has no such file."""
         return (self.files if folder == "metadata" else self.blobs).get(name)
 
+    def write(self, directory):
+        """Write everything down as a repository in a directory, which is returned."""
+        for folder, files in (("metadata", self.files), ("blobs/sha256", self.blobs)):
+            (directory / folder).mkdir(parents=True)
+            for name, content in files.items():
+                (directory / folder / name).write_bytes(content)
+        return directory
+
     def at(self, role):
         """Name of a role's newest metadata file."""
         versions = {"root": self.root, "targets": self.targets, "snapshot": self.snapshot}

@@ -4,6 +4,8 @@ Scaled: the catalogue says 2 kB/s, 2 s and means bundles of megabytes and a keep
 two keepalives (of 6 s), as one of 120 kB would, and a keepalive is twelve round trips and not fifteen, which is harder.
 """
 
+import gc
+import socket
 import time
 
 import pytest
@@ -60,3 +62,25 @@ def test_a_download_over_a_thin_link_finishes_and_leaves_mqtt_its_share(
     assert arrived.payload == b"still there?"
     assert "exceeded timeout" not in broker.log.read_text()
     check(slow.storage)
+
+
+def test_a_line_that_is_closed_leaves_no_task_behind(caplog):
+    with socket.create_server(("127.0.0.1", 0)) as far:
+        for hang_up in (False, True):
+            line = Line([far.getsockname()[1]], bytes_s=100_000, rtt_s=5.0, lost=0.0)
+            near = socket.create_connection(("127.0.0.1", line.ports[far.getsockname()[1]]))
+            there, _ = far.accept()
+            # More than it holds on the way, in both directions.
+            near.sendall(b"a" * 20_000)
+            there.sendall(b"b" * 20_000)
+            deadline = time.monotonic() + 10
+            while line.passed_bytes < 2000:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            if hang_up:
+                there.close()
+            line.close()
+            near.close()
+            there.close()
+            gc.collect()
+    assert [one.message for one in caplog.records if one.name == "asyncio"] == []

@@ -87,12 +87,13 @@ class Cam:
         rule = topics.RULES[leaf]
         self.link.publish(Message(self.topic(leaf, model), twin.encode(message), rule.qos, rule.retain))
 
-    def rows(self, *seqs, boot="b1", release=OLD, at_ms=0, **counters):
+    def rows(self, *seqs, boot="b1", release=OLD, at_ms=0, ahead=False, **counters):
         made = tuple(
             Window(seq, release, DIGESTS[release], at_ms, 1000, Counters(inferences=50, **counters))
             for seq in seqs
         )
-        self.raw(telemetry.encode_batch(Batch(boot, made, loss=Loss(produced=len(seqs)))))
+        batch = Batch(boot, made, loss=Loss(produced=len(seqs)))
+        self.raw(telemetry.encode_batch(batch.ahead() if ahead else batch))
 
     def raw(self, payload, leaf=Leaf.TELEMETRY, stream=Stream.WINDOWS):
         tails = {Leaf.TELEMETRY: stream, Leaf.REPORTED: "digits"}

@@ -58,6 +58,9 @@ def test_every_kind_of_message_is_read():
     assert read(Leaf.REPORTED, twin.encode(reported)) == ReportHeard(CAM, MODEL, reported)
     assert read_batch(batch) == RowsHeard(CAM, Stream.WINDOWS, batch)
     assert read_batch(events, Stream.EVENTS) == RowsHeard(CAM, Stream.EVENTS, events)
+    # Ahead of their turn they are the same rows, and that is known of them.
+    assert read_batch(batch.ahead()) == RowsHeard(CAM, Stream.WINDOWS, batch, ahead=True)
+    assert read_batch(events.ahead(), Stream.EVENTS) == RowsHeard(CAM, Stream.EVENTS, events, ahead=True)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +97,12 @@ BAD_BATCHES = {
     "long boot": Batch("b" * 200, (window(),)),
     "rows of both streams": Batch("b1", (window(),), (Event(2, "x", NOW_MS),)),
     "rows of the other stream": Batch("b1", events=(Event(2, "x", NOW_MS),)),
+    "rows in turn and ahead": Batch("b1", (window(),), ahead_windows=(window(2),)),
+    "rows ahead of both streams": Batch(
+        "b1", ahead_windows=(window(),), ahead_events=(Event(2, "x", NOW_MS),)
+    ),
+    "rows ahead of the other stream": Batch("b1", ahead_events=(Event(2, "x", NOW_MS),)),
+    "wrong rows ahead": Batch("b1", ahead_windows=(window(3), window(3))),
     "seq twice": Batch("b1", (window(3), window(3))),
     "seq falls": Batch("b1", (window(3), window(2))),
     "negative seq": Batch("b1", (window(-1),)),

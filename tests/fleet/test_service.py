@@ -56,6 +56,23 @@ def test_replayed_rows_are_stored_once_and_acknowledged_every_time(world):
     assert cam.acks() == [3, 3, 3]
 
 
+def test_rows_ahead_of_their_turn_are_stored_once_and_acknowledged_only_in_their_turn(world):
+    (cam,) = world.enrol("cam-1")
+    cam.come()
+    cam.rows(8, 9, ahead=True)
+    world.step()
+    assert (world.count(), cam.acks(), cam.refusals()) == (2, [], [])
+    cam.rows(1, 2)
+    cam.rows(10, ahead=True)
+    world.step()
+    # Not 9, and not 10: rows 3 to 7 are not here.
+    assert (world.count(), cam.acks()) == (5, [2])
+    world.kill_controller()
+    cam.rows(*range(3, 11))
+    world.step()
+    assert (world.count(), cam.acks()) == (10, [2, 10])
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_duplicates_and_reordering_change_nothing_in_the_end(make_world, seed):
     world = make_world(Weather(duplicated=0.4, reordered=0.6, seed=seed))

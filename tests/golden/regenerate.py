@@ -190,6 +190,9 @@ EVENTS = Batch(
 )  # fmt: skip
 
 
+AHEAD = WINDOWS.ahead()
+
+
 @dataclass(frozen=True)
 class Format:
     """A file, what it says, and how it is written and read."""
@@ -254,6 +257,7 @@ FORMATS = {
     "ack.json": message(ACK),
     "windows.batch": Format(WINDOWS, telemetry.encode_batch, telemetry.decode_batch, is_canonical=False),
     "windows-with-quality.batch": Format(QUALITY, telemetry.encode_batch, telemetry.decode_batch, is_canonical=False),
+    "windows-ahead.batch": Format(AHEAD, telemetry.encode_batch, telemetry.decode_batch, is_canonical=False),
     "events.batch": Format(EVENTS, telemetry.encode_batch, telemetry.decode_batch, is_canonical=False),
     "moved.delta": Format("1.1.0", encode_delta, decode_delta, is_canonical=False),
     "pull.json": Format(PULL, pull.encode_request, pull.decode_request),
