@@ -209,6 +209,7 @@ class Serving:
             if seat is None or seat.held:
                 return
             seat.held, seat.down = reason, True
+            seat.evicted = seat.worker
             self._changed.notify_all()
         seat.worker.kill(f"was taken away: {reason}")
 
@@ -233,9 +234,10 @@ class Serving:
                 if seat is not self._seat:
                     return
                 seat.down = True
-                held = seat.held
+                # It may have been let back before its death was seen here: that is no crash either.
+                taken_away = bool(seat.held) or seat.evicted is seat.worker
             end = seat.worker.end()
-            if held:
+            if taken_away:
                 logger.warning("the worker of %s %s", seat.worker.manifest.release, end)
             else:
                 self._count_crash(seat, end)
@@ -246,6 +248,7 @@ class Serving:
                 counts, held = seat is self._seat, seat.held
                 if counts:
                     seat.worker, seat.down = fresh, bool(held)
+                    seat.evicted = fresh if held else None
                     self._toll = Toll(self._toll.crashes, self._toll.restarts + 1)
             if not counts:
                 fresh.stop()
@@ -279,11 +282,13 @@ class Serving:
 class _Seat:
     """The place of the active worker, which outlives it."""
 
-    __slots__ = ("down", "held", "in_flight", "worker")
+    __slots__ = ("down", "evicted", "held", "in_flight", "worker")
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.in_flight = 0
         self.down = False
+        self.evicted: Worker | None = None
+        """Who was killed by us last."""
         self.held = ""
         """Why no worker may be started; empty if one may."""

@@ -202,6 +202,28 @@ def test_an_evicted_model_stays_away_until_it_is_let_back_and_that_is_no_crash(s
 
 
 @pytest.mark.processes
+def test_a_model_that_is_let_back_before_its_worker_was_seen_to_be_dead_has_not_crashed(
+    serving, worker, ask, monkeypatch
+):
+    may_see, real = threading.Event(), worker.wait
+
+    def late(timeout_s):
+        gone = real(timeout_s)
+        # Only whoever keeps the seat waits without end.
+        assert timeout_s is not None or may_see.wait(10)
+        return gone
+
+    monkeypatch.setattr(worker, "wait", late)
+    serving.swap(worker)
+    serving.evict("memory is short")
+    serving.let_back()
+    may_see.set()
+    wait_for(lambda: serving.active is not worker and serving.active.alive)
+    assert (serving.crashes, serving.toll.crashes, serving.unstable) == (0, 0, False)
+    serving.infer(ask())
+
+
+@pytest.mark.processes
 def test_a_successor_that_comes_up_while_its_model_is_evicted_is_killed_too(supervisor, worker, ask):
     loading, may_load = threading.Event(), threading.Event()
 

@@ -193,6 +193,9 @@ def test_a_device_that_was_away_for_long_hands_over_everything_at_its_quota(seco
                 taken += 1
                 stream = topics.parse(message.topic).stream
                 batch = decode_batch(message.payload)
+                if not batch.rows:
+                    # Copies of the newest, sent ahead: nobody acknowledges them.
+                    continue
                 ack = twin.Ack(boot=batch.boot, stream=stream.value, seq=batch.rows[-1].seq)
                 uplink.on_ack(twin.encode(ack), clock.monotonic_s())
         if not any(buffer.held(stream) for stream in Stream):
