@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import enum
 import errno
-import ipaddress
 import os
 import socket
 import stat
@@ -64,6 +63,9 @@ def parse_listen(listen: str, exposure: Exposure) -> Address:
         if not path or "\0" in path:
             raise ConfigError(f"{listen!r} names no socket", hint="for example unix:/run/edgeml/agent.sock")
         return UnixSocket(Path(path))
+    # Only a device that listens needs it.
+    import ipaddress
+
     host, _, port = listen.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     try:

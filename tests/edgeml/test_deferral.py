@@ -55,8 +55,18 @@ print(known is typing_extensions, "Required" in dir(typing_extensions))
 
 
 def test_the_daemon_has_none_of_what_it_never_needs():
-    names = ("typing_extensions", "inspect", "ast", "tempfile", "bz2", "lzma", "http.client", "numpy")
-    code = f"import sys, agent.daemon, agent.service; print(*[one for one in {names} if one in sys.modules])"
+    names = (
+        "typing_extensions",
+        "inspect",
+        "ast",
+        "tempfile",
+        "bz2",
+        "lzma",
+        "ipaddress",
+        "http.client",
+        "numpy",
+    )
+    code = f"import sys, agent.daemon, agent.service, edgeml.bundle; print(*[one for one in {names} if one in sys.modules])"
     assert run(code) == []
 
 
