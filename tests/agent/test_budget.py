@@ -75,7 +75,7 @@ class Rig:
         """Do what the main loop does."""
         self.clock.advance(pause_s)
         now = Moment(self.clock.now_ms(), self.clock.monotonic_s())
-        self.budget.turn(now)
+        self.budget.turn(now, held_back=0)
         for model, slot in self.budget.substitutes(now):
             self.installer.substitute(model, slot)
 

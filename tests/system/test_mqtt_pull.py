@@ -51,8 +51,8 @@ def target_of(house, version):
 @pytest.mark.parametrize(
     ("over", "kind"),
     [
+        # By the broker alone through mosquitto: the next test.
         ("mqtt", BrokerKind.AMQTT),
-        ("mqtt", BrokerKind.MOSQUITTO),
         ("http-then-mqtt", BrokerKind.MOSQUITTO),
     ],
     ids=lambda one: getattr(one, "value", one),
