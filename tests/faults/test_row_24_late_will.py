@@ -19,7 +19,7 @@ from edgeml.twin import Presence
 from fleet import devices, overview
 from fleet.rollout import Plan, RolloutState
 
-from .conftest import Broker
+from .broker import Broker
 from .headquarters import TENANT, Headquarters
 from .invariants import check
 from .life import DEADLINE_S, Life, SetClock
