@@ -34,13 +34,14 @@ def on_presence(device: Device, presence: Presence, now_ms: int, link_since_ms: 
 
     A broker sends the last will of a dead connection when it notices, perhaps after the device is back under a new
     session: such a will is not believed. But if nothing was heard of the device since the controller's own link came
-    up, the retained message is the newest there is, whatever its session.
+    up, the retained message is the newest there is, whatever its session. It may still be such a late will, so it does
+    not say which life is the device's: if rows come after all, they are of the one that was known.
     """
     if presence.online:
         return _seen(device, now_ms, presence.session)
     unheard = device.last_seen_ms is None or device.last_seen_ms < link_since_ms
     if presence.session == device.session or unheard:
-        return msgspec.structs.replace(device, online=False, session=presence.session)
+        return msgspec.structs.replace(device, online=False)
     return device
 
 

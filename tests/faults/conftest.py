@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -13,20 +14,20 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import paho.mqtt.client as paho
 import pytest
-from paho.mqtt.enums import CallbackAPIVersion
 
+from agent import service as agent_service
 from agent.forkserver import ForkServer
 from agent.slots import SlotTable, promote
 from agent.supervisor import Supervisor, installed_preload
-from edgeml import topics, twin
+from edgeml import mqtt
 from edgeml.bundle import REPORT, Bundle, write_bundle
-from edgeml.ids import DeviceId, ModelName, ReleaseId, TenantId, model_of
+from edgeml.ids import ModelName, ReleaseId
 from edgeml.testing import sample_bundle
-from edgeml.topics import Leaf
 from edgeml.twin import Outcome, Slot, Slots
 
+from .apart import Apart
+from .broker import Broker, KeepingBroker
 from .mirror import Mirror
 from .signer import Signer
 from .unit import Unit
@@ -122,6 +123,14 @@ class Agent:
             + f'[blobs]\nurl = "{server.url}"\n'
         )
 
+    def dial(self, port):
+        """Reach the broker by another port of this machine."""
+        self.settings.write_text(
+            re.sub(
+                r'(\[broker\]\nhost = "127.0.0.1"\nport) = \d+', rf"\1 = {port}", self.settings.read_text()
+            )
+        )
+
     def start(self):
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
@@ -200,52 +209,16 @@ def make_agent(tmp_path):
             agent.process.wait()
 
 
-class Broker:
-    """A mosquitto that lets everybody in."""
-
-    def __init__(self, directory):
-        if shutil.which("mosquitto") is None:
-            assert os.environ.get("CI") != "true", "mosquitto is not installed"
-            pytest.skip("mosquitto is not installed")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.settings, self.log = directory / "mosquitto.conf", directory / "mosquitto.log"
-        self.settings.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\n")
-        self.begin()
-
-    def begin(self):
-        """Start it, empty, on the port that it has."""
-        with self.log.open("ab") as out:
-            self.process = subprocess.Popen(["mosquitto", "-c", self.settings], stdout=out, stderr=out)
-        self.client = paho.Client(CallbackAPIVersion.VERSION2)
-        deadline = time.monotonic() + TIMEOUT_S
-        while True:
-            with contextlib.suppress(OSError):
-                self.client.connect("127.0.0.1", self.port)
-                break
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.05)
-        self.client.loop_start()
-
-    def kill(self):
-        """Let it be gone, with all that it kept."""
-        self.client.loop_stop()
-        self.process.kill()
-        self.process.wait(10)
-
-    def want(self, desired):
-        """Retain a wish for `cam-1`."""
-        topic = topics.device_topic(
-            TenantId("default"), DeviceId("cam-1"), Leaf.DESIRED, model_of(desired.release)
-        )
-        self.client.publish(topic, twin.encode(desired), 1, retain=True).wait_for_publish(10)
-
-    def close(self):
-        self.client.disconnect()
-        self.client.loop_stop()
-        self.process.terminate()
-        self.process.wait(10)
+@pytest.fixture
+def apart(make_agent, tmp_path, versions, monkeypatch):
+    """An agent and its fleet behind a broker that keeps, and that both find again soon."""
+    monkeypatch.setattr(agent_service, "TICK_S", 0.01)
+    for name in ("RECONNECT_MIN_S", "RECONNECT_FIRST_S", "RECONNECT_MAX_S"):
+        monkeypatch.setattr(mqtt, name, 0.2)
+    with contextlib.closing(KeepingBroker(tmp_path)) as broker:
+        made = Apart(tmp_path, make_agent(tmp_path / "state"), broker, versions)
+        with contextlib.closing(made):
+            yield made
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
 """The fleet's side of a broker: a real controller with its database and its link. Its loop is the test's."""
 
 import msgspec
+import sqlalchemy as sa
 
 from edgeml import topics
 from edgeml.ids import DeviceId, TenantId
 from edgeml.mqtt import Login, PahoTransport
+from edgeml.telemetry import Stream
 from edgeml.topics import CONTROLLER_USER
-from fleet import campaigns, devices, founding
+from fleet import campaigns, devices, founding, overview, schema, telemetry_store
 from fleet.config import FleetHome, database_url
 from fleet.config import load as load_config
 from fleet.devices import Enrolment
@@ -63,6 +65,27 @@ class Headquarters:
     def start(self, plan):
         """Start a rollout; return its name."""
         return campaigns.start(self.store, self.repository, plan, self.clock.now_ms()).id
+
+    def rows(self):
+        """What it has stored: boot and number of every row, by stream."""
+        with self.store.read() as connection:
+            return {
+                stream: [tuple(row) for row in connection.execute(sa.select(table.c.boot, table.c.seq))]
+                for stream, table in ((Stream.WINDOWS, schema.windows), (Stream.EVENTS, schema.events))
+            }
+
+    def inferences(self):
+        with self.store.read() as connection:
+            return telemetry_store.inferences(connection)
+
+    def notes(self):
+        """Texts of the notes that it has stored, in order of their letters."""
+        with self.store.read() as connection:
+            wanted = sa.select(schema.events.c.detail).where(schema.events.c.kind == "note")
+            return sorted(connection.scalars(wanted))
+
+    def online(self):
+        return overview.status(self.store, self.clock.now_ms()).devices[0].online
 
     def step(self):
         self.controller.step(0.0)

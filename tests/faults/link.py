@@ -20,6 +20,7 @@ class Line:
         self._bytes_s, self._rtt_s, self._lost = bytes_s, rtt_s, lost
         self._chance = random.Random(9)
         self.passed_bytes = 0
+        self._flows = asyncio.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
@@ -30,6 +31,10 @@ class Line:
     def mend(self):
         """Let everybody through, by the same ports as before."""
         self._call(self._listen())
+
+    def hush(self):
+        """Carry nothing more either way, so that neither end knows of the other's end; as a router that lost its power."""
+        self._call(self._hold())
 
     def cut(self):
         """Throw out whoever is there, and let nobody through."""
@@ -46,10 +51,14 @@ class Line:
 
     async def _listen(self):
         self._turn = asyncio.Lock()
+        self._flows.set()
         for far, near in self.ports.items():
             server = await asyncio.start_server(partial(self._join, far), "127.0.0.1", near)
             self._servers.append(server)
             self.ports[far] = server.sockets[0].getsockname()[1]
+
+    async def _hold(self):
+        self._flows.clear()
 
     async def _hang_up(self):
         for one in self._servers:
@@ -97,6 +106,7 @@ class Line:
     async def _deliver(self, queue, writer):
         while True:
             due, piece = await queue.get()
+            await self._flows.wait()
             if not piece:
                 writer.close()
                 await writer.wait_closed()

@@ -175,6 +175,29 @@ def test_late_will_of_an_old_session_does_not_end_a_new_life(world):
     assert not world.device("cam-1").online
 
 
+def test_a_controller_that_begins_with_a_late_will_believes_the_will_of_the_life_that_speaks(world):
+    """The broker retains the late will, so that is what a controller hears first on a new link."""
+    (cam,) = world.enrol("cam-1")
+    cam.session = "s2"
+    cam.come()
+    world.step()
+    cam.presence(online=False, session="s1")
+    world.link.cut()
+    world.clock.advance(60)
+    world.start()
+    world.step()
+    assert not world.device("cam-1").online
+    cam.rows(1)
+    world.step()
+    assert world.device("cam-1").online
+    cam.presence(online=False, session="s1")
+    world.step()
+    assert world.device("cam-1").online
+    cam.presence(online=False, session="s2")
+    world.step()
+    assert not world.device("cam-1").online
+
+
 def test_life_and_death_that_the_controller_slept_through_is_believed(world):
     (cam,) = world.enrol("cam-1")
     cam.come()
