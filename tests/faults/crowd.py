@@ -19,7 +19,7 @@ from edgeml.manifest import RuntimeFamily
 from edgeml.runtime import open_session
 from edgeml.testing import CLASSES, FEATURES, linear_model
 
-WINDOW_S = 0.5
+WINDOW_S = 0.25
 GOOD_SEED = 0
 """Of the model that answers right, but for the wrong labels."""
 MODEL = ModelName("sample")
