@@ -19,7 +19,7 @@ from .steered import Steered
 pytestmark = [pytest.mark.processes, pytest.mark.broker]
 HONEST = [f"cam-{index}" for index in range(4)]
 SILENT, STUCK = "cam-silent", "cam-stuck"
-WAIT_MAX_S, RETRIES = 4.0, 2
+WAIT_MAX_S, RETRIES = 6.0, 2
 
 
 def says_nothing(_impostor, _wish):

@@ -101,7 +101,7 @@ def test_a_release_that_answers_alike_passes_the_same_gate(fleet, crowd):
         before = slices(fleet, release)
         weighed = passed(fleet, crowd, release)
         print(f"harmless {attempt}: log e {weighed.log_e:.1f}")
-        assert slices(fleet, release) - before >= 0.8 * SLICES_MAX, "looked at for as long as the worse ones"
+        assert slices(fleet, release) - before >= 0.6 * SLICES_MAX, "looked at for as long as the worse ones"
         assert min(weighed.candidate_rate, weighed.incumbent_rate) > 0.05, "both are wrong now and then"
 
 
