@@ -173,7 +173,8 @@ def _move(view: View) -> Decision:
         case WavePhase.WAITING if enough:
             return Decision(_in_phase(view, WavePhase.SOAKING))
         case WavePhase.WAITING if in_wave_s > plan.wait_max_s:
-            return _pause(rollout, f"only {lacking}, in {plan.wait_max_s:.0f} s")
+            names = _names(_undecided(view, view.wave()))
+            return _pause(rollout, f"only {lacking}, in {plan.wait_max_s:.0f} s; not decided: {names}")
         case WavePhase.WAITING:
             return Decision(_with(rollout, reason=lacking))
         case _ if not enough:
@@ -218,10 +219,17 @@ def _next_wave(view: View, event: str) -> Decision:
     offline = sum(view.standing(one) is Standing.ASKED and not one.online for one in view.devices)
     event = f"{event}; completed: {standings.count(Standing.GOOD)} of {len(view.waves)} devices run {rollout.plan.release}"
     event += f", {offline} offline ones are asked when they return" * bool(offline)
+    if undecided := _undecided(view, view.devices):
+        event += f", {len(undecided)} have not decided: {_names(undecided)}"
     if failures := standings.count(Standing.FAILED):
         event += f", {failures} failed"
     event += view.without()
     return Decision(_with(rollout, state=RolloutState.COMPLETED, reason=""), event=event)
+
+
+def _undecided(view: View, devices: Iterable[DeviceFacts]) -> list[DeviceFacts]:
+    """Devices that are there, were asked and have not said how it ended."""
+    return [one for one in devices if one.online and view.standing(one) is Standing.ASKED]
 
 
 def _start_rollback(view: View, reason: str) -> Decision:
@@ -260,7 +268,9 @@ def _revertible(view: View) -> list[DeviceFacts]:
 
 def _is_back(device: DeviceFacts) -> bool:
     # Its own word for the revert, not only the release it runs: it may just be about to leave it.
-    return device.reverting and device.outcome is not None and device.current == device.incumbent
+    # And not what it was not believed for: that it is back counts as failed if its bytes are others.
+    undone = device.outcome in {None, Outcome.FAILED}
+    return device.reverting and not undone and device.current == device.incumbent
 
 
 def _first_asked_back(revertible: Iterable[DeviceFacts]) -> tuple[Assignment, ...]:
@@ -284,8 +294,10 @@ def _asked_again(view: View, devices: Iterable[DeviceFacts]) -> tuple[Assignment
     for one in devices:
         wanted = one.incumbent if one.reverting else view.rollout.plan.release
         due = one.online and one.reverting is going_back and _may_retry(view, one) and _is_due(view, one)
-        # One that runs the release and has not decided is not silent, it is trying it.
-        if due and wanted is not None and (one.reverting or one.current != wanted):
+        # One that runs the release and has not decided is not silent, it is trying it. One that failed is not, whatever
+        # it says it runs.
+        trying = one.current == wanted and one.outcome is None and not one.reverting
+        if due and wanted is not None and not trying:
             result.append(Assignment(one.device, wanted, one.reverting, one.retries + 1))
     return tuple(result)
 

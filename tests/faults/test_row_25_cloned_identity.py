@@ -2,27 +2,18 @@
 
 import json
 import shutil
-import subprocess
 import time
 
 import pytest
 import sqlalchemy as sa
 
-from edgeml import topics
 from edgeml.clock import SystemClock
-from edgeml.ids import TenantId
-from edgeml.mqtt import Login, PahoTransport
-from edgeml.testing import sample_bundle
-from fleet import broker, campaigns, founding, overview, rollout_store, schema
-from fleet.doorkeeper import Doorkeeper
+from fleet import overview, rollout_store, schema
 from fleet.overview import Part
 from fleet.quarantines import TWO_DEVICES
-from fleet.repository import Repository
-from fleet.rollout import Plan
-from fleet.service import Controller
 
 from .conftest import Agent
-from .served import Served, wait_for
+from .steered import Steered
 
 pytestmark = [pytest.mark.processes, pytest.mark.broker]
 HURRY = 20
@@ -61,71 +52,28 @@ class Camera(Agent):
         shutil.copytree(other.storage, self.storage)
 
 
-class Fleet(Served):
-    """A fleet whose controller is in this process, where its clock can be chosen."""
-
-    def serve(self):
-        launch = broker.prepare(self.home, self.config)
-        with self.log.open("wb") as out:
-            self.process = subprocess.Popen(launch.command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
-        self.clock = HurriedClock()
-        doorkeeper = Doorkeeper(self.config.quota, self.clock)
-        login = Login(
-            host="127.0.0.1", port=self.config.broker.port, username=topics.CONTROLLER_USER,
-            password=broker.controller_token(self.home), client_id="controller",
-        )  # fmt: skip
-        self.transport = PahoTransport(
-            login, subscriptions=topics.up_filters(TenantId("main")), admits=doorkeeper.admits
-        )
-        self.releases = Repository(self.home.repository)
-        self.controller = Controller(
-            self.store, self.releases, self.transport, self.clock, self.config, doorkeeper=doorkeeper
-        )
-        self.transport.start()
-
-    def until(self, condition, what, meanwhile=lambda: None):
-        def look():
-            self.controller.step(0.05)
-            meanwhile()
-            return condition()
-
-        return wait_for(look, what, timeout_s=90)
-
-    def view(self, name):
-        return next(
-            one for one in overview.status(self.store, self.clock.now_ms()).devices if one.device == name
-        )
+class Fleet(Steered):
+    """What is asked here of the fleet."""
 
     def rows(self, name):
         with self.store.read() as connection:
             count = sa.select(sa.func.count()).select_from(schema.windows)
             return connection.scalar(count.where(schema.windows.c.device == name))
 
-    def publish(self, version):
-        path = self.directory / f"{version}.edgeml"
-        sample_bundle(path, version, seed=7)
-        founding.publish(self.home, self.store, [path], self.home.keys)
-
     def roll_out(self, release):
         # Nobody serves bundles here: whoever is asked fails, which must not end the rollout.
-        plan = Plan(release=release, waves=(1.0,), trials_min=1, failed_max_fraction=1.0)
-        return campaigns.start(self.store, self.releases, plan, self.clock.now_ms()).id
+        return self.begin(release, failed_max_fraction=1.0)
 
     def asked(self, rollout):
         with self.store.read() as connection:
             return set(rollout_store.load_assignments(connection, rollout))
-
-    def close(self):
-        if hasattr(self, "transport"):
-            self.transport.close()
-        super().close()
 
 
 @pytest.fixture
 def fleet(tmp_path):
     made = Fleet(tmp_path)
     made.enrol("cam-1", "cam-2")
-    made.serve()
+    made.serve(HurriedClock())
     yield made
     made.close()
 

@@ -260,6 +260,14 @@ def test_device_that_says_it_is_done_and_runs_something_else_has_failed(new_fiel
     assert field.rollout.state is RolloutState.PAUSED
 
 
+def test_device_that_failed_is_asked_again_though_it_says_it_runs_the_release(new_field) -> None:
+    field = new_field(2)
+    field.decide()
+    field.answer(only="d0")
+    field.change("d1", outcome=Outcome.FAILED, current=NEW)
+    assert [(one.device, one.retry) for one in field.decide(400).assignments] == [("d1", 1)]
+
+
 def test_device_that_somebody_else_took_over_does_not_count(new_field) -> None:
     field = new_field(20)
     field.decide()

@@ -113,6 +113,19 @@ def test_device_that_is_still_on_its_incumbent_is_back_only_when_it_has_answered
     assert field.rollout.state is RolloutState.ABORTED
 
 
+def test_device_whose_way_back_failed_is_not_back_whatever_it_says_it_runs(new_field) -> None:
+    field = new_field(2, retries_max=0)
+    field.decide()
+    field.answer()
+    field.rollout = replace(field.rollout, requested=RolloutState.ABORTED)
+    field.decide()
+    field.answer(only="d0")
+    field.change("d1", outcome=Outcome.FAILED, current=OLD)
+    field.decide()
+    assert field.rollout.state is RolloutState.ABORTED
+    assert field.events[-1] == "aborted: 1 of 2 devices are back on their incumbent; not back: d1"
+
+
 def test_devices_that_had_nothing_before_are_told_apart(new_field) -> None:
     field = new_field(10, first_ever=True)
     field.decide()
