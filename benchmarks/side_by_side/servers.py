@@ -2,7 +2,6 @@
 
 import http.client
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import onnxruntime
 from agent.sensors import Sensors
 from agent.slots import SlotTable, promote
 from edgeml.ids import ModelName, digest_of_file
+from edgeml.port import free_port
 from edgeml.twin import Slot, Slots
 
 MLSERVER = "mlserver==1.7.1"
@@ -23,11 +23,6 @@ ROOT = HERE.parents[1]
 AGENT = 'device = "bench"\nprofile = "generic-x86-64"\nstorage = "state"\n'
 START_TIMEOUT_S = 60.0
 TICKS_S = os.sysconf("SC_CLK_TCK")
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 class Running:

@@ -7,7 +7,6 @@ user would; what the fleet knows is read from its database.
 
 from __future__ import annotations
 
-import socket
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import numpy as np
 from edgeml.clock import SystemClock
 from edgeml.drift import Verdict
 from edgeml.errors import StateError
+from edgeml.port import free_port
 
 from .. import config as fleet_config
 from .. import enroll, overview
@@ -110,7 +110,7 @@ class Story:
         self._telling.chapter("2. A fleet: keys, a signed repository, devices")
         if not (self._home.repository / "metadata").exists():
             run_edgeml("keys", "init", "--dir", str(self._home.directory))
-            broker, http = _free_ports(2)
+            broker, http = [free_port() for _ in range(2)]
             text = self._home.settings.read_text().replace("18830", str(broker)).replace("18080", str(http))
             text = text.replace("# tick_s = 1.0", "tick_s = 0.5").replace(
                 "# slice_s = 60.0", f"slice_s = {SLICE_S}"
@@ -140,7 +140,7 @@ class Story:
         kit = self._kit(name)
         if is_enrolled(self._store, name):
             return
-        listen = f"127.0.0.1:{_free_ports(1)[0]}" if name in REAL_DEVICES else ""
+        listen = f"127.0.0.1:{[free_port() for _ in range(1)][0]}" if name in REAL_DEVICES else ""
         new = NewDevice(name, profile, kit, listen=listen)
         enroll.add(self._home, self._config, self._store, new, SystemClock().now_ms())
         settings = kit / enroll.SETTINGS
@@ -342,15 +342,3 @@ def summarise(said: dict[str, Any]) -> list[str]:
 def is_enrolled(store: Store, name: str) -> bool:
     """Tell whether a device is enrolled."""
     return any(device.device == name for device in overview.status(store, 0).devices)
-
-
-def _free_ports(count: int) -> list[int]:
-    """Find ports nobody listens on now; whoever takes one in between makes the demo say so."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()

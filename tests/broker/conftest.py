@@ -20,6 +20,7 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from edgeml.ids import DeviceId
+from edgeml.port import free_port
 from fleet import broker, config, mosquitto
 from fleet.broker import BrokerKind, Launch
 from fleet.config import FleetConfig, FleetHome
@@ -27,11 +28,6 @@ from fleet.config import FleetConfig, FleetHome
 TENANT = "acme"
 DEVICES = ("cam-a", "cam-b")
 WAIT_S = 5.0
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @dataclass

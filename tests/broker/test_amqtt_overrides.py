@@ -6,7 +6,6 @@ not: the override no longer works with this amqtt.
 
 import asyncio
 import gc
-import socket
 import struct
 from collections import deque
 from contextlib import asynccontextmanager
@@ -15,6 +14,7 @@ import pytest
 from amqtt.broker import Broker
 
 from edgeml.ids import TenantId
+from edgeml.port import free_port
 from fleet import amqtt_broker, broker
 from fleet.amqtt_broker import TriedOutBroker
 from fleet.broker import token_hash
@@ -58,11 +58,6 @@ def subscribe(topic: str) -> bytes:
 
 def publish_retained(topic: str, payload: bytes) -> bytes:
     return packet(0x31, text(topic) + payload)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import getpass
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -16,6 +15,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from edgeml import topics, twin
 from edgeml.ids import DeviceId, TenantId, model_of
+from edgeml.port import free_port
 from edgeml.topics import Leaf
 
 TIMEOUT_S = 40
@@ -28,9 +28,7 @@ class Broker:
         if shutil.which("mosquitto") is None:
             assert os.environ.get("CI") != "true", "mosquitto is not installed"
             pytest.skip("mosquitto is not installed")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.settings, self.log = directory / "mosquitto.conf", directory / "mosquitto.log"
         lines = (f"listener {self.port} 127.0.0.1", "allow_anonymous true", *settings)
         self.settings.write_text("".join(f"{line}\n" for line in lines))

@@ -6,7 +6,6 @@ import os
 import random
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from agent.supervisor import Supervisor, installed_preload
 from edgeml import mqtt
 from edgeml.bundle import REPORT, Bundle, write_bundle
 from edgeml.ids import ModelName, ReleaseId
+from edgeml.port import free_port
 from edgeml.testing import sample_bundle
 from edgeml.twin import Outcome, Slot, Slots
 
@@ -91,9 +91,7 @@ class Agent:
 
     def __init__(self, directory, storage):
         self.storage = storage
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         bundle = directory / "sample.edgeml"
         digest = sample_bundle(bundle)
         table = SlotTable(storage)

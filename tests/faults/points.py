@@ -9,7 +9,6 @@ import json
 import mmap
 import os
 import shutil
-import socket
 import struct
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from agent.flash import flash
 from agent.journal import peek
 from edgeml.errors import StateError
 from edgeml.ids import ModelName, digest_of_file
+from edgeml.port import free_port
 from edgeml.testing import sample_bundle
 from edgeml.twin import DeviceState
 from fleet import founding
@@ -102,9 +102,7 @@ class Life:
         self.log = directory / "agent.log"
         self.told = directory / "points"
         self.settings = directory / "agent.toml"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.settings.write_text(
             f'device = "cam-1"\nprofile = "generic-x86-64"\nstorage = "{storage}"\n'
             f'[telemetry]\nwindow_s = 1\n[serve]\nlisten = "127.0.0.1:{self.port}"\n{more}'

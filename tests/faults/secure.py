@@ -7,16 +7,12 @@ import subprocess
 import time
 
 from edgeml import keypair
+from edgeml.port import free_port
 from edgeml.tls import TlsFiles
 from fleet import authority
 
 TIMEOUT_S = 20
 DAY_MS = 86_400_000
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 class SecureBroker:

@@ -6,7 +6,6 @@ import os
 import queue
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from edgeml import telemetry, topics, twin
 from edgeml.ids import DeviceId, ReleaseId, TenantId
+from edgeml.port import free_port
 from edgeml.telemetry import Batch, Counters, Stream, Window
 from edgeml.topics import Leaf
 from fleet import enroll, founding
@@ -30,11 +30,6 @@ from fleet.store import Store
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 60
 PROFILE = "generic-x86-64"
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def wait_for(condition, what, timeout_s=TIMEOUT_S):

@@ -12,17 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from edgeml.port import free_port
 from fleet import founding, mosquitto
 from fleet.config import FleetHome, load
 from fleet.locks import CONTROLLER, SERVE, is_held
 
 pytestmark = pytest.mark.processes
 START_S = 25
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def alive(pid):

@@ -10,6 +10,7 @@ import uvicorn
 
 from agent.enrolment import Wish
 from edgeml.identity import parse_invitation
+from edgeml.port import free_port
 from edgeml.testing import FakeClock
 from fleet import api, founding, tls_files
 from fleet.admission import Admission
@@ -18,11 +19,6 @@ from fleet.store import Store
 
 HOUR_MS = 3_600_000
 PROFILE = "generic-x86-64"
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 class Fleet:

@@ -1,7 +1,6 @@
 """First contact, over real TLS: who gets in, who does not, and what a power cut leaves."""
 
 import os
-import socket
 import stat
 
 import pytest
@@ -13,17 +12,13 @@ from edgeml import identity_client, keypair
 from edgeml.errors import ConfigError, PermanentTransferError, TransferError, TrustError
 from edgeml.handshake import Fault, find_refusal
 from edgeml.identity import EnrolRequest, Invitation, parse_invitation
+from edgeml.port import free_port
 from edgeml.source import HttpSource
 from edgeml.tls import authority_context
 from fleet import authority, enroll, identities, tls_files
 from fleet.admission import decide
 from fleet.identities import APPROVED
 from fleet.keys import load_keys
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def quiet(_line):

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeml.port import free_port
 from edgeml.twin import Outcome
 from fleet.config import FleetHome
 from fleet.founding import found
@@ -60,8 +60,7 @@ def served(directory):
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / key], check=True, timeout=20
         )
     shutil.copy(directory / "mine.pub", directory / "authorized")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     settings = directory / "sshd_config"
     settings.write_text(
         f"ListenAddress 127.0.0.1:{port}\nHostKey {directory}/host\nAuthorizedKeysFile {directory}/authorized\n"

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from edgeml.port import free_port
 from edgeml.testing import sample_bundle
 from fleet import enroll, founding, overview
 from fleet.config import FleetHome, database_url
@@ -26,12 +26,6 @@ from fleet.store import Store
 pytestmark = pytest.mark.processes
 
 TIMEOUT_S = 40
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_for(condition, what, timeout_s=TIMEOUT_S):

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from edgeml import probe
 from edgeml.client import Client
 from edgeml.errors import TransferError
 from edgeml.manifest import RuntimeFamily, ScoreKind, Task
+from edgeml.port import free_port
 from edgeml.profile import load as load_profile
 from fleet import enroll, founding
 from fleet.config import FleetHome, database_url
@@ -49,12 +49,6 @@ PYTHONS = [
         ),
     ),
 ]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def clip():
