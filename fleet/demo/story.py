@@ -110,7 +110,7 @@ class Story:
         self._telling.chapter("2. A fleet: keys, a signed repository, devices")
         if not (self._home.repository / "metadata").exists():
             run_edgeml("keys", "init", "--dir", str(self._home.directory))
-            broker, http = [free_port() for _ in range(2)]
+            broker, http = free_port(), free_port()
             text = self._home.settings.read_text().replace("18830", str(broker)).replace("18080", str(http))
             text = text.replace("# tick_s = 1.0", "tick_s = 0.5").replace(
                 "# slice_s = 60.0", f"slice_s = {SLICE_S}"
@@ -140,7 +140,7 @@ class Story:
         kit = self._kit(name)
         if is_enrolled(self._store, name):
             return
-        listen = f"127.0.0.1:{[free_port() for _ in range(1)][0]}" if name in REAL_DEVICES else ""
+        listen = f"127.0.0.1:{free_port()}" if name in REAL_DEVICES else ""
         new = NewDevice(name, profile, kit, listen=listen)
         enroll.add(self._home, self._config, self._store, new, SystemClock().now_ms())
         settings = kit / enroll.SETTINGS
