@@ -74,6 +74,7 @@ class Budget:
         self._substituted_s: dict[ModelName, float] = {}
         self._tell_s = float("-inf")
         self._held_back = 0
+        self._told_models: frozenset[ModelName] = frozenset()
 
     def govern(
         self,
@@ -110,6 +111,9 @@ class Budget:
         news = bool(held_back) != bool(self._held_back)
         self._held_back = held_back
         decided = self._regulator.turn(now.monotonic_s, now.wall_ms)
+        models = frozenset(self._regulator.facts.models)
+        news = news or models != self._told_models
+        self._told_models = models
         if self._groups is not None:
             self._resize(self._groups)
         if decided or news or now.monotonic_s >= self._tell_s:

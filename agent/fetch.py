@@ -19,6 +19,7 @@ import msgspec
 from edgeml.errors import BudgetError, DigestMismatchError, EdgemlError, PostponedError, TransferError
 from edgeml.ids import Digest
 from edgeml.lifeline import die_with_parent
+from edgeml.meter import TELL_BYTES
 from edgeml.trustfacts import SignedFacts
 from edgeml.twin import FullDownload
 
@@ -55,7 +56,7 @@ class Job(msgspec.Struct, frozen=True):
     """What may still be taken of the network today."""
     allowance_wait_s: float = 0.0
     """Until there is more."""
-    tell_bytes: int = 256 << 10
+    tell_bytes: int = TELL_BYTES
     """How much may be taken of it without telling."""
     bytes_per_s: float | None = None
     cache: str = ""

@@ -26,6 +26,7 @@ from edgeml.errors import (
     TransferError,
 )
 from edgeml.ids import ModelName, model_of
+from edgeml.meter import TELL_BYTES
 from edgeml.trustfacts import SignedTarget
 from edgeml.twin import Desired, FullDownload
 
@@ -41,9 +42,8 @@ LOOKING: Final = ModelName("")
 """Stands for no model: the child that only looks at signed metadata."""
 FETCH_TIMEOUT_S: Final = 3600.0
 LINE_BYTES_MAX: Final = 1 << 20
-TELL_BYTES: Final = 256 << 10
-"""A child tells after so many bytes, and more often where its allowance is small."""
 TELL_MIN_BYTES: Final = 4 << 10
+"""A child tells after TELL_BYTES, and after less where its allowance is small."""
 OTHERS_WAIT_S: Final = 60.0
 """For another fetch to have done with what is left of the day."""
 

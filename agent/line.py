@@ -12,6 +12,7 @@ import logging
 import math
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
@@ -54,7 +55,7 @@ class LateError(EdgemlError):
         )
 
 
-class Ticket:
+class Ticket(ABC):
     """A request on its way through the line. How whoever waits for it is woken is its own business."""
 
     __slots__ = ("deadline_s", "leads", "outcome", "tensors", "waiting")
@@ -67,9 +68,9 @@ class Ticket:
         self.outcome: Answer | EdgemlError | None = None
         self.leads = False
 
+    @abstractmethod
     def wake(self) -> None:
         """Hear that it is answered, late, or at the head; called once, with the line's lock held."""
-        raise NotImplementedError
 
     def answer(self) -> Answer:
         """Return what came of it, or raise it."""

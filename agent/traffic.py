@@ -25,7 +25,7 @@ from .ration import PURPOSE_OF, Day, Purpose, longest_bytes, message_bytes, room
 logger = logging.getLogger(__name__)
 
 FILE: Final = "traffic.json"
-RESERVE_BYTES: Final = 1 << 20
+AHEAD_BYTES_MAX: Final = 1 << 20
 """So much may be used between two writes at most; cards wear out by being written."""
 WRITES_A_DAY: Final = 64
 """About, at most, besides those at the end of a transfer."""
@@ -42,7 +42,7 @@ class Traffic:
         self._path = storage / FILE
         self._budget = budget_bytes
         self._clock = clock
-        self._ahead_bytes = 0 if budget_bytes is None else min(RESERVE_BYTES, budget_bytes // WRITES_A_DAY)
+        self._ahead_bytes = 0 if budget_bytes is None else min(AHEAD_BYTES_MAX, budget_bytes // WRITES_A_DAY)
         self._promised_bytes = 0
         self._lock = threading.Lock()
         self._since_s = clock.monotonic_s()

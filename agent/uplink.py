@@ -2,9 +2,10 @@
 
 One unacknowledged batch a stream at a time; sent again when its answer is late, later and later, and at once on a new
 link. Events go before windows before samples: while more than a batch of a stream waits, those that matter less wait,
-too, all of it goes at the `pace` of a backlog, and copies of the newest go `ahead`. Rows leave the buffer only by the controller's own acknowledgement, or one by one when it says that it will never
-store them: a batch that is refused is sent again in halves until the bad row is found. What the day's budget of the network
-does not allow waits in the buffer, is looked at again every HOLD_S, and has no copies meanwhile. Pure of sockets and clocks.
+too, all of it goes at the `pace` of a backlog, and copies of the newest go `ahead`. Rows leave the buffer only by the
+controller's own acknowledgement, or one by one when it says that it will never store them: a batch that is refused is
+sent again in halves until the bad row is found. What the day's budget of the network does not allow waits in the buffer,
+is looked at again every HOLD_S, and has no copies meanwhile. Pure of sockets and clocks.
 """
 
 from __future__ import annotations

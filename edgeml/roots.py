@@ -124,7 +124,10 @@ def read_named(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"no trust anchor at {path}: {error.strerror}") from error
+        raise ConfigError(
+            f"no trust anchor at {path}: {error.strerror}",
+            hint="name a root of the fleet, for example metadata/1.root.json of its repository",
+        ) from error
 
 
 def _parsed(data: bytes, what: str) -> Metadata[Root]:

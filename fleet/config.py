@@ -328,7 +328,7 @@ def _check_quota(quota: QuotaSettings, source: str) -> None:
         if name in least and value < least[name]:
             raise ConfigError(
                 f"{source}: [quota] {name} is {value}",
-                hint=f"use at least {least[name]}: no device could say what it must otherwise",
+                hint=f"use at least {least[name]}: no device could say or ask what it must otherwise",
             )
         if not 0 < value < 1e12:
             raise ConfigError(f"{source}: [quota] {name} is {value}", hint="use a positive number")

@@ -16,7 +16,7 @@ from edgeml.clock import Clock
 from edgeml.topics import Leaf
 
 from .config import QuotaSettings
-from .quota import Kind, Meter, run_off, weigh
+from .quota import Kind, Sent, run_off, weigh
 
 _KINDS = {
     Leaf.STATE: Kind.TALK,
@@ -41,14 +41,14 @@ class Doorkeeper:
         self._quota = quota
         self._clock = clock
         self._lock = threading.Lock()
-        self._meters: dict[str, Meter] = {}
+        self._sent: dict[str, Sent] = {}
         self._turned_away: dict[str, TurnedAway] = {}
 
     @property
     def watched(self) -> int:
         """Devices that are remembered: those that are not at rest, since the last `take`."""
         with self._lock:
-            return len(self._meters)
+            return len(self._sent)
 
     def admits(self, topic: str, payload_bytes: int) -> bool:
         """Tell whether a message may come in, and remember it."""
@@ -58,9 +58,7 @@ class Doorkeeper:
             return True
         now_s = self._clock.monotonic_s()
         with self._lock:
-            self._meters[device], taken = weigh(
-                self._meters.get(device), kind, payload_bytes, self._quota, now_s
-            )
+            self._sent[device], taken = weigh(self._sent.get(device), kind, payload_bytes, self._quota, now_s)
             if not taken:
                 before = self._turned_away.get(device, TurnedAway())
                 self._turned_away[device] = TurnedAway(
@@ -73,8 +71,8 @@ class Doorkeeper:
         now_s = self._clock.monotonic_s()
         with self._lock:
             taken, self._turned_away = self._turned_away, {}
-            meters = {name: run_off(meter, self._quota, now_s) for name, meter in self._meters.items()}
-            self._meters = {name: meter for name, meter in meters.items() if not meter.at_rest}
+            sent = {name: run_off(one, self._quota, now_s) for name, one in self._sent.items()}
+            self._sent = {name: one for name, one in sent.items() if not one.at_rest}
         return taken
 
 

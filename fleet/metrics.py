@@ -25,6 +25,12 @@ _OF_A_DEVICE: Final[tuple[tuple[str, str, str, Callable[[DeviceView], int]], ...
         lambda one: one.quarantine is not None,
     ),
     (
+        "frozen",
+        "gauge",
+        "Whether all signed metadata that the device gets have expired: it installs nothing new.",
+        lambda one: one.frozen_since_ms is not None,
+    ),
+    (
         "turned_away_messages_total",
         "counter",
         "Messages beyond the device's quota, since it was enrolled.",

@@ -30,7 +30,7 @@ class Kind(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Meter:
+class Sent:
     """What one device has sent and time has not made good yet. It runs off at the quota's rates; 0 is rest."""
 
     at_s: float
@@ -46,42 +46,42 @@ class Meter:
         return not (self.talk or self.batches or self.batch_bytes or self.pulls)
 
 
-def run_off(meter: Meter, quota: QuotaSettings, now_s: float) -> Meter:
+def run_off(sent: Sent, quota: QuotaSettings, now_s: float) -> Sent:
     """Let time pass. A clock that stands still or goes back makes nothing good."""
-    elapsed_s = max(0.0, now_s - meter.at_s)
-    return Meter(
-        at_s=max(now_s, meter.at_s),
-        talk=max(0.0, meter.talk - elapsed_s * quota.messages_per_s),
-        batches=max(0.0, meter.batches - elapsed_s * quota.batches_per_s),
-        batch_bytes=max(0.0, meter.batch_bytes - elapsed_s * quota.batch_bytes_per_s),
-        pulls=max(0.0, meter.pulls - elapsed_s * quota.pulls_per_s),
+    elapsed_s = max(0.0, now_s - sent.at_s)
+    return Sent(
+        at_s=max(now_s, sent.at_s),
+        talk=max(0.0, sent.talk - elapsed_s * quota.messages_per_s),
+        batches=max(0.0, sent.batches - elapsed_s * quota.batches_per_s),
+        batch_bytes=max(0.0, sent.batch_bytes - elapsed_s * quota.batch_bytes_per_s),
+        pulls=max(0.0, sent.pulls - elapsed_s * quota.pulls_per_s),
     )
 
 
 def weigh(
-    meter: Meter | None, kind: Kind, payload_bytes: int, quota: QuotaSettings, now_s: float
-) -> tuple[Meter, bool]:
+    sent: Sent | None, kind: Kind, payload_bytes: int, quota: QuotaSettings, now_s: float
+) -> tuple[Sent, bool]:
     """Decide about one message; a refused one uses nothing up.
 
     Args:
-        meter: of the device; None if nothing is known of it.
+        sent: of the device; None if nothing is known of it.
         kind: what the message counts as.
         payload_bytes: its length.
         quota: what a device may.
         now_s: monotonic time.
 
     Returns:
-        The device's meter afterwards, and whether the message is taken in.
+        The device's sent afterwards, and whether the message is taken in.
 
     >>> quota = QuotaSettings(messages_per_s=1.0, messages_burst=2)
-    >>> meter, answers = None, []
+    >>> sent, answers = None, []
     >>> for now_s in (0.0, 0.0, 0.0, 1.0, 1.0):
-    ...     meter, taken = weigh(meter, Kind.TALK, 10, quota, now_s)
+    ...     sent, taken = weigh(sent, Kind.TALK, 10, quota, now_s)
     ...     answers.append(taken)
     >>> answers
     [True, True, False, True, False]
     """
-    now = run_off(meter or Meter(now_s), quota, now_s)
+    now = run_off(sent or Sent(now_s), quota, now_s)
     match kind:
         case Kind.TALK:
             after = replace(now, talk=now.talk + 1)

@@ -227,9 +227,7 @@ class Controller:
         # The broker may have come back empty: say everything retained again.
         with self._store.read() as connection:
             self._outbox = device_store.load_desired(connection)
-        logger.info(
-            "connected to the broker; wishes for devices that it is told again: %d", len(self._outbox)
-        )
+        logger.info("connected to the broker, which is told %d wishes for devices again", len(self._outbox))
 
     def _say_desired(self) -> None:
         if self._greet:

@@ -167,7 +167,11 @@ def test_people_and_prometheus_are_told_the_same(rig):
     assert told.used_bytes == facts.used_bytes > 10 << 20
     assert told.models[0].granted_bytes == facts.granted[A] > 0
     assert told.enforced in {"watched", "kernel"}
-    # It is written again after a while also if nothing is decided.
+    # What serves is told at once,
+    rig.roster.seat(A).swap(None).stop()
+    rig.turn()
+    assert read(rig.storage).models == ()
+    # and the rest again after a while also if nothing is decided.
     at_ms = told.at_ms
     rig.turn(TELL_EVERY_S)
     assert read(rig.storage).at_ms > at_ms

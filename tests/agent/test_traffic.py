@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agent.allowance import DAY_S
 from agent.ration import Purpose, message_bytes
 from agent.storeroom import check_room, stored_bytes
-from agent.traffic import FILE, RESERVE_BYTES, WRITES_A_DAY, Traffic
+from agent.traffic import AHEAD_BYTES_MAX, FILE, WRITES_A_DAY, Traffic
 from edgeml import atomic
 from edgeml.errors import BudgetError
 from edgeml.ids import Digest
@@ -51,7 +51,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     )
     assert done.returncode == -9
     spent = Traffic(tmp_path, 1 << 30, FakeClock(0)).spent_bytes
-    assert 5_000_000 <= spent <= 5_000_000 + RESERVE_BYTES
+    assert 5_000_000 <= spent <= 5_000_000 + AHEAD_BYTES_MAX
 
 
 def test_kills_cost_a_small_budget_as_small_a_part_of_the_day(tmp_path):
@@ -129,7 +129,7 @@ def test_the_disk_never_says_less_than_was_used(tmp_path_factory, counts):
     for count in counts:
         traffic.add(count)
         used += count
-        assert used <= Traffic(folder, 1 << 40, clock).spent_bytes <= used + RESERVE_BYTES
+        assert used <= Traffic(folder, 1 << 40, clock).spent_bytes <= used + AHEAD_BYTES_MAX
 
 
 def target(length, digest="ab" * 32):

@@ -1,7 +1,5 @@
 """A metered source over a real server: it counts, keeps a rate, and stops at the allowance with everything kept."""
 
-import threading
-
 import pytest
 
 from edgeml.download import fetch
@@ -10,20 +8,11 @@ from edgeml.meter import TELL_BYTES, Meter, Terms
 from edgeml.metered_source import REQUEST_BYTES, MeteredSource
 from edgeml.source import READ_BYTES, HttpSource
 
-from .test_download import Server, publish
+from .test_download import publish, server
+
+__all__ = ["server"]
 
 DATA = bytes(range(256)) * 4096
-
-
-@pytest.fixture
-def server():
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def test_everything_that_comes_is_counted_and_told(tmp_path, server):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import random
-import threading
 
 import msgspec
 import pytest
@@ -15,22 +14,13 @@ from edgeml.source import HttpSource
 from edgeml.trustfacts import SignedDelta
 from edgeml.twin import FullDownload
 
-from .test_download import Server, publish
+from .test_download import publish, server
+
+__all__ = ["server"]
 
 CHANCE = random.Random(1)
 BASE = CHANCE.randbytes(600_000)
 TARGET = bytes((byte + (CHANCE.random() < 0.1)) % 256 for byte in BASE)
-
-
-@pytest.fixture
-def server():
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 class Scene:

@@ -4,6 +4,7 @@ They live in a thread, on the system's clock, and look ten times as often as the
 """
 
 import asyncio
+import contextlib
 import threading
 
 import msgspec
@@ -18,6 +19,10 @@ from edgeml.ids import ModelName
 from edgeml.manifest import RuntimeFamily
 from edgeml.runtime import open_session
 from edgeml.testing import CLASSES, FEATURES, linear_model
+from fleet.overview import Part
+from fleet.rollout import RolloutState
+
+from .steered import Steered
 
 WINDOW_S = 0.25
 GOOD_SEED = 0
@@ -33,6 +38,18 @@ def field(mislabelled=0.1):
     wrong = lot.random(len(labels)) < mislabelled
     labels[wrong] = (labels[wrong] + lot.integers(1, CLASSES, wrong.sum())) % CLASSES
     return Field(inputs, labels)
+
+
+@contextlib.contextmanager
+def fleet_of(directory, names, slice_s=0.5):
+    """A fleet in a hurry, with these devices enrolled."""
+    made = Steered(directory, tick_s=0.1, slice_s=slice_s, batches_per_s=50.0)
+    made.enrol(*names)
+    made.serve()
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 class Crowd:
@@ -53,6 +70,7 @@ class Crowd:
             )
             for name in names
         ]
+        self._fleet = fleet
         self.devices = {config.device: SimulatedDevice(config, shared) for config in configs}
         self._loop = asyncio.new_event_loop()
         self._living = None
@@ -77,6 +95,16 @@ class Crowd:
         assert self._thread.is_alive(), "a simulated device ended"
         current = {name: one._table.slots(MODEL).current for name, one in self.devices.items()}
         return {name: slot.release if slot else None for name, slot in current.items()}
+
+    def settle(self):
+        """Let everybody run 1.0.0, impostors included."""
+        first = self._fleet.begin(self._fleet.publish("1.0.0", GOOD_SEED), soak_s=0.0)
+        self._fleet.until(
+            lambda: self._fleet.state(first) is RolloutState.COMPLETED, "1.0.0 everywhere", self.runs
+        )
+        self._fleet.until(
+            lambda: {one.part for one in self._fleet.seen(first).devices} == {Part.DONE}, "1.0.0 with all"
+        )
 
     def close(self):
         if self._thread.is_alive():

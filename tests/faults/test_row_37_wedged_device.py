@@ -12,9 +12,8 @@ from fleet import campaigns, enroll
 from fleet.overview import Part
 from fleet.rollout import RolloutState
 
-from .crowd import GOOD_SEED, Crowd
+from .crowd import GOOD_SEED, Crowd, fleet_of
 from .impostor import Impostor, truly
-from .steered import Steered
 
 pytestmark = [pytest.mark.processes, pytest.mark.broker]
 HONEST = [f"cam-{index}" for index in range(4)]
@@ -32,11 +31,8 @@ def fetches_for_ever(impostor, wish):
 
 @pytest.fixture
 def fleet(tmp_path):
-    made = Steered(tmp_path, tick_s=0.1, slice_s=0.5, batches_per_s=50.0)
-    made.enrol(*HONEST, SILENT, STUCK)
-    made.serve()
-    yield made
-    made.close()
+    with fleet_of(tmp_path, [*HONEST, SILENT, STUCK]) as made:
+        yield made
 
 
 @pytest.fixture
@@ -51,9 +47,7 @@ def wedged(fleet, crowd):
     """A silent and a stuck device, that did well so far, in a fleet that all runs 1.0.0."""
     both = Impostor(fleet, SILENT), Impostor(fleet, STUCK)
     fleet.peers += both
-    first = fleet.begin(fleet.publish("1.0.0", GOOD_SEED), soak_s=0.0)
-    fleet.until(lambda: fleet.state(first) is RolloutState.COMPLETED, "1.0.0 everywhere", crowd.runs)
-    fleet.until(lambda: {one.part for one in fleet.seen(first).devices} == {Part.DONE}, "1.0.0 with all six")
+    crowd.settle()
     both[0].answer, both[1].answer = says_nothing, fetches_for_ever
     return both
 

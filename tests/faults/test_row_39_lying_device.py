@@ -15,9 +15,8 @@ from fleet.overview import Part
 from fleet.rollout import RolloutState
 from fleet.twins import NOT_BELIEVED
 
-from .crowd import GOOD_SEED, Crowd
+from .crowd import GOOD_SEED, Crowd, fleet_of
 from .impostor import Impostor, made_up_digest, slot_of
-from .steered import Steered
 
 pytestmark = [pytest.mark.processes, pytest.mark.broker]
 HONEST = [f"cam-{index}" for index in range(4)]
@@ -28,11 +27,8 @@ OLD = "sample@1.0.0"
 @pytest.fixture
 def fleet(tmp_path, monkeypatch):
     monkeypatch.setattr(advance, "FAILED_RETRY_S", 0.5)
-    made = Steered(tmp_path, tick_s=0.1, slice_s=0.5, batches_per_s=50.0)
-    made.enrol(*HONEST, LIAR)
-    made.serve()
-    yield made
-    made.close()
+    with fleet_of(tmp_path, [*HONEST, LIAR]) as made:
+        yield made
 
 
 @pytest.fixture
@@ -47,9 +43,7 @@ def liar(fleet, crowd):
     """One that was honest until now, in a fleet that all runs 1.0.0; `lies` are what it says from now on."""
     made = Impostor(fleet, LIAR)
     fleet.peers.append(made)
-    first = fleet.begin(fleet.publish("1.0.0", GOOD_SEED), soak_s=0.0)
-    fleet.until(lambda: fleet.state(first) is RolloutState.COMPLETED, "1.0.0 everywhere", crowd.runs)
-    fleet.until(lambda: {one.part for one in fleet.seen(first).devices} == {Part.DONE}, "1.0.0 with all five")
+    crowd.settle()
     return made
 
 

@@ -19,8 +19,7 @@ from fleet import campaigns, schema
 from fleet.overview import Part
 from fleet.rollout import Metric, RolloutState
 
-from .crowd import GOOD_SEED, WINDOW_S, Crowd, field
-from .steered import Steered
+from .crowd import GOOD_SEED, WINDOW_S, Crowd, field, fleet_of
 
 pytestmark = [pytest.mark.processes, pytest.mark.broker]
 NAMES = [f"cam-{index}" for index in range(10)]
@@ -43,19 +42,15 @@ def wrong_fraction(seed):
 
 @pytest.fixture
 def fleet(tmp_path):
-    made = Steered(tmp_path, tick_s=0.1, slice_s=WINDOW_S, batches_per_s=50.0)
-    made.enrol(*NAMES)
-    made.serve()
-    yield made
-    made.close()
+    with fleet_of(tmp_path, NAMES, WINDOW_S) as made:
+        yield made
 
 
 @pytest.fixture
 def crowd(fleet, monkeypatch):
     """Ten devices that run 1.0.0."""
     made = Crowd(fleet, NAMES, monkeypatch)
-    first = fleet.begin(fleet.publish("1.0.0", GOOD_SEED), soak_s=0.0)
-    fleet.until(lambda: fleet.state(first) is RolloutState.COMPLETED, "1.0.0 everywhere", made.runs)
+    made.settle()
     yield made
     made.close()
 

@@ -24,7 +24,7 @@ def read(page):
 
 def test_the_page_says_of_each_device_what_an_operator_must_know():
     noisy = view_of("noisy", over_quota=Flood(12, 3400, 5), rows=Loss(produced=9, dropped=2))
-    twice = view_of("cam-1", online=False, quarantine=Quarantine(1, "two devices"))
+    twice = view_of("cam-1", online=False, quarantine=Quarantine(1, "two devices"), frozen_since_ms=7)
     controller = ControllerView("c", 1, 9_000, connected=True, refused={"over quota": 12, "malformed": 1})
     values, kinds = read(render(FleetView(10_000, controller, (twice, noisy), {}, ("r-1",))))
     assert values == {
@@ -32,6 +32,8 @@ def test_the_page_says_of_each_device_what_an_operator_must_know():
         ("edgeml_fleet_device_online", "noisy"): 1,
         ("edgeml_fleet_device_quarantined", "cam-1"): 1,
         ("edgeml_fleet_device_quarantined", "noisy"): 0,
+        ("edgeml_fleet_device_frozen", "cam-1"): 1,
+        ("edgeml_fleet_device_frozen", "noisy"): 0,
         ("edgeml_fleet_device_turned_away_messages_total", "cam-1"): 0,
         ("edgeml_fleet_device_turned_away_messages_total", "noisy"): 12,
         ("edgeml_fleet_device_turned_away_bytes_total", "cam-1"): 0,
