@@ -44,7 +44,7 @@ class Confinement:
         if self._cpus is not None:
             cpus = self._cpus
             self._try(lambda: os.sched_setaffinity(pid, cpus), f"on {len(cpus)} processors")
-        self._try(lambda: os.setpriority(os.PRIO_PROCESS, pid, NICE), "behind other work")
+        self._try(lambda: _put_behind(pid), "behind other work")
 
     def resize(self, pid: int, model: ModelName, memory_bytes: int | None) -> None:
         """Set anew how much memory a worker may take; one that is gone or has no group is left alone."""
@@ -61,6 +61,12 @@ class Confinement:
             if not self._complained:
                 logger.warning("workers cannot be put %s (%s); they are only watched", what, error.strerror)
             self._complained = True
+
+
+def _put_behind(pid: int) -> None:
+    # An agent that gives way itself has workers that do so no less.
+    nice = max(os.getpriority(os.PRIO_PROCESS, pid), NICE)
+    os.setpriority(os.PRIO_PROCESS, pid, nice)
 
 
 def chosen_cpus(cpu_cores: float | None, allowed: set[int]) -> frozenset[int] | None:

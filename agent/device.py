@@ -57,6 +57,7 @@ class Device:
         self._journal = journal
         self._slots = slots
         self._updaters: dict[ModelName, Updater] = {}
+        self._started: set[ModelName] = set()
         self._in_hand: set[ModelName] = set()
         self._turned_away: dict[ModelName, Reported] = {}
         self._news: set[ModelName] = set()
@@ -75,9 +76,15 @@ class Device:
         return Entry() if updater is None else updater.entry
 
     def start(self, now: Moment) -> None:
-        """Let every machine go on where the journal says the last life ended."""
-        for updater in self._updaters.values():
-            updater.start(now)
+        """Let every machine go on where the journal says the last life ended.
+
+        Raises:
+            StorageError: The journal could not be written; call it again, and those go on that have not.
+        """
+        for model, updater in self._updaters.items():
+            if model not in self._started:
+                updater.start(now)
+                self._started.add(model)
 
     def on_desired(self, model: ModelName, payload: bytes, now: Moment) -> None:
         """Look at a `desired` message about a model.

@@ -250,7 +250,8 @@ class DeviceInstaller:
                     logger.warning("slot %s cannot be served: %s", slots.current.release, error.message)
                     reasons.append(f"{slots.current.release}: {error.message}")
                 else:
-                    self._table.write(model, slots)
+                    if slots != self._table.slots(model):
+                        self._table.write(model, slots)
                     self._table.clean(self._tools.wanted)
                     return slots.current
             slots = demote(slots)

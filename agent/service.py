@@ -7,8 +7,6 @@ serving workers and the windows. Nothing is decided here.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import logging
 import os
 import signal
@@ -26,8 +24,9 @@ from edgeml.lock import Lock
 from edgeml.telemetry import Event, Stream
 from edgeml.twin import Birth
 
-from . import flash
+from . import flash, heap
 from .answering import Answering
+from .ballast import Ballast
 from .budget import Budget
 from .buffer import Buffer, BufferLimits
 from .config import LOCK, AgentConfig, install_anchor
@@ -59,7 +58,6 @@ logger = logging.getLogger(__name__)
 TICK_S: Final = 0.2
 DISK_PAUSE_S: Final = 5.0
 """Between attempts while the disk refuses."""
-_M_ARENA_MAX: Final = -8
 
 
 class Service:
@@ -81,10 +79,13 @@ class Service:
         )
         if (config_path.resolve().parent / flash.ROOT).exists():
             install_anchor(config_path, self._storage)
-        self._journal = Journal(self._storage / "journal.db")
+        self._ballast = Ballast(self._storage)
+        self._journal = self._ballast.opened(lambda: Journal(self._storage / "journal.db"))
         self._table = SlotTable(self._storage)
         limits = BufferLimits(rows_max=config.telemetry.rows_max, bytes_max=config.telemetry.bytes_max)
-        self._buffer = Buffer(self._storage / "telemetry.db", self._journal.boot, limits, self._clock)
+        self._buffer = self._ballast.opened(
+            lambda: Buffer(self._storage / "telemetry.db", self._journal.boot, limits, self._clock)
+        )
         self._budget = Budget(config, self._clock)
         self._supervisor = self._budget.supervisor
         self._roster = Roster(self._supervisor)
@@ -135,6 +136,8 @@ class Service:
         self._transport = connect(config, self._link, self._budget.traffic, self._clock)
         self._renewal = Renewal(config, child_environment())
         self._uploads = self._look_at_uploads()
+        self._unserved: dict[ModelName, str] | None = None
+        """Models of which no slot could be served, until the machines have gone on; None afterwards."""
         self._stop = threading.Event()
         self.started = threading.Event()
 
@@ -142,7 +145,7 @@ class Service:
         """Run until SIGTERM or SIGINT."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
-        _stay_small()
+        heap.stay_small()
         self.work(Notifier(os.environ))
 
     def work(self, notifier: Notifier) -> None:
@@ -150,7 +153,7 @@ class Service:
         server = self._start_server()
         try:
             self._begin()
-            _give_back_memory()
+            heap.give_back()
             if self._transport is not None:
                 self._transport.start()
             logger.info("agent %s runs on %s", self._config.device, self._storage)
@@ -170,7 +173,7 @@ class Service:
         self._stop.set()
 
     def _begin(self) -> None:
-        """Serve what is installed, then let the machines go on where they stopped."""
+        """Serve what is installed."""
         self._supervisor.start()
         for quarantined in (self._journal.quarantined, self._table.quarantined, self._buffer.quarantined):
             if quarantined is not None:
@@ -180,28 +183,39 @@ class Service:
             # Whoever looks at the fleet is to see that this device sends what it is shown.
             samples = self._config.telemetry.samples
             self._event("sampling_inputs", f"{samples.bytes_per_day} bytes a day, {samples.select.value}")
-        now = self._now()
-        failed: dict[ModelName, str] = {}
+        self._unserved = {}
         for model in self._table.models:
             before = self._table.slots(model).current
             try:
                 serves = self._installer.restore(model, None)
+            except StorageError as error:
+                # It serves; which slot does is found out again at the next start.
+                logger.error("%s", error.message)  # noqa: TRY400 - the user's disk, not our stack, is what matters
+                continue
             except StateError as error:
-                failed[model] = error.message
+                self._unserved[model] = error.message
                 continue
             if before is not None and serves is not None and serves != before:
                 # Nobody asked for it, so no deployment will say it.
                 self._event(
                     "fell_back", f"{before.release} cannot be served; {serves.release} serves instead"
                 )
+
+    def _go_on(self, now: Moment) -> None:
+        """Let the machines go on where they stopped: once, as soon as the disk lets them."""
+        if self._unserved is None:
+            return
         self._device.start(now)
-        for model, reason in failed.items():
+        for model, reason in self._unserved.items():
             self._device.crashed(model, reason, now)
+        self._unserved = None
 
     def _turn(self) -> None:
         """Do what is due, once. A disk that refuses stops updates and telemetry, never the model that serves."""
         try:
             self._budget.turn(self._now(), sum(one.held_back for one in self._uploads))
+            self._ballast.keep(self._clock.monotonic_s())
+            self._go_on(self._now())
             self._listen()
             now = self._now()
             self._update(now)
@@ -238,7 +252,7 @@ class Service:
 
     def _update(self, now: Moment) -> None:
         if self._updates.turn(now):
-            _give_back_memory()
+            heap.give_back()
         for model, slot in self._budget.substitutes(now):
             self._updates.chore(model, partial(self._installer.substitute, model, slot))
         self._inbox.look(now)
@@ -375,18 +389,9 @@ class Service:
             self._transport.close()
         self._roster.close()
         self._supervisor.close()
-        self._buffer.close()
-        self._journal.close()
+        try:
+            self._buffer.close()
+        finally:
+            self._journal.close()
+            self._ballast.keep_now()
         logger.info("agent %s has stopped", self._config.device)
-
-
-def _stay_small() -> None:
-    """Keep the C library from holding memory for each thread; the supervisor has several that allocate little."""
-    ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
-    _give_back_memory()
-
-
-def _give_back_memory() -> None:
-    """Return what imports, downloads and loading have left behind."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)

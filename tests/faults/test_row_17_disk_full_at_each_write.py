@@ -1,16 +1,21 @@
 """Row 17: the disk has any number of pages left when buffer, journal or slots write; then it has room again."""
 
 import contextlib
+import signal
+import time
 
+import numpy as np
 import pytest
 
+from agent import Agent, service
+from agent.ballast import PIECE_BYTES, PIECES
 from agent.buffer import Buffer
 from agent.journal import Entry, Journal, peek
 from agent.slots import SlotTable, promote
 from edgeml.errors import StorageError
 from edgeml.ids import Digest, ModelName, ReleaseId
 from edgeml.telemetry import Event, Stream
-from edgeml.twin import Slot, Slots
+from edgeml.twin import DeviceState, Slot, Slots
 
 SIZE_BYTES = 512 << 10
 PAGE_BYTES = 4096
@@ -118,3 +123,54 @@ def test_an_agent_serves_on_a_full_disk_and_counts_again_when_there_is_room(make
     assert agent.serves()
     assert agent.stop() == 0
     agent.streams()
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_an_agent_that_is_started_on_a_full_disk_serves_again_and_again(make_disk, make_agent, end):
+    disk = make_disk(2 << 20)
+    agent = make_agent(disk.path / "state")
+    agent.start()
+    assert agent.serves()
+    agent.wait_for(lambda: len(pieces(agent)) == PIECES, "the ballast")
+    disk.fill()
+    for _ in range(3):
+        agent.end(end)
+        agent.start()
+        assert agent.serves()
+    disk.free()
+    agent.end(end)
+    agent.start()
+    assert agent.serves()
+    agent.wait_for(lambda: len(pieces(agent)) == PIECES, "the ballast again")
+    agent.wait_for(
+        lambda: agent.ask() and agent.streams()["windows"]["held"] > 0, "windows on disk, whose counts add up"
+    )
+    assert agent.stop() == 0
+    assert "could not be read and was set aside" not in agent.words()
+
+
+def test_a_journal_that_refuses_while_an_agent_begins_is_asked_again(make_agent, tmp_path, monkeypatch):
+    """The disk became full between the first answer and the machines: the agent ended of it once."""
+    installed = make_agent(tmp_path / "state")
+    refused, real = [], Journal.write
+
+    def write(journal, *given):
+        if len(refused) < 3:
+            refused.append(given)
+            raise StorageError("no space left")
+        return real(journal, *given)
+
+    monkeypatch.setattr(Journal, "write", write)
+    monkeypatch.setattr(service, "DISK_PAUSE_S", 0.05)
+    with Agent(installed.settings) as agent:
+        assert agent.infer({"x": np.ones((1, 4), np.float32)}).outputs
+        deadline = time.monotonic() + 10
+        while not peek(installed.storage / "journal.db") and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert len(refused) == 3
+    assert peek(installed.storage / "journal.db")[ModelName("sample")].state is DeviceState.IDLE
+
+
+def pieces(agent):
+    directory = agent.storage / "ballast"
+    return [path for path in directory.glob("*") if path.stat().st_blocks * 512 >= PIECE_BYTES]
