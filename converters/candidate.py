@@ -1,7 +1,7 @@
 """A candidate: one recipe's result and what was found out about it.
 
 Decides the recipes, their names, and the figures that selection looks at. How a recipe is carried out is the business
-of `onnx_export.py` and `onnx_quantize.py`.
+of `steps/`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The data that a conversion is judged by: one .npz file, checked hard.
 
 Decides which arrays there are, which element types, how much may be read, and what is refused before anything is
-allocated for it. Whether the samples fit the model is told by the model (`source.py`).
+allocated for it. Whether the samples fit the model is told by the model (`sources/`).
 """
 
 from __future__ import annotations

@@ -32,12 +32,12 @@ from .candidate import Measured, Recipe
 from .dataset import Dataset, check_classes, read_dataset
 from .expected_file import expected_of
 from .metrics import Judge, check_scores
-from .onnx_export import export_onnx
-from .onnx_quantize import prepare, quantize
+from .steps.onnx_export import export_onnx
+from .steps.onnx_quantize import prepare, quantize
 from .provenance import CONVERSION_LIBRARIES, git_commit, libraries
 from .report import Conversion, candidate_rows, encode, report_of
 from .select import Floor, Selection, check_runtime, select
-from .source import TRUST_WARNING, SourceModel, SourceName, ask, load_source, parse_source
+from .sources.torch_model import TRUST_WARNING, TorchModel, SourceName, ask, load_source, parse_source
 from .verify import LIMITS, Verified, not_made, verify
 
 Step = Callable[[str], None]
@@ -127,7 +127,7 @@ def _check_resolution(data: Dataset, max_drop: float) -> None:
         )
 
 
-def _judge(model: SourceModel, data: Dataset, meaning: Meaning) -> Judge:
+def _judge(model: TorchModel, data: Dataset, meaning: Meaning) -> Judge:
     ask(model, data.calibration_x[:2], "calibration_x")
     answers = ask(model, data.evaluation_x, "evaluation_x")
     check_shape(meaning, answers)
@@ -143,7 +143,7 @@ def _meaning(order: ConversionOrder, data: Dataset) -> Meaning:
     return Meaning(Task.CLASSIFICATION, order.scores, order.labels)
 
 
-def _candidates(model: SourceModel, data: Dataset, judge: Judge, on_step: Step) -> Iterator[Verified]:
+def _candidates(model: TorchModel, data: Dataset, judge: Judge, on_step: Step) -> Iterator[Verified]:
     on_step("exporting to ONNX")
     exported = export_onnx(model, data.calibration_x, "scores" if data.evaluation_y is not None else "output")
     on_step("verifying fp32 on its runtime")
@@ -167,7 +167,7 @@ class _Record:
 
     order: ConversionOrder
     name: SourceName
-    model: SourceModel
+    model: TorchModel
     data: Dataset
     judge: Judge
     meaning: Meaning

@@ -18,7 +18,7 @@ from edgeml.probe import ProbeLimits, ProbeResult, probe
 
 from .candidate import Candidate, Failed, Measured, Recipe
 from .metrics import Judge
-from .source import Array
+from .sources.torch_model import Array
 
 LIMITS: Final = ProbeLimits(timeout_s=300.0, threads=1, memory_bytes=8 << 30)
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 import converters
 from converters.cli import sample as command
 from converters.samples import digits
-from converters.source import ask, load_source, parse_source
+from converters.sources.torch_model import ask, load_source, parse_source
 from edgeml.errors import ConfigError
 
 pytestmark = pytest.mark.torch

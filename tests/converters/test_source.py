@@ -10,7 +10,7 @@ import converters
 from converters.assemble import ReleaseName
 from converters.cli import convert as command
 from converters.service import ConversionOrder
-from converters.source import parse_source
+from converters.sources.torch_model import parse_source
 from edgeml import profile
 from edgeml.errors import ConfigError
 from edgeml.manifest import ScoreKind

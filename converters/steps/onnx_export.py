@@ -12,15 +12,15 @@ import numpy as np
 
 from edgeml.errors import ConfigError
 
-from .quiet import first_line, quiet
-from .source import Array, SourceModel
+from ..quiet import first_line, quiet
+from ..sources.torch_model import Array, TorchModel
 
 OPSET: Final = 18
 INPUT: Final = "input"
 BATCH_NAME: Final = "batch"
 
 
-def export_onnx(model: SourceModel, sample: Array, output: str) -> bytes:
+def export_onnx(model: TorchModel, sample: Array, output: str) -> bytes:
     """Export a model.
 
     Args:
@@ -67,7 +67,7 @@ def strip(proto: Any) -> None:
         part.doc_string = ""
 
 
-def _check(proto: Any, model: SourceModel) -> None:
+def _check(proto: Any, model: TorchModel) -> None:
     opsets = {entry.domain: entry.version for entry in proto.opset_import}
     if opsets.get("") != OPSET:
         raise ConfigError(

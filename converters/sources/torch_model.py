@@ -21,7 +21,7 @@ import numpy.typing as npt
 from edgeml.errors import ConfigError, EdgemlError
 from edgeml.ids import Digest, digest_of_file
 
-from .quiet import first_line, quiet
+from ..quiet import first_line, quiet
 
 ANSWER_BATCH: Final = 256
 TRUST_WARNING: Final = "is loaded into this process: convert only programs that you trust"
@@ -43,7 +43,7 @@ class SourceName:
 
 
 @dataclass(frozen=True, slots=True)
-class SourceModel:
+class TorchModel:
     """A loaded torch model in evaluation mode. `batch_is_free` is false if it takes one sample at a time."""
 
     module: Any
@@ -75,7 +75,7 @@ def parse_source(text: str) -> SourceName:
     return name
 
 
-def load_source(name: SourceName) -> SourceModel:
+def load_source(name: SourceName) -> TorchModel:
     """Load a model and put it into evaluation mode.
 
     Raises:
@@ -85,7 +85,7 @@ def load_source(name: SourceName) -> SourceModel:
     return _from_factory(name, sha256) if name.factory else _from_program(name.path, sha256)
 
 
-def ask(model: SourceModel, samples: Array, what: str) -> Array:
+def ask(model: TorchModel, samples: Array, what: str) -> Array:
     """Return the model's own answers, float [samples, ...], computed by torch.
 
     Raises:
@@ -117,7 +117,7 @@ def ask(model: SourceModel, samples: Array, what: str) -> Array:
     return answers
 
 
-def _from_factory(name: SourceName, sha256: Digest) -> SourceModel:
+def _from_factory(name: SourceName, sha256: Digest) -> TorchModel:
     import torch
 
     with _module_of(name.path) as module:
@@ -132,7 +132,7 @@ def _from_factory(name: SourceName, sha256: Digest) -> SourceModel:
             f"{name.text} returned {type(model).__name__}, not a torch.nn.Module",
             hint="return the model itself",
         )
-    return SourceModel(model.eval(), batch_is_free=True, sha256=sha256)
+    return TorchModel(model.eval(), batch_is_free=True, sha256=sha256)
 
 
 @contextlib.contextmanager
@@ -168,7 +168,7 @@ def _guarded(code: Callable[[], Any], what: str) -> Any:
         ) from error
 
 
-def _from_program(path: Path, sha256: Digest) -> SourceModel:
+def _from_program(path: Path, sha256: Digest) -> TorchModel:
     import torch
 
     with quiet():
@@ -195,7 +195,7 @@ def _from_program(path: Path, sha256: Digest) -> SourceModel:
             f"{path.name} takes {batch} samples at once",
             hint="export it with a free batch: dynamic_shapes=({0: torch.export.Dim('batch')},)",
         )
-    return SourceModel(module, batch_is_free=not isinstance(batch, int), sha256=sha256)
+    return TorchModel(module, batch_is_free=not isinstance(batch, int), sha256=sha256)
 
 
 def _describe(answer: Any) -> str:

@@ -1,0 +1,264 @@
+"""Recipes: what is done to a model, as ordered steps that are plain data.
+
+Decides which steps there are, their settings, the order in which they may follow one another, and the name that a recipe
+gives to its variant. How a step is carried out is the business of the file of its name in `steps/`; which recipes are
+tried, of `plan.py`; which are known to be wrong on a runtime, of `known_wrong.py`.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final, TypeAlias
+
+import msgspec
+
+from edgeml.manifest import RuntimeFamily
+
+OPSET: Final = 18
+"""Opset that is asked for unless a profile's runtime is older: what the exporter of torch writes without conversion."""
+
+
+class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of all steps."""
+
+
+class Activations(enum.Enum):
+    """How activations are stored, by sign and bits; weights beside them are int8."""
+
+    UINT8 = "u8"
+    INT8 = "s8"
+    INT16 = "s16"
+
+
+class Encoding(enum.Enum):
+    """How an ONNX file says that it is quantized: by nodes around float operators, or by integer operators."""
+
+    QDQ = "qdq"
+    QOPERATOR = "qoperator"
+
+
+class CalibrationMethod(enum.Enum):
+    """How a range is made of what was seen."""
+
+    MINMAX = "minmax"
+    ENTROPY = "entropy"
+    PERCENTILE = "percentile"
+
+
+class Layers(enum.Enum):
+    """Which layers a dynamic recipe quantizes."""
+
+    ALL = "all"
+    LINEAR = "linear"
+
+
+class Boundary(enum.Enum):
+    """What a quantized .tflite takes and gives: integers, or floats that it converts itself."""
+
+    INTEGER = "integer"
+    FLOAT = "float"
+
+
+class Prune(Step, frozen=True, tag="prune"):
+    """Take whole channels out, about `ratio` of each layer's, rounded to `channel_block`; then train for `epochs`.
+
+    The training is raced: plain, against distillation from the model before; the better one is kept.
+    """
+
+    ratio: float
+    channel_block: int
+    epochs: int = 4
+    seed: int = 0
+
+
+class Student(Step, frozen=True, tag="student"):
+    """Train a smaller network that the user's file names, plain and by distillation; the better one is kept."""
+
+    factory: str
+    epochs: int = 8
+    seed: int = 0
+
+
+class QuantizationAwareTraining(Step, frozen=True, tag="qat"):
+    """Train with quantization simulated, so that weights grow used to it."""
+
+    epochs: int = 2
+    seed: int = 0
+
+
+class Export(Step, frozen=True, tag="export"):
+    """Write the model as a file of its family. `opset` is for ONNX alone."""
+
+    family: RuntimeFamily
+    opset: int = OPSET
+
+
+class StaticInteger(Step, frozen=True, tag="static"):
+    """Quantize weights to int8 and activations by calibrated ranges.
+
+    `float_layers` stay as they are (mixed precision). `weight_bits` 7 keeps products of uint8 and int8 from saturating
+    on x86 without VNNI. `encoding` is for ONNX alone, `boundary` for .tflite alone.
+    """
+
+    activations: Activations
+    encoding: Encoding = Encoding.QOPERATOR
+    boundary: Boundary = Boundary.INTEGER
+    calibration: CalibrationMethod = CalibrationMethod.MINMAX
+    weight_bits: int = 8
+    float_layers: tuple[str, ...] = ()
+
+
+class DynamicInt8(Step, frozen=True, tag="dynamic"):
+    """Quantize weights to int8 and activations by the range of each request. Slow for convolutions."""
+
+    layers: Layers = Layers.LINEAR
+
+
+class WeightOnly(Step, frozen=True, tag="weight-only"):
+    """Store weights with 8 or 4 bits; compute in float."""
+
+    bits: int
+
+
+class Float16(Step, frozen=True, tag="float16"):
+    """Store weights as float16; what the model takes and gives stays float32."""
+
+
+TrainingStep: TypeAlias = Prune | Student | QuantizationAwareTraining
+Compression: TypeAlias = StaticInteger | DynamicInt8 | WeightOnly | Float16
+AnyStep: TypeAlias = TrainingStep | Export | Compression
+
+
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What is done to a model: training steps on torch, one export, then at most one compression of the file.
+
+    A file that is a source already has its `export` as well: it says the family.
+    """
+
+    export: Export
+    training: tuple[TrainingStep, ...] = ()
+    compression: Compression | None = None
+
+    @property
+    def family(self) -> RuntimeFamily:
+        """Which kind of runtime loads the result."""
+        return self.export.family
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether weights and activations are both integers."""
+        return isinstance(self.compression, StaticInteger | DynamicInt8)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but the export is done."""
+        return not self.training and self.compression is None
+
+    @property
+    def name(self) -> str:
+        """Name of the variant that it makes; one recipe, one name, but for `float_layers`, of which it has the number.
+
+        >>> Recipe(Export(RuntimeFamily.ONNX), (), StaticInteger(Activations.UINT8)).name
+        'onnx-int8-u8s8'
+        >>> Recipe(Export(RuntimeFamily.ONNX), (Prune(0.5, 16),), Float16()).name
+        'onnx-pruned50-fp16'
+        """
+        words = [self.family.value, *map(_training_word, self.training), _compression_word(self.compression)]
+        if self.family is RuntimeFamily.ONNX and self.export.opset != OPSET:
+            words.append(f"opset{self.export.opset}")
+        return "-".join(words)
+
+    @property
+    def described(self) -> str:
+        """What is done, in words."""
+        said = [
+            *map(_training_said, self.training),
+            _export_said(self.export),
+            *_compression_said(self.compression, self.family),
+        ]
+        return ", ".join(said)
+
+
+def encode(recipe: Recipe) -> bytes:
+    """Canonical bytes: the key under which a recipe's result is kept."""
+    return msgspec.json.encode(recipe, order="sorted")
+
+
+def _training_word(step: TrainingStep) -> str:
+    match step:
+        case Prune():
+            return f"pruned{step.ratio * 100:.0f}"
+        case Student():
+            return "student"
+        case QuantizationAwareTraining():
+            return "qat"
+
+
+def _training_said(step: TrainingStep) -> str:
+    match step:
+        case Prune():
+            return f"channels pruned by {step.ratio:.0%} in blocks of {step.channel_block}, trained {step.epochs} epochs"
+        case Student():
+            return f"student {step.factory} trained {step.epochs} epochs"
+        case QuantizationAwareTraining():
+            return f"quantization-aware training of {step.epochs} epochs"
+
+
+def _export_said(step: Export) -> str:
+    return f"ONNX opset {step.opset}" if step.family is RuntimeFamily.ONNX else "TFLite"
+
+
+def _compression_word(step: Compression | None) -> str:
+    match step:
+        case None:
+            return "fp32"
+        case Float16():
+            return "fp16"
+        case WeightOnly():
+            return f"weights{step.bits}"
+        case DynamicInt8():
+            return "dynamic8" if step.layers is Layers.ALL else "dynamic8-linear"
+        case StaticInteger():
+            return _static_word(step)
+
+
+def _static_word(step: StaticInteger) -> str:
+    bits = 16 if step.activations is Activations.INT16 else 8
+    words = [f"int{bits}", f"{step.activations.value}s{step.weight_bits}"]
+    if step.encoding is Encoding.QDQ:
+        words.append("qdq")
+    if step.boundary is Boundary.FLOAT:
+        words.append("floatio")
+    if step.calibration is not CalibrationMethod.MINMAX:
+        words.append(step.calibration.value)
+    if step.float_layers:
+        words.append(f"mixed{len(step.float_layers)}")
+    return "-".join(words)
+
+
+def _compression_said(step: Compression | None, family: RuntimeFamily) -> tuple[str, ...]:
+    match step:
+        case None:
+            return ()
+        case Float16():
+            return ("weights float16",)
+        case WeightOnly():
+            return (f"weights {step.bits} bits, computed in float",)
+        case DynamicInt8():
+            return (f"dynamic int8 of {'linear layers' if step.layers is Layers.LINEAR else 'all layers'}",)
+        case StaticInteger():
+            form = step.encoding.value if family is RuntimeFamily.ONNX else f"{step.boundary.value} boundary"
+            said = [
+                f"static, {form}, per channel, {step.calibration.value} calibration",
+                f"{_ACTIVATIONS[step.activations]} activations, int{step.weight_bits} weights",
+            ]
+            if step.float_layers:
+                said.append(f"{len(step.float_layers)} layers left in float")
+            return tuple(said)
+
+
+_ACTIVATIONS: Final = {
+    Activations.UINT8: "uint8",
+    Activations.INT8: "int8",
+    Activations.INT16: "int16",
+}
