@@ -32,12 +32,12 @@ from .candidate import Measured, Recipe
 from .dataset import Dataset, check_classes, read_dataset
 from .expected_file import expected_of
 from .metrics import Judge, check_scores
-from .steps.onnx_export import export_onnx
-from .steps.onnx_quantize import prepare, quantize
 from .provenance import CONVERSION_LIBRARIES, git_commit, libraries
 from .report import Conversion, candidate_rows, encode, report_of
 from .select import Floor, Selection, check_runtime, select
-from .sources.torch_model import TRUST_WARNING, TorchModel, SourceName, ask, load_source, parse_source
+from .sources.torch_model import TRUST_WARNING, SourceName, TorchModel, ask, load_source, parse_source
+from .steps.onnx_export import export_onnx
+from .steps.onnx_quantize import prepare, quantize
 from .verify import LIMITS, Verified, not_made, verify
 
 Step = Callable[[str], None]

@@ -16,9 +16,9 @@ import numpy as np
 from edgeml.errors import BackendError
 
 from ..candidate import Recipe
-from .onnx_export import strip
 from ..quiet import first_line, quiet
 from ..sources.torch_model import Array
+from .onnx_export import strip
 
 CALIBRATION_MAX: Final = 256
 """More samples than these hardly move the ranges; they are taken evenly from all that are given."""
