@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -34,6 +35,25 @@ class ChildLimits:
     timeout_s: float = 120.0
     threads: int = 1
     memory_bytes: int | None = None
+
+
+_RUN_MODULE: Final = "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_module(sys.argv.pop(1), None, '__main__', True)"
+
+
+def module_command(module: str, folder: Path, python: Path | None = None) -> list[str]:
+    """Return the command that runs a module of ours, on this interpreter or on another one.
+
+    Another interpreter has libraries of its own, and perhaps an edgeml of another version or none: it is shown our rooms
+    by links in `folder`, and nothing else of what this interpreter has. The module may import only what that one has.
+    """
+    if python is None:
+        return [sys.executable, "-P", "-m", module]
+    rooms = folder / "rooms"
+    rooms.mkdir()
+    root = Path(__file__).absolute().parents[1]
+    for name in {"edgeml", module.partition(".")[0]}:
+        (rooms / name).symlink_to(root / name, target_is_directory=True)
+    return [str(python), "-P", "-c", _RUN_MODULE, str(rooms), module]
 
 
 def run_child(command: Sequence[str], folder: Path, limits: ChildLimits) -> None:
