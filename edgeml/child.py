@@ -56,8 +56,10 @@ def module_command(module: str, folder: Path, python: Path | None = None) -> lis
     return [str(python), "-P", "-c", _RUN_MODULE, str(rooms), module]
 
 
-def run_child(command: Sequence[str], folder: Path, limits: ChildLimits) -> None:
+def run_child(command: Sequence[str], folder: Path, limits: ChildLimits, deed: str = "ran the model") -> None:
     """Run a command to its end inside `limits`, in a scrubbed environment, with nothing to read and nobody to disturb.
+
+    `deed` says in the past tense what it was for; messages use it.
 
     Raises:
         BackendError: It hung, was killed by a signal, or left with another code than 0.
@@ -69,18 +71,18 @@ def run_child(command: Sequence[str], folder: Path, limits: ChildLimits) -> None
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     ) as child:  # fmt: skip
         try:
-            said = _watch(child, limits)
+            said = _watch(child, limits, deed)
         finally:
             kill_group(child)
     if child.returncode < 0:
         raise BackendError(
-            f"the runtime died of {_signal_name(-child.returncode)} while it ran the model",
+            f"the process that {deed} died of {_signal_name(-child.returncode)}",
             hint="the model crashes this runtime: export it again, or use another version of the runtime",
         )
     if child.returncode:
         last = said.decode("utf-8", "replace").strip().splitlines()
         raise BackendError(
-            f"the process that ran the model failed with code {child.returncode}: "
+            f"the process that {deed} failed with code {child.returncode}: "
             f"{one_line(last[-1]) if last else 'it said nothing'}",
             hint="run `edgeml doctor`",
         )
@@ -103,7 +105,7 @@ def kill_group(child: subprocess.Popen[bytes]) -> None:
         child.returncode = os.waitstatus_to_exitcode(status)
 
 
-def _watch(child: subprocess.Popen[bytes], limits: ChildLimits) -> bytes:
+def _watch(child: subprocess.Popen[bytes], limits: ChildLimits, deed: str) -> bytes:
     """Wait for the child's end, read what it says so that it never waits for a reader, and return the end of that."""
     assert child.stderr is not None
     pipe = child.stderr.fileno()
@@ -124,7 +126,7 @@ def _watch(child: subprocess.Popen[bytes], limits: ChildLimits) -> bytes:
             return bytes(kept)
         if time.monotonic() > deadline:
             raise BackendError(
-                f"the model did not finish within {limits.timeout_s:g} s",
+                f"the process that {deed} did not finish within {limits.timeout_s:g} s",
                 hint="give fewer samples or more time; a model that hangs here hangs on a device too",
             )
         check_memory(status_bytes(str(child.pid), "VmRSS"), limits)
