@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -36,8 +37,29 @@ class ChildLimits:
     memory_bytes: int | None = None
 
 
-def run_child(command: Sequence[str], folder: Path, limits: ChildLimits) -> None:
+_RUN_MODULE: Final = "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_module(sys.argv.pop(1), None, '__main__', True)"
+
+
+def module_command(module: str, folder: Path, python: Path | None = None) -> list[str]:
+    """Return the command that runs a module of ours, on this interpreter or on another one.
+
+    Another interpreter has libraries of its own, and perhaps an edgeml of another version or none: it is shown our rooms
+    by links in `folder`, and nothing else of what this interpreter has. The module may import only what that one has.
+    """
+    if python is None:
+        return [sys.executable, "-P", "-m", module]
+    rooms = folder / "rooms"
+    rooms.mkdir()
+    root = Path(__file__).absolute().parents[1]
+    for name in {"edgeml", module.partition(".")[0]}:
+        (rooms / name).symlink_to(root / name, target_is_directory=True)
+    return [str(python), "-P", "-c", _RUN_MODULE, str(rooms), module]
+
+
+def run_child(command: Sequence[str], folder: Path, limits: ChildLimits, deed: str = "ran the model") -> None:
     """Run a command to its end inside `limits`, in a scrubbed environment, with nothing to read and nobody to disturb.
+
+    `deed` says in the past tense what it was for; messages use it.
 
     Raises:
         BackendError: It hung, was killed by a signal, or left with another code than 0.
@@ -49,18 +71,18 @@ def run_child(command: Sequence[str], folder: Path, limits: ChildLimits) -> None
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     ) as child:  # fmt: skip
         try:
-            said = _watch(child, limits)
+            said = _watch(child, limits, deed)
         finally:
             kill_group(child)
     if child.returncode < 0:
         raise BackendError(
-            f"the runtime died of {_signal_name(-child.returncode)} while it ran the model",
+            f"the process that {deed} died of {_signal_name(-child.returncode)}",
             hint="the model crashes this runtime: export it again, or use another version of the runtime",
         )
     if child.returncode:
         last = said.decode("utf-8", "replace").strip().splitlines()
         raise BackendError(
-            f"the process that ran the model failed with code {child.returncode}: "
+            f"the process that {deed} failed with code {child.returncode}: "
             f"{one_line(last[-1]) if last else 'it said nothing'}",
             hint="run `edgeml doctor`",
         )
@@ -83,7 +105,7 @@ def kill_group(child: subprocess.Popen[bytes]) -> None:
         child.returncode = os.waitstatus_to_exitcode(status)
 
 
-def _watch(child: subprocess.Popen[bytes], limits: ChildLimits) -> bytes:
+def _watch(child: subprocess.Popen[bytes], limits: ChildLimits, deed: str) -> bytes:
     """Wait for the child's end, read what it says so that it never waits for a reader, and return the end of that."""
     assert child.stderr is not None
     pipe = child.stderr.fileno()
@@ -104,7 +126,7 @@ def _watch(child: subprocess.Popen[bytes], limits: ChildLimits) -> bytes:
             return bytes(kept)
         if time.monotonic() > deadline:
             raise BackendError(
-                f"the model did not finish within {limits.timeout_s:g} s",
+                f"the process that {deed} did not finish within {limits.timeout_s:g} s",
                 hint="give fewer samples or more time; a model that hangs here hangs on a device too",
             )
         check_memory(status_bytes(str(child.pid), "VmRSS"), limits)

@@ -27,11 +27,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from .child import ChildLimits, check_memory, one_line, run_child, status_bytes
+from .child import ChildLimits, check_memory, module_command, one_line, run_child, status_bytes
 from .errors import BackendError
 from .lifeline import die_with_parent
 from .manifest import RuntimeFamily
-from .runtime import Session, open_session
+from .profile import DeviceRuntime
+from .runtime import KernelSet, Session, open_session
 from .tensors import BATCH, TensorSpec
 
 Array = npt.NDArray[np.generic]
@@ -50,6 +51,22 @@ _REPORT: Final = "report.json"
 
 ProbeLimits: TypeAlias = ChildLimits
 """What the child may take: time, threads, memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a model runs: on which runtime, with which of its kernels, in which Python interpreter.
+
+    A `runtime` that is named is used or the probe fails; with None it is whichever of the family is installed. `python`
+    is another interpreter that has it (numpy and msgspec too); with None it is this one.
+    """
+
+    runtime: DeviceRuntime | None = None
+    kernels: KernelSet = KernelSet.OPTIMIZED
+    python: Path | None = None
+
+
+HERE: Final = Place()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +107,8 @@ class _Request(msgspec.Struct, frozen=True):
     threads: int
     timeout_s: float
     input_count: int
+    runtime: DeviceRuntime | None
+    kernels: KernelSet
 
 
 class _Report(msgspec.Struct, frozen=True):
@@ -104,7 +123,12 @@ class _Report(msgspec.Struct, frozen=True):
 
 
 def probe(
-    model: bytes, family: RuntimeFamily, inputs: Sequence[Array], *, limits: ProbeLimits | None = None
+    model: bytes,
+    family: RuntimeFamily,
+    inputs: Sequence[Array],
+    *,
+    limits: ProbeLimits | None = None,
+    place: Place = HERE,
 ) -> ProbeResult:
     """Run a model on samples in a child process.
 
@@ -113,9 +137,11 @@ def probe(
         family: which runtime loads it.
         inputs: per input of the model, [samples, ...] in its dtype; at least one sample.
         limits: what the child may take.
+        place: the runtime, kernels and interpreter.
 
     Raises:
-        BackendError: The runtime refuses the model or the samples, or the child died, hung or wrote garbage.
+        BackendError: The runtime refuses the model or the samples, or is not there, or is not the one asked for; or the
+            child died, hung or wrote garbage.
         BudgetError: The child took more than `limits.memory_bytes`.
     """
     limits = limits or ProbeLimits()
@@ -125,7 +151,8 @@ def probe(
         folder = Path(name)
         for index, array in enumerate(inputs):
             np.save(folder / f"input_{index}.npy", np.ascontiguousarray(array), allow_pickle=False)
-        report = _in_child(folder, model, _request(_Job.MEASURE, family, limits, len(inputs)), limits)
+        request = _request(_Job.MEASURE, family, limits, len(inputs), place)
+        report = _in_child(folder, model, request, limits, place.python)
         answers = tuple(
             _read_answer(folder / f"output_{index}.npy", len(inputs[0]))
             for index in range(len(report.outputs))
@@ -136,7 +163,9 @@ def probe(
     )  # fmt: skip
 
 
-def describe(model: bytes, family: RuntimeFamily, *, limits: ProbeLimits | None = None) -> Description:
+def describe(
+    model: bytes, family: RuntimeFamily, *, limits: ProbeLimits | None = None, place: Place = HERE
+) -> Description:
     """Say what a model takes and gives, without running it, in a child process.
 
     Raises:
@@ -145,7 +174,8 @@ def describe(model: bytes, family: RuntimeFamily, *, limits: ProbeLimits | None 
     """
     limits = limits or ProbeLimits()
     with tempfile.TemporaryDirectory(prefix="edgeml-probe-") as name:
-        report = _in_child(Path(name), model, _request(_Job.DESCRIBE, family, limits, 0), limits)
+        request = _request(_Job.DESCRIBE, family, limits, 0, place)
+        report = _in_child(Path(name), model, request, limits, place.python)
     return Description(report.inputs, report.outputs, report.runtime)
 
 
@@ -159,23 +189,25 @@ def host() -> str:
     return " ".join(part for part in (platform.machine(), processor, f"({os.cpu_count()} cores)") if part)
 
 
-def _in_child(folder: Path, model: bytes, request: _Request, limits: ProbeLimits) -> _Report:
+def _in_child(
+    folder: Path, model: bytes, request: _Request, limits: ProbeLimits, python: Path | None
+) -> _Report:
     (folder / _MODEL).write_bytes(model)
     (folder / _REQUEST).write_bytes(msgspec.json.encode(request))
-    run_child(
-        [sys.executable, "-P", "-m", _MODULE, str(folder), str(os.getpid())],
-        folder,
-        limits,
-    )
+    run_child([*module_command(_MODULE, folder, python), str(folder), str(os.getpid())], folder, limits)
     report = _read_report(folder / _REPORT)
     if report.refusal:
         raise BackendError(one_line(report.refusal), hint=one_line(report.hint))
+    if request.runtime is not None and report.runtime.partition(" ")[0] != request.runtime.value:
+        raise _garbage()
     check_memory(report.peak_memory_bytes, limits)
     return report
 
 
-def _request(job: _Job, family: RuntimeFamily, limits: ProbeLimits, input_count: int) -> _Request:
-    return _Request(job, family, limits.threads, limits.timeout_s, input_count)
+def _request(
+    job: _Job, family: RuntimeFamily, limits: ProbeLimits, input_count: int, place: Place
+) -> _Request:
+    return _Request(job, family, limits.threads, limits.timeout_s, input_count, place.runtime, place.kernels)
 
 
 def _read_report(path: Path) -> _Report:
@@ -228,7 +260,9 @@ def _serve(folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (ANSWERS_BYTES_MAX, ANSWERS_BYTES_MAX))
     signal.alarm(math.ceil(request.timeout_s) + 5)  # should the parent be killed, nobody else ends us
     try:
-        session = open_session((folder / _MODEL).read_bytes(), request.family, request.threads)
+        session = open_session(
+            (folder / _MODEL).read_bytes(), request.family, request.threads, request.runtime, request.kernels
+        )
         if request.job is _Job.DESCRIBE:
             report = _Report(
                 session.inputs, session.outputs, session.runtime, peak_memory_bytes=_peak_memory_bytes()

@@ -6,11 +6,13 @@ file was verified, and of foreign files only in a child process (`edgeml.probe`)
 
 from __future__ import annotations
 
+import enum
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from ..errors import BackendError
 from ..manifest import RuntimeFamily
 from ..tensors import TensorSpec
 
@@ -19,9 +21,21 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from ..profile import DeviceRuntime
+
     Array = npt.NDArray[np.generic]
 
 RUNTIME_PACKAGES: Final = ("onnxruntime", "ai-edge-litert", "tflite-runtime")
+
+
+class KernelSet(enum.Enum):
+    """Which of a runtime's implementations of operators are used."""
+
+    OPTIMIZED = "optimized"
+    """What it takes by itself."""
+    REFERENCE = "reference"
+    """LiteRT's plain loops. TensorFlow Lite Micro's own came from them, yet they are not the same code: agreement
+    here is a hint for a microcontroller, no proof."""
 
 
 class Session(Protocol):
@@ -51,19 +65,37 @@ class Session(Protocol):
         ...
 
 
-def open_session(model: bytes, family: RuntimeFamily, threads: int = 1) -> Session:
+def open_session(
+    model: bytes,
+    family: RuntimeFamily,
+    threads: int = 1,
+    runtime: DeviceRuntime | None = None,
+    kernels: KernelSet = KernelSet.OPTIMIZED,
+) -> Session:
     """Load a model.
 
+    Args:
+        model: the model file's bytes.
+        family: which kind of runtime loads it.
+        threads: that it may use.
+        runtime: the one library to use; with None, whichever of the family is installed.
+        kernels: reference kernels are for `ai-edge-litert` and `tflite-runtime` alone.
+
     Raises:
-        BackendError: No runtime of this family is installed, or it refuses the model.
+        BackendError: No runtime of this family is installed, or not the one asked for, or it refuses the model.
     """
     if family is RuntimeFamily.ONNX:
+        if kernels is not KernelSet.OPTIMIZED or (runtime and runtime.value != "onnxruntime"):
+            raise BackendError(
+                f"an ONNX file does not run on {runtime.value if runtime else family.value} with {kernels.value} kernels",
+                hint="onnxruntime loads it, with its own kernels",
+            )
         from .onnx import OnnxSession
 
         return OnnxSession(model, threads)
     from .litert import LiteRtSession
 
-    return LiteRtSession(model, threads)
+    return LiteRtSession(model, threads, runtime, kernels)
 
 
 def installed_runtimes() -> dict[str, str]:

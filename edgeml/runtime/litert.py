@@ -1,49 +1,55 @@
 """The adapter for .tflite models: ai-edge-litert, or tflite-runtime where that is what the device has.
 
 Decides the one import ladder and the settings. The two libraries share an interface and not every answer: some recipes
-are right in one and at chance level in the other, so a variant is verified on the one its device has.
+are right in one and at chance level in the other, so a variant is verified on the one its device has, and who asks for
+one never gets the other.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from ..errors import BackendError
 from ..tensors import DType, TensorSpec
+from . import KernelSet
 
 if TYPE_CHECKING:
+    from ..profile import DeviceRuntime
     from . import Array
 
-try:
-    from ai_edge_litert.interpreter import Interpreter
-
-    _LIBRARY = "ai-edge-litert"
-except ImportError:
-    try:
-        from tflite_runtime.interpreter import Interpreter
-
-        _LIBRARY = "tflite-runtime"
-    except ImportError as error:  # pragma: no cover - depends on the installation
-        raise BackendError(
-            "no runtime for .tflite models is installed",
-            hint="pip install 'edgeml-fleet[agent]', or 'edgeml-fleet[agent-tflite-runtime]' on armv7 and old devices",
-        ) from error
+_MODULES: Final = {
+    "ai-edge-litert": "ai_edge_litert.interpreter",
+    "tflite-runtime": "tflite_runtime.interpreter",
+}
+"""Libraries in the order in which they are tried."""
 
 
 class LiteRtSession:
     """A model loaded by ai-edge-litert or tflite-runtime. Takes one sample a request unless the file says otherwise.
 
     Raises:
-        BackendError: The runtime refuses the model.
+        BackendError: No such runtime is installed, or it refuses the model.
     """
 
-    def __init__(self, model: bytes, threads: int = 1) -> None:
+    def __init__(
+        self,
+        model: bytes,
+        threads: int = 1,
+        wanted: DeviceRuntime | None = None,
+        kernels: KernelSet = KernelSet.OPTIMIZED,
+    ) -> None:
+        self._library, module = _load(wanted)
+        kind = module.OpResolverType
+        resolver = kind.BUILTIN_REF if kernels is KernelSet.REFERENCE else kind.AUTO
         try:
-            self._interpreter = Interpreter(model_content=model, num_threads=threads)
+            self._interpreter = module.Interpreter(
+                model_content=model, num_threads=threads, experimental_op_resolver_type=resolver
+            )
             self._interpreter.allocate_tensors()
             self._input_details = self._interpreter.get_input_details()
             self._output_details = self._interpreter.get_output_details()
@@ -65,7 +71,7 @@ class LiteRtSession:
     @property
     def runtime(self) -> str:
         """Library and version."""
-        return f"{_LIBRARY} {metadata.version(_LIBRARY)}"
+        return f"{self._library} {metadata.version(self._library)}"
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Answer one request.
@@ -79,7 +85,26 @@ class LiteRtSession:
             self._interpreter.invoke()
             return [self._interpreter.get_tensor(detail["index"]) for detail in self._output_details]
         except (ValueError, RuntimeError) as error:
-            raise BackendError(f"{_LIBRARY}: {str(error).strip()[:300]}") from error
+            raise BackendError(f"{self._library}: {str(error).strip()[:300]}") from error
+
+
+def _load(wanted: DeviceRuntime | None) -> tuple[str, Any]:
+    """Return the library's name and its module; of `wanted` alone, if one is wanted."""
+    names = list(_MODULES) if wanted is None else [wanted.value]
+    for name in names:
+        if name not in _MODULES:
+            raise BackendError(
+                f"{name} does not run in a Python process",
+                hint="it is estimated from what LiteRT's reference kernels answer, and measured on the device",
+            )
+        try:
+            return name, importlib.import_module(_MODULES[name])
+        except ImportError:
+            continue
+    raise BackendError(
+        f"no {' or '.join(names)} for .tflite models is installed here",
+        hint="pip install 'edgeml-fleet[agent]', or 'edgeml-fleet[agent-tflite-runtime]' on armv7 and old devices",
+    )
 
 
 def _spec(detail: dict[str, Any]) -> TensorSpec:
