@@ -84,7 +84,9 @@ def convergence(observed: Sequence[Observed], tolerance: float = SETTLED) -> Con
         tolerance: fraction of its final width by which a range may still grow.
     """
     shares = np.stack([_shares(one) for one in observed])
-    needed = np.argmax(shares >= 1 - tolerance, axis=1) + 1  # shares never fall, so the first place is where it stays
+    needed = (
+        np.argmax(shares >= 1 - tolerance, axis=1) + 1
+    )  # shares never fall, so the first place is where it stays
     last = int(np.argmax(needed))
     samples = shares.shape[1]
     counts = sorted({*(1 << power for power in range(samples.bit_length())), samples})
@@ -123,7 +125,9 @@ def observe(prepared: bytes, samples: Array) -> tuple[Observed, ...]:
     )
 
 
-def tensors_of(prepared: bytes, samples: Array, wanted: Sequence[str] = ()) -> Iterator[list[tuple[str, Array]]]:
+def tensors_of(
+    prepared: bytes, samples: Array, wanted: Sequence[str] = ()
+) -> Iterator[list[tuple[str, Array]]]:
     """Give the values of a model's tensors, one list of (name, value) a batch; of all tensors if none is named.
 
     Raises:

@@ -51,11 +51,10 @@ def compact(model: bytes) -> bytes:
         ConfigError: The bytes are no ONNX file, or its weights lie elsewhere.
     """
     import onnx
-    from google.protobuf.message import DecodeError
 
     try:
         proto = onnx.load_from_string(model)
-    except DecodeError as error:
+    except Exception as error:  # protobuf's, which has no types here
         raise ConfigError("the file is no ONNX model", hint="give an .onnx file") from error
     graph = proto.graph
     if any(tensor.external_data for tensor in graph.initializer):
@@ -64,22 +63,26 @@ def compact(model: bytes) -> bytes:
     for field in ("producer_name", "producer_version", "domain", "model_version"):
         proto.ClearField(field)
     drop_unused_opsets(proto)
-    if not any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute):
+    if not any(
+        attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute
+    ):
         _lift_constants(graph)
         _drop_dead(graph)
         _drop_defaults(proto)
         _one_zero(graph)
         _share(graph)
         proto = _narrow(proto)
-        _respell(proto.graph)
-        _rename(proto.graph)
     data: bytes = proto.SerializeToString(deterministic=True)
     return data
 
 
 def drop_unused_opsets(proto: Any) -> None:
     """Remove the domains that no node uses, which strict readers refuse: onnxruntime's quantizer declares nine."""
-    used = {"", *(node.domain for node in proto.graph.node), *(node.domain for one in proto.functions for node in one.node)}
+    used = {
+        "",
+        *(node.domain for node in proto.graph.node),
+        *(node.domain for one in proto.functions for node in one.node),
+    }
     kept = [entry for entry in proto.opset_import if entry.domain in used]
     del proto.opset_import[:]
     proto.opset_import.extend(kept)
@@ -126,15 +129,24 @@ def _drop_defaults(proto: Any) -> None:
         defaults = {}
         if not node.domain and onnx.defs.has(node.op_type):
             schema = onnx.defs.get_schema(node.op_type, versions[""])
-            defaults = {name: one.default_value for name, one in schema.attributes.items() if one.default_value.type}
+            defaults = {
+                name: one.default_value for name, one in schema.attributes.items() if one.default_value.type
+            }
         _replace(
             node.attribute,
-            [one for one in node.attribute if one != defaults.get(one.name) and not _implied(node.op_type, one)],
+            [
+                one
+                for one in node.attribute
+                if one != defaults.get(one.name) and not _implied(node.op_type, one)
+            ],
         )
 
 
 def _implied(operator: str, attribute: Any) -> bool:
-    if operator in {"QGemm", "QLinearGlobalAveragePool", "QLinearAveragePool"} and attribute.name in _CONTRIBUTED:
+    if (
+        operator in {"QGemm", "QLinearGlobalAveragePool", "QLinearAveragePool"}
+        and attribute.name in _CONTRIBUTED
+    ):
         default = _CONTRIBUTED[attribute.name]
         return bool((attribute.f if attribute.type == attribute.FLOAT else attribute.i) == default)
     if operator not in _CONVOLUTIONS:
@@ -180,20 +192,27 @@ def _share(graph: Any) -> None:
         same[one.name] = first.setdefault(content, one.name)
     for node in graph.node:
         node.input[:] = [same.get(name, name) for name in node.input]
-    _replace(graph.initializer, [one for one in graph.initializer if same.get(one.name, one.name) == one.name])
+    _replace(
+        graph.initializer, [one for one in graph.initializer if same.get(one.name, one.name) == one.name]
+    )
 
 
 def _narrow(proto: Any) -> Any:
-    """Store int32 vectors as int16 and float32 vectors as float16 where not a bit of any number is lost."""
+    """Store int32 vectors as int16 and float32 vectors as float16 where not a bit of any number is lost.
+
+    Returns the model in its last spelling, for only that shows what is saved.
+    """
     import numpy as np
     import onnx
 
     versions = {entry.domain: entry.version for entry in proto.opset_import}
-    if versions[""] < _SPLIT_OPSET:
-        return proto
     packed = type(proto).FromString(proto.SerializeToString(deterministic=True))
-    _pack(packed.graph, onnx.TensorProto.INT32, np.dtype(np.int16))
-    _pack(packed.graph, onnx.TensorProto.FLOAT, np.dtype(np.float16))
+    if versions[""] >= _SPLIT_OPSET:
+        _pack(packed.graph, onnx.TensorProto.INT32, np.dtype(np.int16))
+        _pack(packed.graph, onnx.TensorProto.FLOAT, np.dtype(np.float16))
+    for one in (proto, packed):
+        _respell(one.graph)
+        _rename(one.graph)
     return packed if packed.ByteSize() < (1 - _NARROWED_MIN) * proto.ByteSize() else proto
 
 

@@ -64,7 +64,16 @@ def layers(graph: Any) -> tuple[Layer, ...]:
             output = after[0].output[0]
         parameters = sum(_count(tensors[one].dims) for one in node.input[1:] if one in tensors)
         found.append(
-            Layer(name, node.name, node.op_type, parameters, node.input[0], output, weight.name, _is_narrow(node, weight))
+            Layer(
+                name,
+                node.name,
+                node.op_type,
+                parameters,
+                node.input[0],
+                output,
+                weight.name,
+                _is_narrow(node, weight),
+            )
         )
     return tuple(found)
 

@@ -41,7 +41,8 @@ def store_as_float16(prepared: bytes) -> bytes:
             half = numpy_helper.to_array(weight).astype(np.float16)
         if not np.isfinite(half).all():
             raise ConfigError(
-                f"the weights of layer {layer.name} are too large for float16", hint="train with weight decay, or use int8"
+                f"the weights of layer {layer.name} are too large for float16",
+                hint="train with weight decay, or use int8",
             )
         graph.initializer.append(numpy_helper.from_array(half, narrow))
         added.append(helper.make_node("Cast", [narrow], [layer.weight], to=onnx.TensorProto.FLOAT))
@@ -62,7 +63,9 @@ def store_as_integers(prepared: bytes, bits: int) -> bytes:
     proto = onnx.load_from_string(prepared)
     versions = {entry.domain: entry.version for entry in proto.opset_import}
     if bits == 4 and versions[""] < _NIBBLE_OPSET:
-        raise ConfigError("weights of 4 bits need ONNX opset 18", hint="export with opset 18, or store 8 bits")
+        raise ConfigError(
+            "weights of 4 bits need ONNX opset 18", hint="export with opset 18, or store 8 bits"
+        )
     graph = proto.graph
     added: list[Any] = []
     axes = _output_axes(graph)
@@ -75,7 +78,9 @@ def store_as_integers(prepared: bytes, bits: int) -> bytes:
             added += _unpacking(graph, name, integers)
         else:
             graph.initializer.append(numpy_helper.from_array(integers, f"{name}/integers"))
-        added.append(helper.make_node("Cast", [f"{name}/integers"], [f"{name}/cast"], to=onnx.TensorProto.FLOAT))
+        added.append(
+            helper.make_node("Cast", [f"{name}/integers"], [f"{name}/cast"], to=onnx.TensorProto.FLOAT)
+        )
         added.append(helper.make_node("Mul", [f"{name}/cast", f"{name}/scale"], [name]))
     return _with_nodes_first(proto, added)
 
@@ -107,7 +112,9 @@ def halve_scales(graph: Any) -> None:
             bias = tensors.get(node.input[bias_place])
             if bias is None or readers[bias.name] > 1:
                 continue
-            moved = np.round(numpy_helper.to_array(bias) * (values.astype(np.float64) / half)).astype(np.int32)
+            moved = np.round(numpy_helper.to_array(bias) * (values.astype(np.float64) / half)).astype(
+                np.int32
+            )
             bias.CopyFrom(numpy_helper.from_array(moved, bias.name))
         scale.CopyFrom(numpy_helper.from_array(half, scale.name))
 
@@ -126,7 +133,7 @@ def _worth_it(graph: Any) -> list[Layer]:
 
 def _output_axes(graph: Any) -> dict[str, int]:
     """Along which axis of each layer's weights its output channels lie."""
-    axes = {}
+    axes: dict[str, int] = {}
     for node in graph.node:
         if len(node.input) > 1:
             transposed = next((one.i for one in node.attribute if one.name == "transB"), 0)

@@ -21,7 +21,17 @@ from edgeml.errors import BackendError, ConfigError
 
 from ..calibration import CALIBRATION_MAX, Observed, observe, spread
 from ..quiet import first_line, quiet
-from ..recipe import Activations, CalibrationMethod, Compression, DynamicInt8, Encoding, Float16, Layers, StaticInteger, WeightOnly
+from ..recipe import (
+    Activations,
+    CalibrationMethod,
+    Compression,
+    DynamicInt8,
+    Encoding,
+    Float16,
+    Layers,
+    StaticInteger,
+    WeightOnly,
+)
 from ..sources.torch_model import Array
 from .onnx_compact import compact
 from .onnx_layers import layers, nodes_of
@@ -51,15 +61,19 @@ def prepare(model: bytes) -> bytes:
         import onnx
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
-        prepared = Path(folder) / "prepared.onnx"
+        source, prepared = Path(folder) / "source.onnx", Path(folder) / "prepared.onnx"
+        source.write_bytes(model)
         try:
-            quant_pre_process(onnx.load_from_string(model), str(prepared))
+            # Symbolic shapes are for what transformers do; they would load torch, which takes seconds.
+            quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
             proto = onnx.load(str(prepared))
             name_nodes(proto.graph)
             pool_means(proto.graph)
             proto = onnx.shape_inference.infer_shapes(proto)
         except Exception as error:  # the library raises errors of many kinds
-            raise BackendError(f"onnxruntime cannot prepare the model for int8: {first_line(error)}") from error
+            raise BackendError(
+                f"onnxruntime cannot prepare the model for int8: {first_line(error)}"
+            ) from error
     data: bytes = proto.SerializeToString(deterministic=True)
     return data
 
@@ -116,7 +130,9 @@ def quantize_static(prepared: bytes, ranges: Ranges, step: StaticInteger) -> byt
     import onnx
 
     if step.weight_bits not in {7, 8}:
-        raise ConfigError(f"{step.weight_bits} weight bits are not to be had", hint="static recipes have 8, or 7")
+        raise ConfigError(
+            f"{step.weight_bits} weight bits are not to be had", hint="static recipes have 8, or 7"
+        )
     proto = onnx.load_from_string(prepared)
     excluded = nodes_of(step.float_layers, layers(proto.graph))
     result = build_static(proto, ranges, step, _Nodes((), tuple(excluded)))
@@ -155,7 +171,9 @@ def build_static(proto: Any, ranges: Ranges, step: StaticInteger, nodes: _Nodes)
         from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
         bounds = {name: (np.float32(low), np.float32(high)) for name, low, high in ranges.bounds}
-        data = TensorsData(Method.MinMax, {name: tuple(map(np.asarray, pair)) for name, pair in bounds.items()})
+        data = TensorsData(
+            Method.MinMax, {name: tuple(map(np.asarray, pair)) for name, pair in bounds.items()}
+        )
         activation = {
             Activations.UINT8: QuantType.QUInt8,
             Activations.INT8: QuantType.QInt8,
@@ -194,7 +212,9 @@ class _Feeds:
         return next(self._feeds, None)
 
 
-def _histograms(prepared: bytes, samples: Array, method: CalibrationMethod) -> tuple[tuple[str, float, float], ...]:
+def _histograms(
+    prepared: bytes, samples: Array, method: CalibrationMethod
+) -> tuple[tuple[str, float, float], ...]:
     with tempfile.TemporaryDirectory(prefix="edgeml-quantize-") as folder, quiet():
         import onnx
         from onnxruntime.quantization.calibrate import CalibrationMethod as Method
@@ -213,7 +233,9 @@ def _histograms(prepared: bytes, samples: Array, method: CalibrationMethod) -> t
         except Exception as error:  # the library raises errors of many kinds
             raise BackendError(f"onnxruntime cannot calibrate the model: {first_line(error)}") from error
     bounds = {one: found[one].range_value for one in found}
-    return tuple((one, float(np.min(bounds[one][0])), float(np.max(bounds[one][1]))) for one in sorted(bounds))
+    return tuple(
+        (one, float(np.min(bounds[one][0])), float(np.max(bounds[one][1]))) for one in sorted(bounds)
+    )
 
 
 def _dynamic(prepared: bytes, step: DynamicInt8) -> bytes:
