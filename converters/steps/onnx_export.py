@@ -60,11 +60,11 @@ def export_onnx(model: TorchModel, sample: Array, output: str) -> bytes:
 def strip(proto: Any) -> None:
     """Remove what a runtime does not read from a ModelProto: paths of this machine, traces, notes."""
     del proto.metadata_props[:]
-    proto.doc_string = ""
+    proto.ClearField("doc_string")
     graph = proto.graph
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del part.metadata_props[:]
-        part.doc_string = ""
+        part.ClearField("doc_string")  # an empty one that is set takes bytes too
 
 
 def _check(proto: Any, model: TorchModel) -> None:

@@ -47,3 +47,63 @@ def digits(tmp_path_factory):
     directory = tmp_path_factory.mktemp("digits")
     sample.write(directory, sample.find(()), 0, lambda *_: None)
     return directory
+
+
+@pytest.fixture(scope="session")
+def pooled():
+    """Digits in ONNX without torch: fixed random features, and a last layer by least squares.
+
+    A convolution over one channel, a depthwise one, one over 1x1 with a skip, a mean over the image, a linear layer.
+    Gives (model, images [n, 1, 8, 8], labels [n]).
+    """
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+    from sklearn.datasets import load_digits
+
+    width = 48
+    generator = np.random.default_rng(0)
+    made = helper.make_node
+    weights = {
+        "stem.weight": generator.normal(size=(width, 1, 3, 3)),
+        "stem.bias": generator.normal(size=width),
+        "depth.weight": generator.normal(size=(width, 1, 3, 3)) / 2,
+        "depth.bias": generator.normal(size=width) / 4,
+        "point.weight": generator.normal(size=(width, width, 1, 1)) / 6,
+        "point.bias": generator.normal(size=width) / 4,
+    }
+    nodes = [
+        made("Conv", ["input", "stem.weight", "stem.bias"], ["a"], "n1", pads=[1, 1, 1, 1], strides=[2, 2]),
+        made("Relu", ["a"], ["b"], "n2"),
+        made("Conv", ["b", "depth.weight", "depth.bias"], ["c"], "n3", pads=[1, 1, 1, 1], group=width),
+        made("Relu", ["c"], ["d"], "n4"),
+        made("Conv", ["d", "point.weight", "point.bias"], ["e"], "n5", kernel_shape=[1, 1], dilations=[1, 1]),
+        made("Add", ["e", "d"], ["f"], "n6"),
+        made("Relu", ["f"], ["g"], "n7"),
+        made("ReduceMean", ["g", "axes"], ["h"], "n8", keepdims=0),
+    ]
+    digits = load_digits()
+    images = (digits.images / 16).astype(np.float32)[:, None]
+
+    def model(nodes, weights, output, shape):
+        constants = [numpy_helper.from_array(one.astype(np.float32), name) for name, one in weights.items()]
+        constants.append(numpy_helper.from_array(np.array([2, 3]), "axes"))
+        graph = helper.make_graph(
+            nodes, "digits",
+            [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 1, 8, 8])],
+            [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", *shape])],
+            constants,
+        )  # fmt: skip
+        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        onnx.checker.check_model(proto)
+        return proto.SerializeToString()
+
+    session = onnxruntime.InferenceSession(
+        model(nodes, weights, "h", [width]), providers=["CPUExecutionProvider"]
+    )
+    features = session.run(None, {"input": images})[0]
+    extended = np.c_[features, np.ones(len(features))]
+    fitted, *_ = np.linalg.lstsq(extended[:900], np.eye(10)[digits.target[:900]] * 4, rcond=None)
+    nodes.append(made("Gemm", ["h", "last.weight", "last.bias"], ["logits"], "n9", transB=1))
+    weights |= {"last.weight": np.ascontiguousarray(fitted[:-1].T), "last.bias": fitted[-1]}
+    return model(nodes, weights, "logits", [10]), images, digits.target

@@ -1,0 +1,95 @@
+"""Graphs that say the same in operators that onnxruntime has in integers.
+
+Decides which float operators are replaced before a model is quantized, and what is taken off its end after. A mean over
+the image has no integer form, the global average pool has: with the mean, a quantized network goes back to float, changes
+its layout, averages, and is quantized again. The last linear layer can answer in float by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+_SPATIAL_RANK: Final = 4
+_RANGE_INPUTS: Final = 7
+"""Inputs of QGemm before the scale and zero point of its output."""
+
+
+def name_nodes(graph: Any) -> None:
+    """Give nodes without a name one, by operator and place: layers are left out by name."""
+    taken = {node.name for node in graph.node}
+    for place, node in enumerate(graph.node):
+        if not node.name:
+            name = f"{node.op_type}_{place}"
+            while name in taken:
+                name += "_"
+            node.name = name
+            taken.add(name)
+
+
+def pool_means(graph: Any) -> None:
+    """Write a mean over height and width as a global average pool."""
+    from onnx import helper
+
+    ranks = {
+        one.name: len(one.type.tensor_type.shape.dim)
+        for one in (*graph.value_info, *graph.input, *graph.output)
+        if one.type.tensor_type.HasField("shape")
+    }
+    tensors = {one.name: one for one in graph.initializer}
+    written = []
+    for node in graph.node:
+        if not _is_spatial_mean(node, ranks, tensors):
+            written.append(node)
+            continue
+        source, target = node.input[0], node.output[0]
+        if _attribute(node, "keepdims", 1):
+            written.append(helper.make_node("GlobalAveragePool", [source], [target], node.name))
+        else:
+            pooled = f"{target}/pooled"
+            written.append(helper.make_node("GlobalAveragePool", [source], [pooled], node.name))
+            written.append(helper.make_node("Flatten", [pooled], [target], f"{node.name}/flat", axis=1))
+    copies = [type(one).FromString(one.SerializeToString(deterministic=True)) for one in written]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def answer_in_float(graph: Any) -> None:
+    """Let an integer linear layer that nothing integer follows answer in float: one operator less, and no rounding."""
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    visible = {one.name for one in graph.output}
+    dropped = []
+    for node in graph.node:
+        after = readers.get(node.output[0], [])
+        if (
+            node.op_type == "QGemm"
+            and node.output[0] not in visible
+            and len(after) == 1
+            and after[0].op_type == "DequantizeLinear"
+        ):
+            del node.input[_RANGE_INPUTS:]
+            node.output[0] = after[0].output[0]
+            dropped.append(after[0])
+    for node in dropped:
+        graph.node.remove(node)
+
+
+def _is_spatial_mean(node: Any, ranks: dict[str, int], tensors: dict[str, Any]) -> bool:
+    from onnx import numpy_helper
+
+    if node.op_type != "ReduceMean" or ranks.get(node.input[0]) != _SPATIAL_RANK:
+        return False
+    if len(node.input) > 1:
+        axes = tensors.get(node.input[1])
+        found = [] if axes is None else numpy_helper.to_array(axes).ravel().tolist()
+    else:
+        found = _attribute(node, "axes", [])
+    return sorted(axis % _SPATIAL_RANK for axis in found) == [2, 3]
+
+
+def _attribute(node: Any, name: str, default: Any) -> Any:
+    from onnx import helper
+
+    return next((helper.get_attribute_value(one) for one in node.attribute if one.name == name), default)
