@@ -7,15 +7,15 @@ about whether the answers are any good.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
 
-from edgeml.errors import ArtifactError, BackendError, BudgetError, ConfigError, IncompatibleError
+from edgeml.errors import BudgetError, ConfigError, IncompatibleError
 from edgeml.expectation import Expected
 from edgeml.golden import SAMPLES
 from edgeml.ids import digest_of, parse_name
@@ -46,9 +46,9 @@ from .processing_file import check_fit, check_samples, sized
 from .provenance import PACKAGING_LIBRARIES, git_commit, libraries
 from .report import Packaging
 from .select import size
+from .sources.onnx_file import parse, read_bounded, refuse_external_data
 from .verify import LIMITS
 
-MODEL_BYTES_MAX: Final = 1 << 30
 SEED: Final = 0
 RANDOM_ORIGIN: Final = f"{SAMPLES} random inputs (seed {SEED}): no data were given"
 _RUNTIMES: Final = {
@@ -223,47 +223,10 @@ def _check(order: PackagingOrder) -> RuntimeFamily:
 
 
 def _read(path: Path, family: RuntimeFamily) -> bytes:
-    try:
-        length_bytes = path.stat().st_size
-        if not length_bytes or length_bytes > MODEL_BYTES_MAX:
-            raise ConfigError(
-                f"{path.name} has {length_bytes} bytes", hint=f"a model file has 1 to {MODEL_BYTES_MAX} bytes"
-            )
-        model = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}", hint="check the path") from error
+    model = read_bounded(path)
     if family is RuntimeFamily.ONNX:
-        _refuse_external_data(path, model)
+        refuse_external_data(parse(model, path.name), path.name)
     return model
-
-
-def _refuse_external_data(path: Path, model: bytes) -> None:
-    import onnx
-
-    try:
-        proto = onnx.load_from_string(model)
-    except Exception as error:  # protobuf's errors are not public, and onnx passes them on
-        raise BackendError(
-            f"{path.name} is no ONNX model", hint="it may be truncated; export it again"
-        ) from error
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(proto.graph)):
-        raise ArtifactError(
-            f"{path.name} keeps its weights in another file",
-            hint="save it as one file: onnx.save(onnx.load(path), path, save_as_external_data=False)",
-        )
-
-
-def _tensors(graph: Any) -> Iterator[Any]:
-    """All tensors of a graph that may keep their data elsewhere, those of subgraphs too."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.ByteSize():
-                    yield from _tensors(inner)
 
 
 def _check_budget(length_bytes: int, peak_memory_bytes: int, profiles: tuple[HardwareProfile, ...]) -> None:

@@ -1,16 +1,13 @@
-"""The model that a conversion starts from: a Python file's factory, or an exported program.
+"""A torch module that can be traced, trained and asked for its own answers.
 
-Decides how a source is named, loaded and put into evaluation mode, and how it is asked for its own answers. A factory is
-the user's own code and runs in this process; so does `torch.export.load`, whose files are to be trusted. Nothing else
-is loaded, and nothing is unpickled by us.
+Decides what of torch can become one (a module, an exported program), that it is put into evaluation mode, and how it is
+asked. `torch.export.load` runs in this process, so its files are to be trusted. TorchScript is `torchscript.py`'s
+business.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,71 +15,139 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from edgeml.errors import ConfigError, EdgemlError
+from edgeml.errors import ConfigError
 from edgeml.ids import Digest, digest_of_file
+from edgeml.manifest import RuntimeFamily, ScoreKind
 
 from ..quiet import first_line, quiet
+from .layout import CHANNELS_FIRST, CHANNELS_LAST, transpose_hint
+from .python_file import call_factory
+from .source import finite
+from .source_name import SourceKind, SourceName, parse_source
+
+__all__ = [
+    "TRUST_WARNING", "Array", "SourceName", "TorchModel", "ask", "from_module", "from_program", "load_source", "parse_source", "read_program",
+]  # fmt: skip
 
 ANSWER_BATCH: Final = 256
 TRUST_WARNING: Final = "is loaded into this process: convert only programs that you trust"
+_PROGRAM_IS_FIXED: Final = (
+    "an exported program cannot be trained: give the torch module itself by file.py:factory"
+)
+_IMAGE: Final = 4
 
 Array = npt.NDArray[np.generic]
 
 
 @dataclass(frozen=True, slots=True)
-class SourceName:
-    """Where a model comes from: `file.py:factory`, or `program.pt2` with an empty factory."""
-
-    path: Path
-    factory: str
-
-    @property
-    def text(self) -> str:
-        """Name without directories, as provenance holds it."""
-        return f"{self.path.name}:{self.factory}" if self.factory else self.path.name
-
-
-@dataclass(frozen=True, slots=True)
 class TorchModel:
-    """A loaded torch model in evaluation mode. `batch_is_free` is false if it takes one sample at a time."""
+    """A loaded torch model in evaluation mode. `batch_is_free` is false if it takes one sample at a time.
+
+    `fixed` says why steps may not train it; empty if they may.
+    """
 
     module: Any
     batch_is_free: bool
     sha256: Digest
+    fixed: str = ""
+    warnings: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    scores: ScoreKind | None = None
 
+    def answers(self, samples: Array, what: str) -> Array:
+        """Return the original answers [samples, ...], as `ask`."""
+        return ask(self, samples, what)
 
-def parse_source(text: str) -> SourceName:
-    """Read a source's name.
+    def can_become(self, family: RuntimeFamily) -> str:  # noqa: ARG002  # every source is asked by family
+        """Empty: torch can become both; whether this model does, its export tells."""
+        return ""
 
-    Raises:
-        ConfigError: It names neither a factory nor an exported program, or the file is missing.
-    """
-    if text.endswith(".pt2"):
-        name = SourceName(Path(text), "")
-    else:
-        file, colon, factory = text.rpartition(":")
-        if not colon or not file.endswith(".py") or not factory.isidentifier():
-            other = text.endswith((".onnx", ".tflite"))
-            raise ConfigError(
-                f"{text!r} is no model that can be converted",
-                hint="`edgeml package` bundles .onnx and .tflite files as they are"
-                if other
-                else "write file.py:factory, or give a .pt2 file",
-            )
-        name = SourceName(Path(file), factory)
-    if not name.path.is_file():
-        raise ConfigError(f"no file {name.path}", hint="check the path")
-    return name
+    def can_be_quantized(self, family: RuntimeFamily) -> str:
+        """Empty, as for `can_become`."""
+        return self.can_become(family)
+
+    def can_be_trained(self) -> str:
+        """Empty, or why it cannot."""
+        return self.fixed
 
 
 def load_source(name: SourceName) -> TorchModel:
-    """Load a model and put it into evaluation mode.
+    """Load a source that is torch's: a factory's module or program, or a .pt2 file. `load.load` takes all kinds.
 
     Raises:
-        ConfigError: The code or program fails, or gives no torch module.
+        ConfigError: The code or program fails, or gives something else.
     """
     sha256 = digest_of_file(name.path)
-    return _from_factory(name, sha256) if name.factory else _from_program(name.path, sha256)
+    if name.kind is SourceKind.PROGRAM:
+        return read_program(name.path, sha256)
+    if name.kind is not SourceKind.FACTORY:
+        raise ConfigError(
+            f"{name.text} is {name.kind.value}, not torch's",
+            hint="write file.py:factory, or give a .pt2 file",
+        )
+    model = call_factory(name)
+    import torch
+
+    if isinstance(model, torch.export.ExportedProgram):
+        return from_program(model, name.text, sha256)
+    if not isinstance(model, torch.nn.Module):
+        raise ConfigError(
+            f"{name.text} returned {type(model).__name__}, not a torch.nn.Module",
+            hint="return the model itself",
+        )
+    return from_module(model, sha256)
+
+
+def from_module(module: Any, sha256: Digest) -> TorchModel:
+    """Take a torch.nn.Module into evaluation mode."""
+    return TorchModel(module.eval(), batch_is_free=True, sha256=sha256)
+
+
+def read_program(path: Path, sha256: Digest) -> TorchModel:
+    """Read a .pt2 file, in this process.
+
+    Raises:
+        ConfigError: It cannot be read, or takes several inputs or several samples at once.
+    """
+    import torch
+
+    with quiet():
+        try:
+            program = torch.export.load(path)
+        except Exception as error:  # torch raises errors of many kinds for a file it cannot read
+            raise ConfigError(
+                f"{path.name} cannot be loaded: {first_line(error)}",
+                hint="write it with torch.export.save, by this version of torch",
+            ) from error
+    model = from_program(program, path.name, sha256)
+    return TorchModel(
+        model.module, model.batch_is_free, sha256, model.fixed, (f"{path.name} {TRUST_WARNING}",)
+    )
+
+
+def from_program(program: Any, what: str, sha256: Digest) -> TorchModel:
+    """Take a torch.export.ExportedProgram.
+
+    Raises:
+        ConfigError: It takes several inputs, or several samples at once.
+    """
+    inputs = program.graph_signature.user_inputs
+    with quiet():
+        shapes = [node.meta["val"].shape for node in program.graph.nodes if node.name in inputs]
+        module = program.module()
+    if len(shapes) != 1 or not len(shapes[0]):
+        raise ConfigError(
+            f"{what} takes {len(shapes)} inputs", hint="only models with one input can be converted"
+        )
+    batch = shapes[0][0]
+    if isinstance(batch, int) and batch != 1:
+        raise ConfigError(
+            f"{what} takes {batch} samples at once",
+            hint="export it with a free batch: dynamic_shapes=({0: torch.export.Dim('batch')},)",
+        )
+    return TorchModel(
+        module, batch_is_free=not isinstance(batch, int), sha256=sha256, fixed=_PROGRAM_IS_FIXED
+    )
 
 
 def ask(model: TorchModel, samples: Array, what: str) -> Array:
@@ -103,7 +168,8 @@ def ask(model: TorchModel, samples: Array, what: str) -> Array:
             except Exception as error:  # the model is the user's code and may raise anything
                 raise ConfigError(
                     f"{what} has {samples.dtype} samples of shape {list(samples.shape[1:])}, which the model refuses: {first_line(error)}",
-                    hint="save the samples exactly as the model takes them, without the batch dimension",
+                    hint=_layout_that_fits(model.module, piece[:1])
+                    or "save the samples exactly as the model takes them, without the batch dimension",
                 ) from error
             if not isinstance(answer, torch.Tensor) or not answer.ndim or len(answer) != len(piece):
                 raise ConfigError(
@@ -111,91 +177,27 @@ def ask(model: TorchModel, samples: Array, what: str) -> Array:
                     hint="it must return one tensor whose first dimension is the batch",
                 )
             pieces.append(answer.detach().cpu().numpy())
-    answers = np.concatenate(pieces)
-    if not np.isfinite(answers).all():
-        raise ConfigError(f"the model answers {what} with NaN or infinity", hint="check its weights")
-    return answers
+    return finite(np.concatenate(pieces), what)
 
 
-def _from_factory(name: SourceName, sha256: Digest) -> TorchModel:
+def _layout_that_fits(module: Any, sample: Array) -> str:
+    """Find by trying whether an image that was refused would be taken in the other layout. A module has no stated shape."""
+    return next((transpose_hint(order) for order in _orders(sample) if _takes(module, sample, order)), "")
+
+
+def _orders(sample: Array) -> Iterator[tuple[int, ...]]:
+    if sample.ndim == _IMAGE:
+        yield from (CHANNELS_FIRST, CHANNELS_LAST)
+
+
+def _takes(module: Any, sample: Array, order: tuple[int, ...]) -> bool:
     import torch
 
-    with _module_of(name.path) as module:
-        factory: Callable[[], Any] | None = getattr(module, name.factory, None)
-        if not callable(factory):
-            raise ConfigError(
-                f"{name.path.name} has no function {name.factory}", hint="name a function without arguments"
-            )
-        model = _guarded(factory, f"{name.path.name}:{name.factory}()")
-    if not isinstance(model, torch.nn.Module):
-        raise ConfigError(
-            f"{name.text} returned {type(model).__name__}, not a torch.nn.Module",
-            hint="return the model itself",
-        )
-    return TorchModel(model.eval(), batch_is_free=True, sha256=sha256)
-
-
-@contextlib.contextmanager
-def _module_of(path: Path) -> Iterator[Any]:
-    """Import a file as the user would from its own directory, and leave no trace of that."""
-    spec = importlib.util.spec_from_file_location(f"_source_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    writes = sys.dont_write_bytecode
-    sys.modules[spec.name] = module
-    sys.path.insert(0, str(path.parent.absolute()))
-    sys.dont_write_bytecode = True
     try:
-        _guarded(lambda: spec.loader.exec_module(module), path.name)  # type: ignore[union-attr]  # asserted above
-        yield module
-    finally:
-        sys.dont_write_bytecode = writes
-        sys.path.remove(str(path.parent.absolute()))
-        sys.modules.pop(spec.name, None)
-
-
-def _guarded(code: Callable[[], Any], what: str) -> Any:
-    """Run the user's code; what it prints goes to stderr, so that our own output stays readable."""
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            return code()
-    except EdgemlError:
-        raise
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
-        raise ConfigError(
-            f"{what} fails: {first_line(error)}", hint="run the file with Python to see where"
-        ) from error
-
-
-def _from_program(path: Path, sha256: Digest) -> TorchModel:
-    import torch
-
-    with quiet():
-        try:
-            program = torch.export.load(path)
-            shapes = [
-                node.meta["val"].shape
-                for node in program.graph.nodes
-                if node.name in program.graph_signature.user_inputs
-            ]
-            module = program.module()
-        except Exception as error:  # torch raises errors of many kinds for a file it cannot read
-            raise ConfigError(
-                f"{path.name} cannot be loaded: {first_line(error)}",
-                hint="write it with torch.export.save, by this version of torch",
-            ) from error
-    if len(shapes) != 1 or not len(shapes[0]):
-        raise ConfigError(
-            f"{path.name} takes {len(shapes)} inputs", hint="only models with one input can be converted"
-        )
-    batch = shapes[0][0]
-    if isinstance(batch, int) and batch != 1:
-        raise ConfigError(
-            f"{path.name} takes {batch} samples at once",
-            hint="export it with a free batch: dynamic_shapes=({0: torch.export.Dim('batch')},)",
-        )
-    return TorchModel(module, batch_is_free=not isinstance(batch, int), sha256=sha256)
+        module(torch.from_numpy(np.ascontiguousarray(sample.transpose(order))))
+    except Exception:  # whatever it raises, it does not take this layout either
+        return False
+    return True
 
 
 def _describe(answer: Any) -> str:
