@@ -1,0 +1,224 @@
+"""What changed between two bundles: each planted change is told, and nothing else."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from converters.diff_command import diff
+from converters.weights import read_weights
+from edgeml import bundle, delta, golden
+from edgeml.errors import ArtifactError, BackendError, ConfigError
+from edgeml.expectation import Expected, InputExpectation
+from edgeml.manifest import Quality, RuntimeFamily
+from edgeml.runtime import open_session
+from edgeml.testing import sample_bundle
+
+MLPERF = Path(os.environ.get("EDGEML_MLPERF_TINY", "/nonexistent"))
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bundles") / "first.edgeml"
+    sample_bundle(path)
+    return path
+
+
+def remade(first, path, change=lambda manifest: manifest, step=0.0):
+    """The same bundle with another manifest, and weights that moved; its golden answers are its own."""
+    import onnx
+    from onnx import numpy_helper
+
+    with bundle.Bundle(first) as opened:
+        manifest = opened.manifest
+        recorded = golden.decode(opened.read(bundle.GOLDEN), manifest)
+        model = onnx.load_from_string(opened.model())
+        weights = numpy_helper.to_array(model.graph.initializer[0]) + np.float32(step)
+        model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights, "w"))
+        content = model.SerializeToString()
+        outputs = open_session(content, RuntimeFamily.ONNX).run(recorded.inputs)
+        members = {
+            "model.onnx": content,
+            bundle.MONITOR: opened.read(bundle.MONITOR),
+            bundle.GOLDEN: golden.encode(golden.Golden(recorded.inputs, tuple(outputs))),
+        }
+    bundle.write_bundle(path, change(manifest), members)
+    return path
+
+
+def told(before, after):
+    result = CliRunner().invoke(diff, [str(before), str(after), "--json"])
+    assert result.exception is None, result.exception
+    return msgspec.json.decode(result.stdout)
+
+
+def test_a_bundle_does_not_differ_from_itself(first):
+    said = told(first, first)
+    assert said["is_identical"]
+    assert said["changes"] == said["layers"] == []
+    assert said["answers"] == {"samples": 16, "agreement": 1.0, "difference_fraction": 0.0}
+
+
+def test_weights_that_moved_are_told_with_how_far_and_what_a_device_downloads(first, tmp_path):
+    second = remade(first, tmp_path / "second.edgeml", step=0.01)
+    said = told(first, second)
+    assert not said["is_identical"]
+    assert said["changes"] == []
+    [layer] = said["layers"]
+    assert (layer["layer"], layer["changed"], layer["tensors"]) == ("w", 1, 1)
+    assert layer["largest"] == pytest.approx(0.01, rel=1e-3)
+    assert 0.005 < layer["relative"] < 0.05
+    assert said["answers"]["samples"] == 16
+    assert 0 < said["answers"]["difference_fraction"] < 0.05
+    assert said["delta_bytes"] == len(delta.make(first, second))
+
+
+def test_another_model_with_other_samples_has_no_answers_in_common(first, tmp_path):
+    sample_bundle(tmp_path / "other.edgeml", version="2.0.0", seed=1)
+    said = told(first, tmp_path / "other.edgeml")
+    assert said["answers"] is None
+    assert {one["field"] for one in said["changes"]} == {
+        "version",
+        "monitor.columns",
+        "monitor.confidence_low",
+        "provenance.source_sha256",
+    }
+
+
+def replace(**fields):
+    return lambda manifest: msgspec.structs.replace(manifest, **fields)
+
+
+def of_provenance(**fields):
+    return lambda manifest: msgspec.structs.replace(
+        manifest, provenance=msgspec.structs.replace(manifest.provenance, **fields)
+    )
+
+
+def of_measurement(**fields):
+    return lambda manifest: msgspec.structs.replace(
+        manifest, measurement=msgspec.structs.replace(manifest.measurement, **fields)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "after"),
+    [
+        (replace(version="1.0.1"), "version", "1.0.1"),
+        (replace(labels=("a", "b", "z")), "labels", '["a","b","z"]'),
+        (replace(expected=Expected((InputExpectation("x", 0.0, 1.0),))), "expected", None),
+        (replace(quality=Quality("accuracy", 0.9, 0.91, 100, 0.99)), "quality", None),
+        (replace(profiles=("raspberry-pi-4",)), "profiles", '["raspberry-pi-4"]'),
+        (of_provenance(recipe="int8"), "provenance.recipe", "int8"),
+        (of_provenance(data_sha256="0" * 64), "provenance.data_sha256", "0" * 64),
+        (of_provenance(git_commit="abc"), "provenance.git_commit", "abc"),
+        (of_provenance(libraries=("onnx 2",)), "provenance.libraries", '["onnx 2"]'),
+        (of_measurement(latency_p50_ms=2.5), "measurement.latency_p50_ms", "2.5"),
+    ],
+)
+def test_each_field_of_the_manifest_is_compared(first, tmp_path, change, field, after):
+    [found] = told(first, remade(first, tmp_path / "second.edgeml", change))["changes"]
+    assert found["field"] == field
+    assert after is None or found["after"] == after
+
+
+def test_costs_of_two_hosts_are_not_compared(first, tmp_path):
+    change = of_measurement(host="another", latency_p50_ms=99.0, peak_memory_bytes=7)
+    changes = told(first, remade(first, tmp_path / "second.edgeml", change))["changes"]
+    assert [one["field"] for one in changes] == ["measurement.host"]
+
+
+def test_what_callers_see_comes_before_where_it_came_from(first, tmp_path):
+    def change(manifest):
+        return replace(labels=("x", "y", "z"), version="9")(of_provenance(recipe="other")(manifest))
+
+    changes = told(first, remade(first, tmp_path / "second.edgeml", change))["changes"]
+    assert [one["topic"] for one in changes] == ["identity", "interface", "provenance"]
+
+
+def test_people_read_a_short_list(first, tmp_path):
+    second = remade(first, tmp_path / "second.edgeml", replace(labels=("[red]a", "b\x1b", "c")), step=0.01)
+    result = CliRunner().invoke(diff, [str(first), str(second)])
+    assert result.exit_code == 0
+    assert "1 of 1 tensors changed" in result.stdout
+    assert "[red]a" in result.stdout
+    assert "\x1b" not in result.stdout
+    assert len(result.stdout.splitlines()) < 12
+
+
+def test_an_int8_variant_has_the_names_and_nearly_the_values_of_its_fp32_one(first, tmp_path):
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            self.rows = iter([{"x": np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)}])
+
+        def get_next(self):
+            return next(self.rows, None)
+
+    with bundle.Bundle(first) as opened:
+        model = opened.model()
+    (tmp_path / "fp32.onnx").write_bytes(model)
+    quantize_static(
+        tmp_path / "fp32.onnx",
+        tmp_path / "int8.onnx",
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+    )
+    [real] = read_weights(model, RuntimeFamily.ONNX)
+    [near] = read_weights((tmp_path / "int8.onnx").read_bytes(), RuntimeFamily.ONNX)
+    assert (real.name, real.stored, near.name, near.stored) == ("w", "float32", "w", "int8")
+    steps = np.abs(real.values).max(axis=0) / 127
+    assert (np.abs(real.values - near.values) <= steps * 0.5001).all()
+
+
+@pytest.mark.parametrize("family", list(RuntimeFamily))
+@pytest.mark.parametrize("model", [b"", b"\x00" * 64, b"\xff" * 64, bytes(range(256))])
+def test_a_damaged_model_is_refused(family, model):
+    with contextlib.suppress(BackendError):
+        assert read_weights(model, family) == ()
+
+
+def test_a_file_that_is_no_bundle_is_refused(first, tmp_path):
+    (tmp_path / "text").write_text("no bundle")
+    for path, error in ((tmp_path / "text", ArtifactError), (tmp_path / "none", ConfigError)):
+        assert isinstance(CliRunner().invoke(diff, [str(first), str(path)]).exception, error)
+
+
+@pytest.mark.skipif(
+    not MLPERF.is_dir(), reason="EDGEML_MLPERF_TINY names no directory with MLPerf Tiny's models"
+)
+class TestResnetOfMlperfTiny:
+    folder = MLPERF / "image_classification"
+
+    def test_int8_weights_are_within_two_percent_of_the_fp32_ones(self):
+        reals = {
+            one.name: one
+            for one in read_weights(
+                (self.folder / "pretrainedResnet.tflite").read_bytes(), RuntimeFamily.TFLITE
+            )
+        }
+        nears = read_weights(
+            (self.folder / "pretrainedResnet_quant.tflite").read_bytes(), RuntimeFamily.TFLITE
+        )
+        kernels = [one for one in nears if one.stored == "int8" and one.name in reals]
+        assert len(kernels) == 10
+        for one in kernels:
+            real = reals[one.name].values
+            assert real.shape == one.values.shape
+            assert np.sqrt(np.square(real - one.values).sum() / np.square(real).sum()) < 0.02
+
+    def test_flipped_bytes_are_refused_or_read_and_never_crash(self):
+        model = bytearray((self.folder / "pretrainedResnet_quant.tflite").read_bytes())
+        generator = np.random.default_rng(0)
+        for _ in range(40):
+            damaged = bytearray(model)
+            for at in generator.integers(0, 4000, 8):
+                damaged[at] ^= int(generator.integers(1, 256))
+            with contextlib.suppress(BackendError):
+                read_weights(bytes(damaged), RuntimeFamily.TFLITE)
