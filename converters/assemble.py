@@ -27,7 +27,7 @@ from edgeml.tensors import TensorSpec
 
 from .metrics import check_scores
 from .report import WrittenBundle
-from .select import size
+from .units import size
 
 Array = npt.NDArray[np.generic]
 

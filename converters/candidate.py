@@ -1,7 +1,7 @@
 """A candidate: one recipe's result and what was found out about it.
 
-Decides the recipes, their names, and the figures that selection looks at. How a recipe is carried out is the business
-of `steps/`.
+Decides the figures that selection looks at, and how a figure says where it comes from. What recipes there are is
+`recipe.py`'s business, whether figures are good enough `select.py`'s.
 """
 
 from __future__ import annotations
@@ -10,43 +10,30 @@ import enum
 from dataclasses import dataclass
 
 from edgeml.ids import Digest
+from edgeml.profile import DeviceRuntime
+
+from .recipe import Recipe
 
 
-class Recipe(enum.Enum):
-    """What is done to the model. The letters say how activations and weights are stored: u8s8 is uint8 and int8."""
+class Basis(enum.Enum):
+    """Where a figure comes from. One machine's measurement is never shown as another's."""
 
-    FP32 = "fp32"
-    INT8_U8S8 = "int8-u8s8"
-    INT8_S8S8 = "int8-s8s8"
-
-    @property
-    def variant(self) -> str:
-        """Name of the variant that it makes."""
-        return f"onnx-{self.value}"
-
-    @property
-    def is_int8(self) -> bool:
-        """Whether weights and activations are quantized."""
-        return self is not Recipe.FP32
-
-    @property
-    def steps(self) -> str:
-        """What is done, in words."""
-        return _STEPS[self]
+    HOST = "measured on this host"
+    DEVICE = "measured on the device"
+    ESTIMATED = "estimated"
 
 
-_EXPORT = "torch.export, ONNX opset 18"
-_STATIC = f"{_EXPORT}, static QDQ per channel, min-max calibration"
-_STEPS = {
-    Recipe.FP32: _EXPORT,
-    Recipe.INT8_U8S8: f"{_STATIC}, uint8 activations, int8 weights",
-    Recipe.INT8_S8S8: f"{_STATIC}, int8 activations, int8 weights",
-}
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A number that says where it comes from. The unit is in the name of the field that holds it."""
+
+    value: float
+    basis: Basis
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a candidate scored and cost on its runtime, on this host.
+    """What a candidate scored and cost on a runtime, on this host.
 
     `value` is the metric on the evaluation samples, `agreement` the fraction of them on which the candidate and the
     model it came from gave the same answer. Latency is of one request with one sample; peak memory is the process'
@@ -68,10 +55,44 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """What happened on one runtime. `version` is the library's name and version as it said them, or empty."""
+
+    runtime: DeviceRuntime
+    version: str
+    outcome: Measured | Failed
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
-    """One recipe's result. `length_bytes` is the model file's; `sha256` is None if there is no file."""
+    """One recipe's result. `length_bytes` is the model file's; `sha256` is None and `failure` is said if there is no file."""
 
     recipe: Recipe
     length_bytes: int
     sha256: Digest | None
-    outcome: Measured | Failed
+    runs: tuple[Run, ...]
+    failure: str = ""
+
+    @property
+    def name(self) -> str:
+        """The variant's name."""
+        return self.recipe.name
+
+    def measured(self) -> Measured | None:
+        """What the first runtime measured, for tables that have one line a candidate; None if none did."""
+        return next((run.outcome for run in self.runs if isinstance(run.outcome, Measured)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A candidate as one profile sees it.
+
+    `runs` are those of the runtimes that the profile has. `latency_ms` and `memory_bytes` are None where nobody can say.
+    `known_wrong` says why the pair of recipe and runtime is refused whatever was measured, or is empty.
+    """
+
+    candidate: Candidate
+    runs: tuple[Run, ...]
+    latency_ms: Figure | None
+    memory_bytes: Figure | None
+    known_wrong: str = ""

@@ -5,10 +5,14 @@ Parses, calls one function, prints. torch, onnx and rich are loaded inside the b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from .order import ConversionOrder
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 OUT = click.option(
@@ -26,7 +30,7 @@ OUT = click.option(
     "--data",
     type=click.Path(path_type=Path),
     required=True,
-    help=".npz with calibration_x, evaluation_x, evaluation_y.",
+    help=".npz with calibration_x, evaluation_x, evaluation_y; to train on: train_x, train_y.",
 )
 @click.option(
     "--profile", "profiles", multiple=True, required=True, help="Hardware it is for; may be repeated."
@@ -34,6 +38,29 @@ OUT = click.option(
 @click.option("--name", required=True, help="The model's name.")
 @click.option("--version", required=True, help="The release's version.")
 @click.option("--max-drop", default="0.5%", show_default=True, help="How much of the metric may be lost.")
+@click.option("--max-latency", help="Longest time of one request on the profile, as 5ms.")
+@click.option("--max-bytes", help="Largest model file, as 200KB.")
+@click.option("--max-memory", help="Most memory with its runtime, as 64MB; on a microcontroller, the arena.")
+@click.option(
+    "--metric", default="", help="accuracy, auc, mae or file.py:function; default: by evaluation_y."
+)
+@click.option(
+    "--target",
+    type=click.Choice(["onnx", "tflite"]),
+    help="What is made; default: ONNX where the profile runs it.",
+)
+@click.option(
+    "--explore", is_flag=True, help="Try everything; without it the first that is good enough ends it."
+)
+@click.option(
+    "--prefer",
+    type=click.Choice(["bytes", "latency"]),
+    default="bytes",
+    show_default=True,
+    help="What is better among those that keep to every constraint.",
+)
+@click.option("--student", "students", multiple=True, help="file.py:factory of a smaller network to train.")
+@click.option("--parent", default="", help="The release that this one follows, as digits@1.0.0.")
 @click.option("--labels", default="", help="Names of the classes, with commas between.")
 @click.option(
     "--scores",
@@ -42,43 +69,72 @@ OUT = click.option(
     show_default=True,
     help="What the scores are.",
 )
+@click.option(
+    "--work",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where what was made is kept, to go on from it; default: your cache.",
+)
 @OUT
 @JSON
-def convert(
-    model: str, data: Path, profiles: tuple[str, ...], out: Path, as_json: bool, **options: str
-) -> None:
-    """Shrink MODEL for its hardware, verify every candidate on its runtime, bundle the best under the floor.
+def convert(model: str, *, profiles: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Shrink MODEL for its hardware, verify every candidate on its runtime, bundle the best under the constraints.
 
-    MODEL is file.py:factory (your own code: it is run) or an exported program (.pt2).
+    MODEL is file.py:factory (your own code: it is run), an exported program (.pt2), .onnx or .tflite. TorchScript
+    (.pt) and pickled estimators (.pkl, .joblib) are opened in a child process without network.
 
     \b
     Example:
         edgeml convert digits.py:model --data data.npz --profile raspberry-pi-4 --name digits --version 1.0.0
+        edgeml convert digits.py:model --data data.npz --profile raspberry-pi-4 --profile stm32h7 --name digits \\
+            --version 1.1.0 --max-drop 1% --max-latency 5ms --max-bytes 200KB --explore
     """
-    from edgeml.manifest import ScoreKind
-    from edgeml.profile import load
-
-    from .assemble import ReleaseName
-    from .service import ConversionOrder
     from .service import convert as run
-    from .show import fraction, print_json, steps, tell_conversion
+    from .show import print_json, searching, tell_conversion
 
-    order = ConversionOrder(
-        source=model,
-        data=data,
-        profiles=tuple(load(profile) for profile in profiles),
-        release=ReleaseName(options["name"], options["version"]),
-        max_drop=fraction(options["max_drop"]),
-        out=out,
-        labels=tuple(label for label in options["labels"].split(",") if label),
-        scores=ScoreKind(options["scores"]),
-    )
-    with steps(quiet=as_json) as on_step:
-        conversion = run(order, on_step)
+    order = _order(model, profiles, options)
+    with searching(quiet=as_json) as on_progress:
+        conversion = run(order, on_progress)
     if as_json:
         print_json(conversion)
     else:
         tell_conversion(conversion)
+
+
+def _order(model: str, profiles: tuple[str, ...], options: dict[str, Any]) -> ConversionOrder:
+    from edgeml.manifest import RuntimeFamily, ScoreKind
+    from edgeml.profile import load
+
+    from .amounts import byte_count, fraction, milliseconds
+    from .assemble import ReleaseName
+    from .order import ConversionOrder, Limits
+    from .plan import Effort
+    from .select import Preference
+
+    def given(name: str, read: Callable[[str], Any]) -> Any:
+        return None if options[name] is None else read(options[name])
+
+    return ConversionOrder(
+        source=model,
+        data=options["data"],
+        profiles=tuple(load(profile) for profile in profiles),
+        release=ReleaseName(options["name"], options["version"]),
+        limits=Limits(
+            max_drop=fraction(options["max_drop"]),
+            max_latency_ms=given("max_latency", milliseconds),
+            max_bytes=given("max_bytes", byte_count),
+            max_memory_bytes=given("max_memory", byte_count),
+        ),
+        out=options["out"],
+        labels=tuple(label for label in options["labels"].split(",") if label),
+        scores=ScoreKind(options["scores"]),
+        metric=options["metric"],
+        target=given("target", RuntimeFamily),
+        effort=Effort.EXPLORE if options["explore"] else Effort.FIRST,
+        preference=Preference(options["prefer"]),
+        students=options["students"],
+        work=options["work"],
+        parent=options["parent"],
+    )
 
 
 @click.command()

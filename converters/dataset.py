@@ -27,10 +27,22 @@ EVALUATION_MIN: Final = ROWS_MIN
 CALIBRATION_X: Final = "calibration_x"
 EVALUATION_X: Final = "evaluation_x"
 EVALUATION_Y: Final = "evaluation_y"
+TRAIN_X: Final = "train_x"
+TRAIN_Y: Final = "train_y"
+TRAIN_MIN: Final = 64
 _HEADERS: Final = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 Array = npt.NDArray[np.generic]
 Labels = npt.NDArray[np.int64]
+Targets = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Samples that a step may train on: `x` [samples, ...], `y` their classes, int64, or what is to be answered, float64."""
+
+    x: Array
+    y: Labels | Targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +50,21 @@ class Dataset:
     """Samples that a model is calibrated with, and others that it is judged by.
 
     `calibration_x` and `evaluation_x` are [samples, ...] in the model's input type, finite; `evaluation_y` is the class
-    of each evaluation sample, int64 [samples], or None where there are no classes.
+    of each evaluation sample, int64 [samples], or None where there are no classes; `evaluation_targets` is what a
+    regression is to answer, float64 [samples, ...], or None. `training` is None where nothing is given to train on.
     """
 
     calibration_x: Array
     evaluation_x: Array
     evaluation_y: Labels | None
     sha256: Digest
+    evaluation_targets: Targets | None = None
+    training: Training | None = None
+
+    @property
+    def truth(self) -> Labels | Targets | None:
+        """What the evaluation samples should be answered with, if it is known."""
+        return self.evaluation_y if self.evaluation_targets is None else self.evaluation_targets
 
 
 def read_dataset(path: Path) -> Dataset:
@@ -53,7 +73,7 @@ def read_dataset(path: Path) -> Dataset:
     Raises:
         ConfigError: The file or an array of it cannot be used; the message names the array.
     """
-    arrays = _read(path, (CALIBRATION_X, EVALUATION_X, EVALUATION_Y))
+    arrays = _read(path, (CALIBRATION_X, EVALUATION_X, EVALUATION_Y, TRAIN_X, TRAIN_Y))
     calibration = _samples(arrays, CALIBRATION_X, CALIBRATION_MIN)
     evaluation = _samples(arrays, EVALUATION_X, EVALUATION_MIN)
     if calibration.shape[1:] != evaluation.shape[1:] or calibration.dtype != evaluation.dtype:
@@ -61,7 +81,14 @@ def read_dataset(path: Path) -> Dataset:
             f"{CALIBRATION_X} has {_describe(calibration)}, {EVALUATION_X} has {_describe(evaluation)}",
             hint="both must be samples of the same model input",
         )
-    return Dataset(calibration, evaluation, _labels(arrays, len(evaluation)), digest_of_file(path))
+    labels, targets = _truth(arrays, EVALUATION_Y, EVALUATION_X, len(evaluation))
+    training = _training(arrays, evaluation)
+    if training is not None and (targets is None) != (training.y.dtype.kind == "i"):
+        raise ConfigError(
+            f"{TRAIN_Y} has {training.y.dtype}, {EVALUATION_Y} has {arrays[EVALUATION_Y].dtype if EVALUATION_Y in arrays else 'nothing'}",
+            hint="both must be classes (integers), or both what is to be answered (floats)",
+        )
+    return Dataset(calibration, evaluation, labels, digest_of_file(path), targets, training)
 
 
 def read_evaluation(path: Path) -> Dataset:
@@ -72,7 +99,8 @@ def read_evaluation(path: Path) -> Dataset:
     """
     arrays = _read(path, (EVALUATION_X, EVALUATION_Y))
     evaluation = _samples(arrays, EVALUATION_X, EVALUATION_MIN, kinds=frozenset(DType))
-    return Dataset(evaluation[:0], evaluation, _labels(arrays, len(evaluation)), digest_of_file(path))
+    labels, targets = _truth(arrays, EVALUATION_Y, EVALUATION_X, len(evaluation))
+    return Dataset(evaluation[:0], evaluation, labels, digest_of_file(path), targets)
 
 
 def check_classes(labels: Labels, classes: int) -> None:
@@ -178,20 +206,45 @@ def _samples(
     return array
 
 
-def _labels(arrays: dict[str, Array], samples: int) -> Labels | None:
-    if EVALUATION_Y not in arrays:
+def _truth(
+    arrays: dict[str, Array], name: str, samples_name: str, samples: int
+) -> tuple[Labels | None, Targets | None]:
+    """Read classes or targets, whichever the array's type says it holds."""
+    if name not in arrays:
+        return None, None
+    truth = arrays[name]
+    if len(truth.shape) < 1 or len(truth) != samples or (truth.dtype.kind in "iu" and truth.ndim != 1):
+        raise ConfigError(
+            f"{name} has shape {list(truth.shape)}, {samples_name} has {samples} samples",
+            hint="give one label per sample",
+        )
+    if truth.dtype.kind in "iu":
+        return truth.astype(np.int64), None
+    if truth.dtype.kind != "f":
+        raise ConfigError(
+            f"{name} has type {truth.dtype}",
+            hint="class numbers are integers; what a regression is to answer is float",
+        )
+    if not np.isfinite(truth).all():
+        raise ConfigError(f"{name} holds NaN or infinity", hint="remove or repair such samples")
+    return None, truth.astype(np.float64)
+
+
+def _training(arrays: dict[str, Array], evaluation: Array) -> Training | None:
+    if TRAIN_X not in arrays and TRAIN_Y not in arrays:
         return None
-    labels = arrays[EVALUATION_Y]
-    if labels.dtype.kind not in "iu":
+    if TRAIN_Y not in arrays:
+        raise ConfigError(f"the data have {TRAIN_X} and no {TRAIN_Y}", hint="give both, or neither")
+    samples = _samples(arrays, TRAIN_X, TRAIN_MIN)
+    if samples.shape[1:] != evaluation.shape[1:] or samples.dtype != evaluation.dtype:
         raise ConfigError(
-            f"{EVALUATION_Y} has type {labels.dtype}", hint="labels are class numbers: save them as int64"
+            f"{TRAIN_X} has {_describe(samples)}, {EVALUATION_X} has {_describe(evaluation)}",
+            hint="both must be samples of the same model input",
         )
-    if labels.shape != (samples,):
-        raise ConfigError(
-            f"{EVALUATION_Y} has shape {list(labels.shape)}, {EVALUATION_X} has {samples} samples",
-            hint="give one label per evaluation sample",
-        )
-    return labels.astype(np.int64)
+    labels, targets = _truth(arrays, TRAIN_Y, TRAIN_X, len(samples))
+    y = labels if targets is None else targets
+    assert y is not None
+    return Training(samples, y)
 
 
 def _describe(array: Array) -> str:

@@ -45,8 +45,8 @@ from .metrics import ACCURACY, classes_of
 from .processing_file import check_fit, check_samples, sized
 from .provenance import PACKAGING_LIBRARIES, git_commit, libraries
 from .report import Packaging
-from .select import size
 from .sources.onnx_file import parse, read_bounded, refuse_external_data
+from .units import size
 from .verify import LIMITS
 
 SEED: Final = 0

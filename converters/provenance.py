@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -14,22 +15,44 @@ from typing import Final
 from edgeml import __version__
 
 GIT_TIMEOUT_S: Final = 5.0
-CONVERSION_LIBRARIES: Final = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+CONVERSION_LIBRARIES: Final = (
+    "torch", "torch-pruning", "torchao", "onnx", "onnxscript", "onnxruntime", "ai-edge-litert", "ai-edge-quantizer",
+    "skl2onnx", "hummingbird-ml", "numpy",
+)  # fmt: skip
 PACKAGING_LIBRARIES: Final = ("onnxruntime", "ai-edge-litert", "tflite-runtime", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkout:
+    """What is checked out: the commit, empty where there is none, and whether tracked files differ from it."""
+
+    commit: str
+    is_dirty: bool
+
+
+def checkout_of(directory: Path) -> Checkout:
+    """Look at the checkout that a directory is in."""
+    commit = git_commit(directory)
+    changed = commit and _git(directory, "status", "--porcelain", "--untracked-files=no")
+    return Checkout(commit, bool(changed))
 
 
 def git_commit(directory: Path) -> str:
     """Return the commit that is checked out in a directory, or nothing: no checkout, no git."""
+    commit = _git(directory, "rev-parse", "--verify", "HEAD")
+    known = len(commit) in {40, 64} and set(commit) <= set("0123456789abcdef")
+    return commit if known else ""
+
+
+def _git(directory: Path, *arguments: str) -> str:
     try:
         done = subprocess.run(
-            ["git", "-C", str(directory), "rev-parse", "--verify", "HEAD"],
+            ["git", "-C", str(directory), *arguments],
             capture_output=True, text=True, check=False, timeout=GIT_TIMEOUT_S, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    commit = done.stdout.strip()
-    known = done.returncode == 0 and len(commit) in {40, 64} and set(commit) <= set("0123456789abcdef")
-    return commit if known else ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def libraries(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -59,6 +59,15 @@ class Boundary(enum.Enum):
     FLOAT = "float"
 
 
+class Layout(enum.Enum):
+    """Where the channels of a .tflite's input are."""
+
+    SOURCE = "source"
+    """Where the torch model has them."""
+    CHANNELS_LAST = "channels-last"
+    """Behind height and width, as cameras and microcontrollers have them: [1, channels, ...] is taken as [1, ..., channels]."""
+
+
 class Prune(Step, frozen=True, tag="prune"):
     """Take whole channels out, about `ratio` of each layer's, rounded to `channel_block`; then train for `epochs`.
 
@@ -87,10 +96,11 @@ class QuantizationAwareTraining(Step, frozen=True, tag="qat"):
 
 
 class Export(Step, frozen=True, tag="export"):
-    """Write the model as a file of its family. `opset` is for ONNX alone."""
+    """Write the model as a file of its family. `opset` is for ONNX alone, `layout` for .tflite alone."""
 
     family: RuntimeFamily
     opset: int = OPSET
+    layout: Layout = Layout.SOURCE
 
 
 class StaticInteger(Step, frozen=True, tag="static"):

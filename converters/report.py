@@ -1,11 +1,12 @@
 """What a conversion found out, as a record: `report.json` in the bundle, and `--json`.
 
-Decides the fields and their units. How they are shown to people is `display.py`'s business.
+Decides the fields and their units. How they are shown to people is `show.py`'s business, and `explain/report_page.py`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -13,44 +14,97 @@ from edgeml.expectation import Expected
 from edgeml.ids import Digest
 from edgeml.steps import Processing
 
-from .candidate import Candidate, Failed, Measured
-from .select import Floor, Selection
+from .candidate import Candidate, Failed, Placement, Run
+from .recipe import Recipe
+from .select import Selection
 
 
-class VerdictRow(msgspec.Struct, frozen=True):
-    """What became of a candidate for one profile."""
+@dataclass(frozen=True, slots=True)
+class View:
+    """How one profile sees all candidates, and what it chose."""
+
+    placements: tuple[Placement, ...]
+    selection: Selection
+
+
+class VerdictRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a candidate for one profile.
+
+    Latency and memory are that profile's, None where nobody can say; each basis says where its number comes from.
+    """
 
     profile: str
     verdict: str
     reason: str
+    latency_ms: float | None
+    latency_basis: str
+    memory_bytes: float | None
+    memory_basis: str
+
+
+class RunRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened on one runtime, on the report's host; figures are None if it did not run, and `failure` says why."""
+
+    runtime: str
+    version: str
+    value: float | None = None
+    agreement: float | None = None
+    latency_p50_ms: float | None = None
+    latency_p95_ms: float | None = None
+    peak_memory_bytes: int | None = None
+    failure: str = ""
 
 
 class CandidateRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One candidate; figures are None if it did not run. Latency and memory were measured on the report's host."""
+    """One candidate. `failure` says why there is no file."""
 
     variant: str
     steps: str
     length_bytes: int
     sha256: Digest | None
-    value: float | None
-    agreement: float | None
-    latency_p50_ms: float | None
-    latency_p95_ms: float | None
-    peak_memory_bytes: int | None
+    runs: tuple[RunRow, ...]
     failure: str
     verdicts: tuple[VerdictRow, ...]
+    note: str = ""
+
+    @property
+    def ran(self) -> RunRow | None:
+        """The first runtime that ran it."""
+        return next((run for run in self.runs if run.value is not None), None)
+
+
+class LayerRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What quantizing one layer alone costs: the metric's drop, the agreement, the signal-to-noise ratio of its output."""
+
+    layer: str
+    operator: str
+    parameters: int
+    drop: float
+    agreement: float
+    sqnr_db: float | None
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """A question that users ask, and what this conversion says to it."""
+
+    question: str
+    answer: str
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """A conversion's candidates and the floor they were held to."""
 
     release: str
+    source: str
     host: str
     metric: str
+    direction: str
     baseline: float
     max_drop: float
     samples: int
     candidates: tuple[CandidateRow, ...]
+    layers: tuple[LayerRow, ...] = ()
+    answers: tuple[Answer, ...] = ()
 
 
 class WrittenBundle(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +123,8 @@ class Conversion(msgspec.Struct, frozen=True, kw_only=True):
     report: Report
     bundles: tuple[WrittenBundle, ...]
     warnings: tuple[str, ...] = ()
+    page: str = ""
+    files: tuple[str, ...] = ()
 
 
 class Packaging(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,18 +147,10 @@ class Packaging(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def candidate_rows(
-    candidates: Sequence[Candidate], selections: Sequence[Selection]
+    candidates: Sequence[Candidate], views: Sequence[View], notes: Mapping[Recipe, str]
 ) -> tuple[CandidateRow, ...]:
-    """Join candidates with what became of them."""
-    return tuple(_row(index, one, selections) for index, one in enumerate(candidates))
-
-
-def report_of(release: str, host: str, floor: Floor, samples: int, rows: tuple[CandidateRow, ...]) -> Report:
-    """Make a conversion's report."""
-    return Report(
-        release=release, host=host, metric=floor.metric, baseline=floor.baseline, max_drop=floor.max_drop,
-        samples=samples, candidates=rows,
-    )  # fmt: skip
+    """Join candidates with what became of them for each profile, and with what there is to say of them."""
+    return tuple(_row(one, views, notes.get(one.recipe, "")) for one in candidates)
 
 
 def encode(record: Report | Conversion | Packaging) -> bytes:
@@ -110,19 +158,39 @@ def encode(record: Report | Conversion | Packaging) -> bytes:
     return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
 
 
-def _row(index: int, one: Candidate, selections: Sequence[Selection]) -> CandidateRow:
-    measured = one.outcome if isinstance(one.outcome, Measured) else None
-    judgements = [(selection.profile, selection.judgements[index]) for selection in selections]
+def _row(one: Candidate, views: Sequence[View], note: str) -> CandidateRow:
     return CandidateRow(
-        variant=one.recipe.variant,
-        steps=one.recipe.steps,
+        variant=one.name,
+        steps=one.recipe.described,
         length_bytes=one.length_bytes,
         sha256=one.sha256,
-        value=measured.value if measured else None,
-        agreement=measured.agreement if measured else None,
-        latency_p50_ms=measured.latency_p50_ms if measured else None,
-        latency_p95_ms=measured.latency_p95_ms if measured else None,
-        peak_memory_bytes=measured.peak_memory_bytes if measured else None,
-        failure=one.outcome.reason if isinstance(one.outcome, Failed) else "",
-        verdicts=tuple(VerdictRow(profile, each.verdict.value, each.reason) for profile, each in judgements),
+        runs=tuple(map(_run, one.runs)),
+        failure=one.failure,
+        verdicts=tuple(_verdict(view, one) for view in views),
+        note=note,
+    )
+
+
+def _run(run: Run) -> RunRow:
+    if isinstance(run.outcome, Failed):
+        return RunRow(runtime=run.runtime.value, version=run.version, failure=run.outcome.reason)
+    return RunRow(
+        runtime=run.runtime.value, version=run.version, value=run.outcome.value, agreement=run.outcome.agreement,
+        latency_p50_ms=run.outcome.latency_p50_ms, latency_p95_ms=run.outcome.latency_p95_ms,
+        peak_memory_bytes=run.outcome.peak_memory_bytes,
+    )  # fmt: skip
+
+
+def _verdict(view: View, candidate: Candidate) -> VerdictRow:
+    index = next(i for i, one in enumerate(view.placements) if one.candidate is candidate)
+    placement, judgement = view.placements[index], view.selection.judgements[index]
+    latency, memory = placement.latency_ms, placement.memory_bytes
+    return VerdictRow(
+        profile=view.selection.profile,
+        verdict=judgement.verdict.value,
+        reason=judgement.reason,
+        latency_ms=latency and latency.value,
+        latency_basis=latency.basis.value if latency else "",
+        memory_bytes=memory and memory.value,
+        memory_basis=memory.basis.value if memory else "",
     )

@@ -1,47 +1,82 @@
 """Chooses one candidate for each profile, and says why each other one was not.
 
-Decides the floor, what fits, and which of several good candidates is taken: the smaller, and of two int8 ones the
-one that suits the profile's instruction set. Pure: figures in, verdicts out. A latency enters only where the instruction
-set says nothing, and then the reason says that it was measured on this host.
+Decides what a candidate must keep to, and which of several good ones is taken: the smallest or the fastest, as preferred;
+of those that are as good, the one that suits the profile's instruction set. A candidate must score enough on every runtime
+of the profile that it was run on, and must have run on one. Pure: figures in, verdicts out. How verdicts are told is
+`verdict.py`'s business.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from edgeml.errors import BudgetError, IncompatibleError, SelectionError
-from edgeml.profile import Architecture, DeviceRuntime, HardwareProfile
+from edgeml.errors import BudgetError, SelectionError
+from edgeml.profile import Architecture, HardwareProfile
 
-from .candidate import Candidate, Failed, Measured, Recipe
+from .candidate import Failed, Measured, Placement
+from .metrics import Direction
+from .recipe import Activations, Recipe, StaticInteger
+from .units import points, size
 
 VNNI: Final = frozenset({"avx512_vnni", "avx_vnni"})
 """Extensions that multiply uint8 by int8 without saturating."""
 NOISE_FRACTION: Final = 0.15
-"""Latencies of one host that differ by less are taken as equal."""
+"""Latencies that differ by less are taken as equal."""
 NOISE_MS: Final = 0.05
 """So are those that differ by less than this: a call's own overhead, and what a busy host adds to it."""
+ALIKE_FRACTION: Final = 0.1
+"""Files that differ by less are taken as equally small."""
+NEAREST: Final = 3
 _ROUNDING: Final = 1e-9
 _ARM: Final = frozenset({Architecture.AARCH64, Architecture.ARMV7})
 
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """The least that a candidate must score: `baseline` of the model it came from, less `max_drop` (fractions of 1)."""
+    """The least that a candidate must score: `baseline` of the model it came from, less `max_drop`.
+
+    A drop is in the metric's own unit where higher is better (0.005 of an accuracy is half a point), and a fraction of the
+    baseline where lower is better (0.005 of an error of 40 is 0.2).
+    """
 
     metric: str
     baseline: float
     max_drop: float
+    direction: Direction = Direction.HIGHER
 
     def drop(self, value: float) -> float:
-        """How much lower than the baseline; never negative."""
-        return max(0.0, self.baseline - value)
+        """How much worse than the baseline; never negative."""
+        if self.direction is Direction.HIGHER:
+            return max(0.0, self.baseline - value)
+        return max(0.0, value - self.baseline) / (abs(self.baseline) or 1.0)
 
     def holds(self, value: float) -> bool:
         """Whether a candidate scores enough."""
         return self.drop(value) <= self.max_drop + _ROUNDING
+
+    def said(self, drop: float) -> str:
+        """Write a drop for people."""
+        return f"{points(drop)} points" if self.direction is Direction.HIGHER else f"{drop:.2%} of itself"
+
+
+@dataclass(frozen=True, slots=True)
+class Constraints:
+    """What a candidate must keep to beside what its profile offers; None where there is no such constraint."""
+
+    floor: Floor
+    max_latency_ms: float | None = None
+    max_bytes: int | None = None
+    max_memory_bytes: int | None = None
+
+
+class Preference(enum.Enum):
+    """What is better among candidates that keep to everything."""
+
+    BYTES = "bytes"
+    LATENCY = "latency"
 
 
 class Verdict(enum.Enum):
@@ -65,10 +100,10 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What was chosen for a profile; one judgement per candidate, in their order."""
+    """What was chosen for a profile (None: nothing keeps to everything); one judgement per candidate, in their order."""
 
     profile: str
-    chosen: Recipe
+    chosen: Recipe | None
     judgements: tuple[Judgement, ...]
 
     @property
@@ -77,186 +112,231 @@ class Selection:
         return next(one.reason for one in self.judgements if one.verdict is Verdict.CHOSEN)
 
 
-def check_runtime(profile: HardwareProfile) -> None:
-    """Refuse a profile whose runtimes no recipe is for; costs nothing, so it is asked first.
-
-    Raises:
-        IncompatibleError: The profile has no onnxruntime.
-    """
-    if DeviceRuntime.ONNXRUNTIME not in profile.runtimes:
-        runtime = profile.runtimes[0].value if profile.runtimes else "bare hardware"
-        raise IncompatibleError(
-            f"no converter for {runtime} yet, which is what profile {profile.name} runs",
-            hint="profiles with onnxruntime can be converted for; `edgeml profiles list` shows them",
-        )
-
-
-def select(candidates: Sequence[Candidate], profile: HardwareProfile, floor: Floor) -> Selection:
-    """Choose for one profile.
-
-    Raises:
-        IncompatibleError: The profile has no runtime for any candidate.
-        BudgetError: Candidates score enough, and none of those fits the profile.
-        SelectionError: No candidate scores enough, or none runs.
-    """
-    check_runtime(profile)
-    refusals = {one.recipe: _refusal(one, profile, floor) for one in candidates}
-    good = [one for one in candidates if not refusals[one.recipe]]
-    if not good:
-        raise _nothing_left(candidates, profile, floor)
-    chosen, reason = _best(good, profile)
-    judgements = []
-    for one in candidates:
-        if refusals[one.recipe]:
-            judgements.append(Judgement(one.recipe, Verdict.REFUSED, refusals[one.recipe]))
-        elif one is chosen:
-            judgements.append(Judgement(one.recipe, Verdict.CHOSEN, reason))
-        else:
-            judgements.append(Judgement(one.recipe, Verdict.PASSED_OVER, _passed_over(one, chosen, profile)))
-    return Selection(profile.name, chosen.recipe, tuple(judgements))
-
-
-def _refusal(one: Candidate, profile: HardwareProfile, floor: Floor) -> str:
-    if isinstance(one.outcome, Failed):
-        return one.outcome.reason
-    if one.length_bytes > profile.model_storage.value:
-        return f"does not fit: {size(one.length_bytes)} of {size(profile.model_storage.value)} storage for a model"
-    if one.outcome.peak_memory_bytes > profile.model_memory.value:
-        return (
-            f"does not fit: took {size(one.outcome.peak_memory_bytes)} with its runtime, measured on this host, "
-            f"of {size(profile.model_memory.value)} memory for a model"
-        )
-    if not floor.holds(one.outcome.value):
-        return f"{floor.metric} drops {points(floor.drop(one.outcome.value))} points, more than {points(floor.max_drop)}"
-    return ""
-
-
-def _best(good: Sequence[Candidate], profile: HardwareProfile) -> tuple[Candidate, str]:
-    plain = next((one for one in good if not one.recipe.is_int8), None)
-    shrunk = [one for one in good if one.recipe.is_int8]
-    if shrunk:
-        best, why = _best_int8(shrunk, profile)
-        if plain is None or best.length_bytes < plain.length_bytes:
-            return best, f"within the floor, {_share(best, plain)}; {why}"
-    assert plain is not None
-    return plain, "within the floor; " + (
-        "no int8 candidate is smaller" if shrunk else "no int8 candidate is left"
+def select(
+    placements: Sequence[Placement],
+    profile: HardwareProfile,
+    constraints: Constraints,
+    preference: Preference,
+) -> Selection:
+    """Judge all candidates for one profile."""
+    refusals = [refusal(one, profile, constraints) for one in placements]
+    good = [one for one, refused in zip(placements, refusals, strict=True) if not refused]
+    chosen = _best(good, profile, preference) if good else None
+    judgements = tuple(
+        Judgement(one.candidate.recipe, *_verdict(one, refused, chosen, good, profile))
+        for one, refused in zip(placements, refusals, strict=True)
     )
+    return Selection(profile.name, chosen.candidate.recipe if chosen else None, judgements)
 
 
-def _best_int8(shrunk: Sequence[Candidate], profile: HardwareProfile) -> tuple[Candidate, str]:
-    by_recipe = {one.recipe: one for one in shrunk}
-    if len(by_recipe) == 1:
-        return shrunk[0], "the only int8 candidate left"
-    wanted = _by_instruction_set(profile)
-    if wanted is not None:
-        return by_recipe[
-            wanted
-        ], f"{_letters(wanted)} by the profile's instruction set ({_instructions(profile)})"
-    unsigned, signed = by_recipe[Recipe.INT8_U8S8], by_recipe[Recipe.INT8_S8S8]
-    fast, slow = sorted((unsigned, signed), key=_latency_ms)
-    if _latency_ms(slow) - _latency_ms(fast) < max(NOISE_MS, NOISE_FRACTION * _latency_ms(slow)):
-        return signed, "s8s8, onnxruntime's default: both are equally fast, measured on this host"
-    caution = " (without VNNI u8s8 may saturate: verify it on such a machine)" if fast is unsigned else ""
-    return fast, f"{_letters(fast.recipe)} is the faster, measured on this host{caution}"
+def refusal(one: Placement, profile: HardwareProfile, constraints: Constraints) -> str:
+    """Say why a candidate cannot be used on a profile; empty if it can."""
+    if one.candidate.failure:
+        return one.candidate.failure
+    if not one.runs:
+        names = ", ".join(runtime.value for runtime in profile.runtimes)
+        return f"could not be verified: none of {names} runs it here"
+    for run in one.runs:
+        if isinstance(run.outcome, Failed):
+            return f"{run.runtime.value}: {run.outcome.reason}" if len(one.runs) > 1 else run.outcome.reason
+    if one.known_wrong:
+        return one.known_wrong
+    return "; ".join(_missed(one, profile, constraints))
 
 
-def _by_instruction_set(profile: HardwareProfile) -> Recipe | None:
+def _missed(one: Placement, profile: HardwareProfile, constraints: Constraints) -> list[str]:
+    missed = []
+    floor, length = constraints.floor, one.candidate.length_bytes
+    for run in one.runs:
+        assert isinstance(run.outcome, Measured)
+        if not floor.holds(run.outcome.value):
+            where = f" on {run.runtime.value}" if len(one.runs) > 1 else ""
+            missed.append(
+                f"{floor.metric} drops {floor.said(floor.drop(run.outcome.value))}{where}, more than {floor.said(floor.max_drop)}"
+            )
+    if length > profile.model_storage.value:
+        missed.append(
+            f"does not fit: {size(length)} of {size(profile.model_storage.value)} storage for a model"
+        )
+    if constraints.max_bytes is not None and length > constraints.max_bytes:
+        missed.append(f"has {size(length)}, more than {size(constraints.max_bytes)}")
+    if one.memory_bytes is not None:
+        offered = min(profile.model_memory.value, constraints.max_memory_bytes or float("inf"))
+        if one.memory_bytes.value > offered:
+            missed.append(
+                f"does not fit: takes {size(one.memory_bytes.value)} ({one.memory_bytes.basis.value}) of {size(offered)} memory for a model"
+            )
+    if constraints.max_latency_ms is not None:
+        if one.latency_ms is None:
+            missed.append(f"nobody can say its latency on {profile.name}")
+        elif one.latency_ms.value > constraints.max_latency_ms:
+            missed.append(
+                f"takes {one.latency_ms.value:.3g} ms ({one.latency_ms.basis.value}), more than {constraints.max_latency_ms:g} ms"
+            )
+    return missed
+
+
+def suits(recipe: Recipe, profile: HardwareProfile) -> bool:
+    """Whether a static recipe for ONNX has the letters that the profile's instruction set multiplies best, and rightly.
+
+    ARM multiplies int8 by int8. x86 multiplies uint8 by int8: with VNNI exactly, without it only weights of 7 bits are
+    sure not to saturate (onnxruntime's documentation of `reduce_range`).
+    """
+    step = recipe.compression
+    if not isinstance(step, StaticInteger):
+        return True
+    wanted = letters_for(profile)
+    return wanted is None or (step.activations, step.weight_bits) == wanted
+
+
+def letters_for(profile: HardwareProfile) -> tuple[Activations, int] | None:
+    """Activations and bits of weights that suit a profile's instruction set; None if it says nothing."""
     if profile.architecture in _ARM:
-        return Recipe.INT8_S8S8
-    return Recipe.INT8_U8S8 if VNNI & set(profile.extensions) else None
+        return Activations.INT8, 8
+    if profile.architecture is Architecture.X86_64:
+        return Activations.UINT8, 8 if VNNI & set(profile.extensions) else 7
+    return None
+
+
+def _best(good: Sequence[Placement], profile: HardwareProfile, preference: Preference) -> Placement:
+    alike = _alike(good, preference)
+    suited = [one for one in alike if suits(one.candidate.recipe, profile)] or alike
+    if preference is Preference.LATENCY:
+        return min(suited, key=lambda one: one.candidate.length_bytes)
+    quick = _quick(suited)
+    return min(quick, key=lambda one: one.candidate.length_bytes)
+
+
+def _alike(good: Sequence[Placement], preference: Preference) -> list[Placement]:
+    """Those that are as good as the best one in what is preferred."""
+    if preference is Preference.LATENCY:
+        return _quick(good)
+    smallest = min(one.candidate.length_bytes for one in good)
+    return [one for one in good if one.candidate.length_bytes <= smallest * (1 + ALIKE_FRACTION)]
+
+
+def _quick(good: Sequence[Placement]) -> list[Placement]:
+    """Those that are about as fast as the fastest; all where somebody's latency is not known."""
+    if any(one.latency_ms is None for one in good):
+        return list(good)
+    least = min(_latency(one) for one in good)
+    return [one for one in good if not slower(_latency(one), least)]
+
+
+def slower(latency_ms: float, other_ms: float) -> bool:
+    """Whether a latency is longer than another one by more than noise."""
+    if latency_ms == other_ms:
+        return False
+    return latency_ms - other_ms >= max(NOISE_MS, NOISE_FRACTION * latency_ms)
+
+
+def _latency(one: Placement) -> float:
+    assert one.latency_ms is not None
+    return one.latency_ms.value
+
+
+def _verdict(
+    one: Placement,
+    refused: str,
+    chosen: Placement | None,
+    good: Sequence[Placement],
+    profile: HardwareProfile,
+) -> tuple[Verdict, str]:
+    if refused:
+        return Verdict.REFUSED, refused
+    assert chosen is not None
+    if one is chosen:
+        return Verdict.CHOSEN, _why(one, good, profile)
+    return Verdict.PASSED_OVER, _why_not(one, chosen, profile)
+
+
+def _why(chosen: Placement, good: Sequence[Placement], profile: HardwareProfile) -> str:
+    said = ["keeps to every constraint"]
+    plain = next((one for one in good if one.candidate.recipe.is_plain and one is not chosen), None)
+    if plain is not None:
+        said.append(f"{chosen.candidate.length_bytes / plain.candidate.length_bytes:.0%} of the fp32 file")
+    elif chosen.candidate.recipe.is_plain:
+        said.append("nothing smaller does" if len(good) > 1 else "nothing else does")
+    step = chosen.candidate.recipe.compression
+    if isinstance(step, StaticInteger) and letters_for(profile) == (step.activations, step.weight_bits):
+        said.append(
+            f"{step.activations.value}s{step.weight_bits} suits the instruction set ({_instructions(profile)})"
+        )
+    return "; ".join(said)
+
+
+def _why_not(one: Placement, chosen: Placement, profile: HardwareProfile) -> str:
+    mine, theirs = one.candidate.length_bytes, chosen.candidate.length_bytes
+    name = chosen.candidate.name
+    if mine > theirs * (1 + ALIKE_FRACTION):
+        return f"larger than {name}: {size(mine)} against {size(theirs)}"
+    if not suits(one.candidate.recipe, profile) and suits(chosen.candidate.recipe, profile):
+        return f"{name} suits the instruction set better ({_instructions(profile)})"
+    if one.latency_ms and chosen.latency_ms and slower(one.latency_ms.value, chosen.latency_ms.value):
+        return f"slower than {name} ({one.latency_ms.basis.value})"
+    return f"not smaller than {name}" if mine >= theirs else f"hardly smaller than {name}, and no faster"
 
 
 def _instructions(profile: HardwareProfile) -> str:
-    return ", ".join(sorted(VNNI & set(profile.extensions))) or profile.architecture.value
+    if profile.architecture is not Architecture.X86_64:
+        return profile.architecture.value
+    return ", ".join(sorted(VNNI & set(profile.extensions))) or "x86-64 without VNNI"
 
 
-def _passed_over(one: Candidate, chosen: Candidate, profile: HardwareProfile) -> str:
-    if one.recipe.is_int8 and chosen.recipe.is_int8:
-        if _by_instruction_set(profile) is not None:
-            return f"{_letters(chosen.recipe)} suits the profile's instruction set ({_instructions(profile)})"
-        return f"{_letters(chosen.recipe)} is at least as fast, measured on this host"
-    return (
-        f"larger than {chosen.recipe.variant}"
-        if one.length_bytes > chosen.length_bytes
-        else f"not smaller than {chosen.recipe.variant}"
-    )
-
-
-def _nothing_left(
-    candidates: Sequence[Candidate], profile: HardwareProfile, floor: Floor
+def nothing_left(
+    placements: Sequence[Placement], profile: HardwareProfile, constraints: Constraints
 ) -> BudgetError | SelectionError:
-    measured = [(one, one.outcome) for one in candidates if isinstance(one.outcome, Measured)]
-    enough = [(one, outcome) for one, outcome in measured if floor.holds(outcome.value)]
-    if enough:
-        return _too_large(enough, profile)
-    nearest = sorted(measured, key=lambda pair: floor.drop(pair[1].value))
-    if not nearest:
-        failures = [
-            f"{one.recipe.variant}: {one.outcome.reason}"
-            for one in candidates
-            if isinstance(one.outcome, Failed)
-        ]
+    """Make the error that tells the nearest candidates, and what each of them misses."""
+    ran = [
+        one
+        for one in placements
+        if one.runs and all(isinstance(run.outcome, Measured) for run in one.runs) and not one.known_wrong
+    ]
+    if not ran:
+        failures = [f"{one.candidate.name}: {refusal(one, profile, constraints)}" for one in placements]
         return SelectionError(
-            f"no candidate runs: {'; '.join(failures) or 'there is none'}", hint="run `edgeml doctor`"
+            f"no candidate for {profile.name} runs: {'; '.join(failures) or 'there is none'}",
+            hint="run `edgeml doctor`",
         )
-    shown = ", ".join(
-        f"{one.recipe.variant} drops {points(floor.drop(outcome.value))}" for one, outcome in nearest
+    floor = constraints.floor
+    enough = [one for one in ran if all(floor.holds(value) for value in _values(one))]
+    if not enough:
+        return _too_inaccurate(ran, profile, floor)
+    nearest = sorted(enough, key=lambda one: _excess(one, profile, constraints))
+    shown = "; ".join(
+        f"{one.candidate.name} {refusal(one, profile, constraints)}" for one in nearest[:NEAREST]
     )
-    return SelectionError(
-        f"no candidate for {profile.name} keeps {floor.metric} within {points(floor.max_drop)} points of {floor.baseline:.2%}: {shown}",
-        hint=f"allow --max-drop {floor.drop(nearest[0][1].value) * 100:.2g}% or more, or give calibration data nearer to the evaluation data",
-    )
-
-
-def _too_large(enough: Sequence[tuple[Candidate, Measured]], profile: HardwareProfile) -> BudgetError:
-    storage, memory = profile.model_storage.value, profile.model_memory.value
-    fitting = [(one, outcome) for one, outcome in enough if one.length_bytes <= storage]
-    if not fitting:
-        one = min((one for one, _ in enough), key=lambda each: each.length_bytes)
-        return BudgetError(
-            f"nothing fits {profile.name}: the smallest candidate, {one.recipe.variant}, has {size(one.length_bytes)} of {size(storage)} storage for a model",
-            budget=storage, observed=one.length_bytes, unit="bytes", hint="train a smaller model, or choose another profile",
-        )  # fmt: skip
-    one, outcome = min(fitting, key=lambda pair: pair[1].peak_memory_bytes)
     return BudgetError(
-        f"nothing fits {profile.name}: the least, {one.recipe.variant}, took {size(outcome.peak_memory_bytes)} with its runtime, measured on this host, of {size(memory)} memory for a model",
-        budget=memory, observed=outcome.peak_memory_bytes, unit="bytes", hint="train a smaller model, or choose another profile",
+        f"nothing that keeps {floor.metric} meets the other constraints for {profile.name}: {shown}",
+        budget=1.0, observed=_excess(nearest[0], profile, constraints), unit="of a constraint",
+        hint="loosen the constraint that the nearest one misses, give train_x and train_y and --explore, or train a smaller model",
     )  # fmt: skip
 
 
-def size(count: float) -> str:
-    """Write a number of bytes for people, with the budget and the observation in the same unit.
-
-    >>> size(812), size(31853), size(2070000000)
-    ('812 B', '31.9 kB', '2070.0 MB')
-    """
-    if count < 1000:
-        return f"{count:.0f} B"
-    return f"{count / 1e3:.1f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"
-
-
-def points(fraction: float) -> str:
-    """Write a fraction as percentage points.
-
-    >>> points(0.005), points(0.012)
-    ('0.50', '1.20')
-    """
-    return f"{fraction * 100:.2f}"
-
-
-def _share(one: Candidate, plain: Candidate | None) -> str:
-    return (
-        f"{one.length_bytes / plain.length_bytes:.0%} of the fp32 file"
-        if plain is not None
-        else f"{size(one.length_bytes)}"
+def _too_inaccurate(ran: Sequence[Placement], profile: HardwareProfile, floor: Floor) -> SelectionError:
+    worst: Callable[[Placement], float] = lambda one: max(floor.drop(value) for value in _values(one))  # noqa: E731
+    nearest = sorted(ran, key=worst)
+    shown = ", ".join(f"{one.candidate.name} drops {floor.said(worst(one))}" for one in nearest[:NEAREST])
+    return SelectionError(
+        f"no candidate for {profile.name} keeps {floor.metric} within {floor.said(floor.max_drop)} of {floor.baseline:.4g}: {shown}",
+        hint=f"allow --max-drop {worst(nearest[0]) * 100:.2g}% or more, or give calibration data nearer to the evaluation data",
     )
 
 
-def _letters(recipe: Recipe) -> str:
-    return recipe.value.rpartition("-")[2]
+def _values(one: Placement) -> list[float]:
+    return [run.outcome.value for run in one.runs if isinstance(run.outcome, Measured)]
 
 
-def _latency_ms(one: Candidate) -> float:
-    assert isinstance(one.outcome, Measured)
-    return one.outcome.latency_p50_ms
+def _excess(one: Placement, profile: HardwareProfile, constraints: Constraints) -> float:
+    """By which factor the constraint that is missed most is missed; 1 or less if none is."""
+    ratios = [one.candidate.length_bytes / profile.model_storage.value]
+    if constraints.max_bytes is not None:
+        ratios.append(one.candidate.length_bytes / constraints.max_bytes)
+    if one.memory_bytes is not None:
+        offered = min(profile.model_memory.value, constraints.max_memory_bytes or float("inf"))
+        ratios.append(one.memory_bytes.value / offered)
+    if constraints.max_latency_ms is not None:
+        ratios.append(
+            float("inf") if one.latency_ms is None else one.latency_ms.value / constraints.max_latency_ms
+        )
+    return max(ratios)

@@ -14,40 +14,19 @@ import click
 import msgspec
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
-from edgeml.errors import ConfigError
 from edgeml.expectation import Expected
 from edgeml.steps import Processing, Step
 
-from .report import CandidateRow, Conversion, Packaging
-from .select import Verdict, size
+from .report import CandidateRow, Conversion, Packaging, Report, RunRow
+from .search import OnProgress, Progress
+from .select import Verdict
+from .units import size
 
-BARE_FRACTION_MAX: Final = 0.1
-
-
-def fraction(text: str) -> float:
-    """Read `0.5%` or `0.005`. A bare 0.5 is refused: it would be 50 %, and mostly 0.5 % is meant.
-
-    Raises:
-        ConfigError: Neither, or not between 0 and 1.
-
-    >>> fraction("0.5%"), fraction("0.01")
-    (0.005, 0.01)
-    """
-    percent = text.endswith("%")
-    try:
-        value = float(text.removesuffix("%")) / (100 if percent else 1)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1:
-        raise ConfigError(f"{text!r} is no drop", hint="write 0.5% or 0.005")
-    if not percent and value > BARE_FRACTION_MAX:
-        raise ConfigError(
-            f"a drop of {text} would be {value:.0%}", hint=f"write {text}%, or {value:.0%} if you mean that"
-        )
-    return value
+WIDTH: Final = 110
 
 
 def print_json(content: Any) -> None:
@@ -58,18 +37,30 @@ def print_json(content: Any) -> None:
 @contextmanager
 def steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
     """Show what is being done, and for how long, on a terminal."""
+    with searching(quiet=quiet) as on_progress:
+        yield lambda text: on_progress(Progress(text))
+
+
+@contextmanager
+def searching(*, quiet: bool) -> Iterator[OnProgress]:
+    """Show what is being done, how much of what is known of is done, and how long the rest may take, on a terminal."""
     # This stream for good: sys.stderr is exchanged while libraries talk.
     console = Console(file=sys.stderr)
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=quiet or not console.is_terminal,
-    ) as progress:
-        task = progress.add_task("starting", total=None)
-        yield lambda text: progress.update(task, description=text)
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )  # fmt: skip
+    with Bar(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=None, left="")
+
+        def on_progress(progress: Progress) -> None:
+            left_s = progress.total_s - progress.done_s
+            bar.update(
+                task, description=progress.text, total=progress.total_s or None, completed=progress.done_s,
+                left=f"about {left_s:.0f} s left" if left_s >= 1 else "",
+            )  # fmt: skip
+
+        yield on_progress
 
 
 @contextmanager
@@ -82,9 +73,7 @@ def training(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
         TextColumn("{task.completed}/{task.total} epochs"),
     )
     tasks: dict[str, Any] = {}
-    with Progress(
-        *columns, console=console, transient=True, disable=quiet or not console.is_terminal
-    ) as progress:
+    with Bar(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
 
         def on_epoch(name: str, done: int, total: int) -> None:
             if name not in tasks:
@@ -95,35 +84,62 @@ def training(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def tell_conversion(conversion: Conversion) -> None:
-    """Show the candidates, the bundles and what to do next."""
-    report = conversion.report
-    console = Console(highlight=False)
-    table = Table(
-        title=f"{report.release}: {report.metric} {report.baseline:.4f} before, at most {report.max_drop:.2%} may be lost",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
-    for heading in ("candidate", "file", report.metric, "agreement", "latency here", "memory here"):
-        table.add_column(heading, no_wrap=True)
-    for row in report.candidates:
-        table.add_row(row.variant, size(row.length_bytes), *_figures(row))
-    console.print(table)
-    console.print(
-        f"here: measured on {report.host} over {report.samples} samples, one thread; another machine's latency is another",
-        soft_wrap=True,
-    )
-    for line in _reasons(report.candidates):
-        console.print(line, soft_wrap=True)
+    """Show the candidates, what became of them, the bundles and what to do next."""
+    console = _console()
+    tell_report(conversion.report, console)
     for warning in conversion.warnings:
-        console.print(f"note: {warning}")
+        console.print(f"note: {warning}", soft_wrap=True)
     for bundle in conversion.bundles:
         console.print(
             f"{bundle.path}: {bundle.variant} for {', '.join(bundle.profiles)}, {size(bundle.length_bytes)}",
             soft_wrap=True,
         )
+    for path in conversion.files:
+        console.print(f"{path}: source for TensorFlow Lite Micro", soft_wrap=True)
+    console.print(f"{conversion.page}: all of this with pictures", soft_wrap=True)
     console.print(
         f"next: edgeml fleet publish {' '.join(bundle.path for bundle in conversion.bundles)}", soft_wrap=True
     )
+
+
+def _console() -> Console:
+    """A console that is wide enough for a table where nobody looks at it."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+
+
+def tell_report(report: Report, console: Console) -> None:
+    """Show the candidates and what became of them for each profile."""
+    table = Table(
+        title=f"{report.release}: {report.metric} {report.baseline:.4g} before, at most {report.max_drop:.2%} may be lost",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    for heading in (
+        "candidate",
+        "file",
+        "runtime",
+        report.metric,
+        "agreement",
+        "latency here",
+        "memory here",
+    ):
+        table.add_column(heading, no_wrap=True)
+    for row in report.candidates:
+        for index, run in enumerate(row.runs or (None,)):
+            first = (
+                (row.variant, size(row.length_bytes) if row.length_bytes else "-") if not index else ("", "")
+            )
+            table.add_row(*first, *_figures(run))
+    console.print(table)
+    console.print(
+        f"latency and memory: measured here, on {report.host}, over {report.samples} samples, one thread; another machine's are others",
+        soft_wrap=True,
+    )
+    for line in _reasons(report.candidates):
+        console.print(line, soft_wrap=True, markup=False)
+    for one in report.answers:
+        console.print(f"{one.question} {one.answer}", soft_wrap=True, markup=False)
 
 
 def tell_packaging(packaging: Packaging) -> None:
@@ -186,19 +202,17 @@ def _step(step: Step) -> str:
     return f"{kind}({', '.join(f'{name} {value}' for name, value in said.items())})" if said else str(kind)
 
 
-def _figures(row: CandidateRow) -> tuple[str, str, str, str]:
-    if (
-        row.value is None
-        or row.agreement is None
-        or row.latency_p50_ms is None
-        or row.peak_memory_bytes is None
-    ):
-        return "-", "-", "-", "-"
+def _figures(run: RunRow | None) -> tuple[str, str, str, str, str]:
+    if run is None:
+        return "-", "-", "-", "-", "-"
+    if run.value is None or run.agreement is None or run.latency_p50_ms is None:
+        return run.runtime, "-", "-", "-", "-"
     return (
-        f"{row.value:.4f}",
-        f"{row.agreement:.4f}",
-        f"{row.latency_p50_ms:.3f} ms",
-        size(row.peak_memory_bytes),
+        run.runtime,
+        f"{run.value:.4g}" if abs(run.value) > 1 else f"{run.value:.4f}",
+        f"{run.agreement:.4f}",
+        f"{run.latency_p50_ms:.3f} ms",
+        size(run.peak_memory_bytes or 0),
     )
 
 
@@ -208,4 +222,5 @@ def _reasons(rows: Sequence[CandidateRow]) -> Iterator[str]:
         yield f"for {profile}:"
         said = [(one, row.variant) for row in rows for one in row.verdicts if one.profile == profile]
         for one, variant in sorted(said, key=lambda pair: pair[0].verdict != Verdict.CHOSEN.value):
-            yield f"  {variant} {one.verdict}: {one.reason}"
+            there = f" ({one.latency_ms:.3g} ms {one.latency_basis})" if one.latency_ms is not None else ""
+            yield f"  {variant}{there} {one.verdict}: {one.reason}"

@@ -97,8 +97,12 @@ class Measurement(Record, frozen=True):
     peak_memory_bytes: int
 
 
-class Provenance(Record, frozen=True):
-    """Where the model came from."""
+class Provenance(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where the model came from.
+
+    `settings` are the recipe's steps with all their numbers and seeds, as JSON; `parent` is the release that this one
+    follows. It is for people alone, so what a newer edgeml adds is no error.
+    """
 
     source: str
     source_sha256: Digest
@@ -107,6 +111,9 @@ class Provenance(Record, frozen=True):
     reason: str = ""
     git_commit: str = ""
     libraries: tuple[str, ...] = ()
+    git_dirty: bool = False
+    settings: str = ""
+    parent: str = ""
 
 
 class Manifest(Record, frozen=True, dict=True):

@@ -7,7 +7,6 @@ holds other libraries at old versions. Quantizing is `litert_quantize.py`'s busi
 
 from __future__ import annotations
 
-import enum
 import os
 import tempfile
 from pathlib import Path
@@ -21,6 +20,7 @@ from edgeml.errors import BackendError, ConfigError
 from edgeml.guest import Guest, interpreter_with
 
 from ..quiet import first_line, quiet
+from ..recipe import Layout
 from ..sources.torch_model import Array, TorchModel
 from .litert_child import FILE_BYTES_MAX, MODEL, PROGRAM, REPORT, REQUEST
 
@@ -30,15 +30,6 @@ _MODULE: Final = f"{__package__}.litert_child"
 _DEED: Final = "converted the model to .tflite"
 _REPORT_BYTES_MAX: Final = 1 << 16
 _SPATIAL_DIMENSIONS_MIN: Final = 3
-
-
-class Layout(enum.Enum):
-    """Where the channels of the input are."""
-
-    SOURCE = "source"
-    """Where the torch model has them."""
-    CHANNELS_LAST = "channels-last"
-    """Behind height and width, as cameras and microcontrollers have them: [1, channels, ...] is taken as [1, ..., channels]."""
 
 
 class _Request(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import converters
 from converters.assemble import ReleaseName
 from converters.cli import convert as command
-from converters.service import ConversionOrder
+from converters.order import ConversionOrder, Limits
 from edgeml import golden, monitor, profile
 from edgeml.bundle import GOLDEN, MONITOR, REPORT, Bundle
 from edgeml.errors import BudgetError, ConfigError, IncompatibleError

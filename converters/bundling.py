@@ -1,0 +1,135 @@
+"""Makes a bundle of each candidate that a profile chose.
+
+Decides what the manifests of one conversion have in common, and for whom a bundle is. What a bundle holds is
+`assemble.py`'s business, what C source beside it holds `steps/c_source.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edgeml import atomic
+from edgeml.manifest import Manifest, Provenance, Quality
+from edgeml.profile import DeviceRuntime
+
+from .assemble import Content, Meaning, check_storage, measurement_of, members_of, write
+from .candidate import Measured
+from .dataset import Dataset
+from .expected_file import expected_of
+from .feed import feed
+from .metrics import Judge
+from .provenance import CONVERSION_LIBRARIES, checkout_of, libraries
+from .recipe import Recipe, encode
+from .report import Conversion, View, WrittenBundle
+from .sources.source import Source
+from .steps.c_source import write_c_source
+from .verify import LIMITS, Verified
+
+if TYPE_CHECKING:
+    from .explanation import Explained
+    from .order import ConversionOrder
+
+
+@dataclass(frozen=True, slots=True)
+class Bundler:
+    """Bundles of one conversion."""
+
+    order: ConversionOrder
+    source: Source
+    data: Dataset
+    judge: Judge
+    meaning: Meaning
+    explained: Explained
+
+    def write(self, found: Sequence[Verified], views: Sequence[View]) -> Conversion:
+        """Write a bundle for each candidate that was chosen.
+
+        Raises:
+            BudgetError: A bundle does not fit a profile.
+            StorageError: The disk refused; no half-written bundle is left.
+        """
+        chosen = [
+            one for one in found if any(view.selection.chosen == one.candidate.recipe for view in views)
+        ]
+        ready = [self._bundle(one, views) for one in chosen]
+        bundles: list[WrittenBundle] = []
+        files: list[str] = []
+        for manifest, members in ready:
+            bundles.append(write(self.order.out, manifest, members))
+            if DeviceRuntime.TFLITE_MICRO in self._runtimes(manifest):
+                files += self._c_files(manifest, members[manifest.runtime.model_member])
+        return Conversion(
+            report=self.explained.report, bundles=tuple(bundles), warnings=self.source.warnings,
+            page=str(self.explained.page), files=tuple(files),
+        )  # fmt: skip
+
+    def _bundle(self, one: Verified, views: Sequence[View]) -> tuple[Manifest, dict[str, bytes]]:
+        assert one.result is not None
+        recipe = one.candidate.recipe
+        takers = [view.selection for view in views if view.selection.chosen == recipe]
+        measured = one.candidate.measured()
+        assert isinstance(measured, Measured)
+        names = tuple(sorted(each.profile for each in takers))
+        specs = one.result.inputs
+        fed = feed(self.data.evaluation_x, specs[0], recipe.export.layout)
+        manifest = Manifest(
+            model=self.order.release.model,
+            version=self.order.release.version,
+            variant=recipe.name,
+            runtime=recipe.family,
+            profiles=names,
+            inputs=specs,
+            outputs=one.result.outputs,
+            files=(),
+            measurement=measurement_of(one.result, LIMITS.threads),
+            provenance=self._provenance(recipe, "; ".join(f"{each.profile}: {each.reason}" for each in takers)),
+            task=self.meaning.task,
+            scores=self.meaning.scores,
+            labels=self.meaning.labels,
+            quality=Quality(
+                self.judge.metric.name, measured.value, self.judge.baseline, len(self.data.evaluation_x),
+                measured.agreement,
+            ),
+        )  # fmt: skip
+        manifest = msgspec.structs.replace(manifest, expected=expected_of(manifest, (fed,), None))
+        report = msgspec.json.format(msgspec.json.encode(self.explained.report), indent=2) + b"\n"
+        content = Content(one.model, (fed,), (fed,), one.result, report, with_monitor=True)
+        members = members_of(manifest, content)
+        check_storage(members, [profile for profile in self.order.profiles if profile.name in names])
+        return manifest, members
+
+    def _provenance(self, recipe: Recipe, reason: str) -> Provenance:
+        checkout = checkout_of(
+            Path(self.order.source.rpartition(":")[0] or self.order.source).absolute().parent
+        )
+        return Provenance(
+            source=Path(self.order.source).name,
+            source_sha256=self.source.sha256,
+            data_sha256=self.data.sha256,
+            recipe=recipe.described,
+            reason=reason,
+            git_commit=checkout.commit,
+            git_dirty=checkout.is_dirty,
+            libraries=libraries(CONVERSION_LIBRARIES),
+            settings=encode(recipe).decode(),
+            parent=self.order.parent,
+        )
+
+    def _runtimes(self, manifest: Manifest) -> set[DeviceRuntime]:
+        profiles = [profile for profile in self.order.profiles if profile.name in manifest.profiles]
+        return {runtime for profile in profiles for runtime in profile.runtimes}
+
+    def _c_files(self, manifest: Manifest, model: bytes) -> list[str]:
+        source = write_c_source(model, manifest.model)
+        stem = f"{manifest.model}-{manifest.version}-{manifest.variant}"
+        written = []
+        for ending, text in ((".h", source.header), (".cc", source.source)):
+            path = self.order.out / f"{stem}{ending}"
+            atomic.write_bytes(path, text.encode(), mode=0o644)
+            written.append(str(path))
+        return written

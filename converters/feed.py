@@ -1,0 +1,36 @@
+"""Turns samples as the source takes them into what a candidate takes, and its answers into the source's reals.
+
+Decides how an image gets its channels last and how a real becomes an integer; the steps that a bundle says for the same
+are `edgeml.steps`' business, and a test holds both against each other. Pure arithmetic on arrays.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from edgeml.columns import to_real
+from edgeml.tensors import DType, TensorSpec
+
+from .recipe import Layout
+from .sources.torch_model import Array
+
+_CHANNELS_LAST: Final = {3: (0, 2, 1), 4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
+
+
+def feed(samples: Array, spec: TensorSpec, layout: Layout) -> Array:
+    """Make a candidate's input [samples, ...] of the source's, in the candidate's type."""
+    if layout is Layout.CHANNELS_LAST and samples.ndim in _CHANNELS_LAST:
+        samples = samples.transpose(_CHANNELS_LAST[samples.ndim])
+    kind = np.dtype(spec.dtype.value)
+    if spec.dtype is not DType.FLOAT32 and spec.scale is not None and samples.dtype.kind == "f":
+        limits = np.iinfo(kind)
+        steps = np.round(samples / spec.scale) + (spec.zero_point or 0)
+        samples = np.clip(steps, limits.min, limits.max).astype(kind)
+    return np.ascontiguousarray(samples)
+
+
+def real(answers: Array, spec: TensorSpec) -> Array:
+    """Return answers as the reals that they stand for."""
+    return to_real(answers, spec) if spec.scale is not None else answers

@@ -1,0 +1,63 @@
+"""How a profile sees a candidate: on which runtimes it was run for it, how fast it would be, what memory it would take.
+
+Decides where each figure comes from. A latency that was measured on this host counts for a profile only if the profile is
+this host; elsewhere it is an estimate, of which the profile's numbers are the source. On Linux, memory is that of the
+process that was measured here, for interpreter, runtime and model weigh about the same on every Linux; on a
+microcontroller it is the upper end of the arena's range.
+"""
+
+from __future__ import annotations
+
+from edgeml.errors import BackendError
+from edgeml.manifest import RuntimeFamily
+from edgeml.profile import DeviceRuntime, HardwareProfile
+
+from .candidate import Basis, Candidate, Failed, Figure, Measured, Placement, Run
+from .estimate.arena import arena, kernels_of
+from .estimate.graph import Graph
+from .estimate.onnx_graph import read_onnx
+from .estimate.tflite_graph import read_tflite
+from .verify import Verified
+
+HOST_NAME = "host"
+
+
+def graph_of(verified: Verified) -> Graph | None:
+    """Look into a candidate's file; None where there is none, or it cannot be read."""
+    if not verified.model:
+        return None
+    try:
+        if verified.candidate.recipe.family is RuntimeFamily.ONNX:
+            return read_onnx(verified.model)
+        return read_tflite(verified.model)
+    except BackendError:
+        return None
+
+
+def place(candidate: Candidate, graph: Graph | None, profile: HardwareProfile) -> Placement:
+    """Say how a profile sees a candidate."""
+    runs = tuple(run for run in candidate.runs if run.runtime in profile.runtimes)
+    return Placement(candidate, runs, _latency(runs, profile), _memory(runs, graph, profile))
+
+
+def _latency(runs: tuple[Run, ...], profile: HardwareProfile) -> Figure | None:
+    measured = _measured(runs)
+    if measured is None or profile.name != HOST_NAME:
+        return None
+    return Figure(measured.latency_p50_ms, Basis.HOST)
+
+
+def _memory(runs: tuple[Run, ...], graph: Graph | None, profile: HardwareProfile) -> Figure | None:
+    if profile.runtimes == (DeviceRuntime.TFLITE_MICRO,):
+        if graph is None or graph.family is not RuntimeFamily.TFLITE:
+            return None
+        return Figure(arena(graph, kernels_of(profile.architecture)).high_bytes, Basis.ESTIMATED)
+    measured = _measured(runs)
+    return None if measured is None else Figure(measured.peak_memory_bytes, Basis.HOST)
+
+
+def _measured(runs: tuple[Run, ...]) -> Measured | None:
+    outcomes = [run.outcome for run in runs]
+    if not outcomes or any(isinstance(one, Failed) for one in outcomes):
+        return None
+    return max((one for one in outcomes if isinstance(one, Measured)), key=lambda one: one.latency_p50_ms)

@@ -1,0 +1,245 @@
+"""What is tried, and in which order: the cheapest first.
+
+Decides the stages of a search for one profile. A stage is made and verified as a whole; whether the next one is needed is
+asked after each (`search.py`). Whether a recipe is known to be wrong on a runtime is `known_wrong.py`'s business: such a
+recipe is not planned, unless everything is to be explored, and is refused then. Pure.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from edgeml.errors import IncompatibleError
+from edgeml.manifest import RuntimeFamily
+from edgeml.profile import DeviceRuntime, HardwareProfile
+
+from .recipe import (
+    Activations,
+    Boundary,
+    CalibrationMethod,
+    Compression,
+    DynamicInt8,
+    Encoding,
+    Export,
+    Float16,
+    Layers,
+    Layout,
+    Prune,
+    QuantizationAwareTraining,
+    Recipe,
+    StaticInteger,
+    Student,
+    TrainingStep,
+    WeightOnly,
+)
+from .select import letters_for
+
+PRUNE_RATIOS: Final = (0.3, 0.5, 0.7)
+RUNTIMES: Final = {
+    RuntimeFamily.ONNX: frozenset({DeviceRuntime.ONNXRUNTIME}),
+    RuntimeFamily.TFLITE: frozenset(
+        {DeviceRuntime.AI_EDGE_LITERT, DeviceRuntime.TFLITE_RUNTIME, DeviceRuntime.TFLITE_MICRO}
+    ),
+}
+"""Which runtimes load which family."""
+
+
+class Effort(enum.Enum):
+    """How far a search goes."""
+
+    FIRST = "first"
+    """Until something smaller than the plain export keeps to every constraint."""
+    EXPLORE = "explore"
+    """Through every stage."""
+
+
+class Lack(enum.Enum):
+    """What a profile still misses after what was tried."""
+
+    ACCURACY = "accuracy"
+    """Everything smaller than the plain export scores too low, or does not run."""
+    COST = "cost"
+    """Something scores enough, and takes too many bytes, too much memory or time."""
+
+
+class Need(enum.Enum):
+    """What a stage needs before its recipes are known."""
+
+    NOTHING = "nothing"
+    SENSITIVITY = "sensitivity"
+    """The layers, worst first, by a scan of the stage's only recipe."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Recipes that are tried together.
+
+    `helps` is what may be gained: a stage is left out where that is not what lacks. `cost_s` is about how many seconds one
+    recipe takes, for the progress bar.
+    """
+
+    title: str
+    recipes: tuple[Recipe, ...]
+    cost_s: float
+    helps: frozenset[Lack] = frozenset(Lack)
+    need: Need = Need.NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What there is to search with: what the source can become, whether it can be trained, the students that were named.
+
+    `is_image` is whether one sample has three dimensions, the first of which are channels.
+    """
+
+    families: tuple[RuntimeFamily, ...]
+    can_train: bool = False
+    students: tuple[str, ...] = ()
+    is_image: bool = False
+
+
+_ACCURACY: Final = frozenset({Lack.ACCURACY})
+_COST: Final = frozenset({Lack.COST})
+
+
+def family_for(profile: HardwareProfile, means: Means, wanted: RuntimeFamily | None) -> RuntimeFamily:
+    """Decide what a profile gets: what was asked for, else ONNX where it has onnxruntime, else TFLite.
+
+    Raises:
+        IncompatibleError: The profile has no runtime for what the source can become.
+    """
+    candidates = means.families if wanted is None else (wanted,)
+    for family in (RuntimeFamily.ONNX, RuntimeFamily.TFLITE):
+        if family in candidates and family in means.families and RUNTIMES[family] & set(profile.runtimes):
+            return family
+    has = ", ".join(runtime.value for runtime in profile.runtimes) or "no runtime"
+    can = (
+        " and ".join(family.value for family in candidates if family in means.families) or "nothing asked for"
+    )
+    raise IncompatibleError(
+        f"profile {profile.name} has {has}, and the model can become {can}",
+        hint="`edgeml profiles list` shows which profile has which runtime; a torch model can become both",
+    )
+
+
+def stages(
+    profile: HardwareProfile, means: Means, family: RuntimeFamily, effort: Effort
+) -> tuple[Stage, ...]:
+    """Plan a search for one profile.
+
+    Args:
+        profile: the hardware.
+        means: what there is to search with.
+        family: what the profile gets.
+        effort: EXPLORE adds what is seldom worth it.
+    """
+    export = export_for(profile, means, family)
+    static = static_for(profile, family)
+    planned = [
+        Stage("as it is", (Recipe(export),), 4.0),
+        Stage("static int8", (Recipe(export, (), static),), 1.5),
+        Stage("other ranges", _compressed(export, _other_ranges(static)), 2.0, _ACCURACY),
+        Stage("mixed precision", (Recipe(export, (), static),), 2.0, _ACCURACY, Need.SENSITIVITY),
+    ]
+    if effort is Effort.EXPLORE:
+        planned.append(Stage("other forms of int8", _compressed(export, _other_forms(static, family)), 2.0))
+    planned.append(
+        Stage("float16 and weights", _compressed(export, _weights(profile, effort)), 1.5, _ACCURACY)
+    )
+    planned += _training_stages(profile, means, export, static)
+    return tuple(stage for stage in planned if stage.recipes)
+
+
+def mixed(recipe: Recipe, exclusions: Sequence[tuple[str, ...]]) -> tuple[Recipe, ...]:
+    """Make the recipes of mixed precision: one for each growing set of layers that stay in float."""
+    static = recipe.compression
+    assert isinstance(static, StaticInteger)
+    return tuple(
+        msgspec.structs.replace(recipe, compression=msgspec.structs.replace(static, float_layers=layers))
+        for layers in exclusions
+    )
+
+
+def export_for(profile: HardwareProfile, means: Means, family: RuntimeFamily) -> Export:
+    """Decide how the model is written: microcontrollers get images with channels last."""
+    if family is RuntimeFamily.ONNX:
+        return Export(family)
+    on_microcontroller = DeviceRuntime.TFLITE_MICRO in profile.runtimes
+    return Export(
+        family, layout=Layout.CHANNELS_LAST if on_microcontroller and means.is_image else Layout.SOURCE
+    )
+
+
+def static_for(profile: HardwareProfile, family: RuntimeFamily) -> StaticInteger:
+    """Decide the first int8 recipe of a profile."""
+    if family is RuntimeFamily.TFLITE:
+        on_microcontroller = DeviceRuntime.TFLITE_MICRO in profile.runtimes
+        return StaticInteger(
+            Activations.INT8, boundary=Boundary.INTEGER if on_microcontroller else Boundary.FLOAT
+        )
+    activations, weight_bits = letters_for(profile) or (Activations.INT8, 8)
+    return StaticInteger(activations, weight_bits=weight_bits)
+
+
+def _compressed(export: Export, steps: Sequence[Compression]) -> tuple[Recipe, ...]:
+    return tuple(Recipe(export, (), step) for step in steps)
+
+
+def _other_ranges(static: StaticInteger) -> tuple[StaticInteger, ...]:
+    if static.boundary is not Boundary.INTEGER:
+        return ()  # ai-edge-quantizer knows min-max alone.
+    return tuple(
+        msgspec.structs.replace(static, calibration=method)
+        for method in (CalibrationMethod.PERCENTILE, CalibrationMethod.ENTROPY)
+    )
+
+
+def _other_forms(static: StaticInteger, family: RuntimeFamily) -> tuple[Compression, ...]:
+    change = msgspec.structs.replace
+    if family is RuntimeFamily.TFLITE:
+        return (
+            change(static, activations=Activations.INT16),
+            DynamicInt8(Layers.ALL),
+            DynamicInt8(Layers.LINEAR),
+        )
+    letters = ((Activations.UINT8, 8), (Activations.INT8, 8), (Activations.UINT8, 7))
+    others = [
+        change(static, activations=activations, weight_bits=bits)
+        for activations, bits in letters
+        if (activations, bits) != (static.activations, static.weight_bits)
+    ]
+    return (
+        change(static, encoding=Encoding.QDQ),
+        *others,
+        change(static, activations=Activations.INT16, weight_bits=8, encoding=Encoding.QDQ),
+        DynamicInt8(Layers.LINEAR),
+    )
+
+
+def _weights(profile: HardwareProfile, effort: Effort) -> tuple[Compression, ...]:
+    if profile.runtimes == (DeviceRuntime.TFLITE_MICRO,):
+        return ()  # TFLite Micro refuses float activations with small weights.
+    steps: tuple[Compression, ...] = (WeightOnly(8), Float16())
+    if effort is Effort.EXPLORE:
+        steps = (WeightOnly(8), WeightOnly(4), Float16())
+    return steps
+
+
+def _training_stages(
+    profile: HardwareProfile, means: Means, export: Export, static: StaticInteger
+) -> list[Stage]:
+    if not means.can_train:
+        return []
+    block = int(profile.channel_block.value)
+    aware = Recipe(export, (QuantizationAwareTraining(),), static)
+    found = [Stage("quantization-aware training", (aware,), 30.0, _ACCURACY)]
+    steps: list[TrainingStep] = [Prune(ratio, block) for ratio in PRUNE_RATIOS]
+    found.append(Stage("pruning", tuple(Recipe(export, (step,), static) for step in steps), 40.0, _COST))
+    students = tuple(Recipe(export, (Student(name),), static) for name in means.students)
+    found.append(Stage("students", students, 60.0, _COST))
+    return found

@@ -1,0 +1,32 @@
+"""Which runtimes candidates are judged on: those of the profiles that can be reached from here.
+
+Decides what stands for each of them. A runtime that a profile has and that cannot be reached is left out here; it is
+told in the report, and a candidate that was run on none of a profile's runtimes is refused (`select.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgeml.errors import ConfigError
+from edgeml.profile import DeviceRuntime, HardwareProfile
+from edgeml.runtime import installed_runtimes
+
+from .interpreters import place_of
+from .verify import Seat
+
+
+def seats_for(profiles: Sequence[HardwareProfile]) -> tuple[Seat, ...]:
+    """Find a seat for each runtime of the profiles, in the order of `DeviceRuntime`."""
+    wanted = {runtime for profile in profiles for runtime in profile.runtimes}
+    found = [_seat(runtime) for runtime in DeviceRuntime if runtime in wanted]
+    return tuple(seat for seat in found if seat is not None)
+
+
+def _seat(runtime: DeviceRuntime) -> Seat | None:
+    try:
+        place = place_of(runtime)
+    except ConfigError:
+        return None
+    is_here = place.python is not None or (place.runtime or runtime).value in installed_runtimes()
+    return Seat(runtime, place) if is_here else None

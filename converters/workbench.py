@@ -1,0 +1,85 @@
+"""The workbench of one conversion: makes candidates, runs them, looks into them, tells their layers apart.
+
+Composes the workshop, the verifier and the estimates into what a search asks for. Decides which runtimes a candidate is
+run on: all that can be reached here of those that the profiles have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from edgeml.errors import BackendError, ConfigError
+from edgeml.manifest import RuntimeFamily
+from edgeml.profile import HardwareProfile
+
+from .calibration import Observed, observe, spread
+from .candidate import Placement
+from .estimate.graph import Graph
+from .explain.sensitivity import LayerSensitivity, Trial, exclusions, samples_of, scan
+from .placement import graph_of, place
+from .plan import RUNTIMES
+from .recipe import Recipe, StaticInteger
+from .verify import Seat, Verified, Verifier, not_made
+from .workshop import Workshop
+
+
+@dataclass(slots=True)
+class Workbench:
+    """One conversion's candidates."""
+
+    workshop: Workshop
+    verifier: Verifier
+    seats: Sequence[Seat]
+    layers: dict[Recipe, tuple[LayerSensitivity, ...]] = field(default_factory=dict)
+    _graphs: dict[Recipe, Graph | None] = field(default_factory=dict)
+
+    def candidate(self, recipe: Recipe) -> Verified:
+        """Make a recipe's result and run it on every runtime that it is for."""
+        try:
+            model = self.workshop.make(recipe)
+        except (BackendError, ConfigError) as error:
+            if recipe.is_plain:
+                raise  # Without the plain export there is nothing to compare with, and the error says what to do.
+            return not_made(recipe, error.message)
+        return self.verifier.verify(recipe, model, self._seats(recipe.family))
+
+    def exclusions(self, recipe: Recipe) -> tuple[tuple[str, ...], ...]:
+        """Growing sets of layers to leave in float, worst first; empty where nothing can tell."""
+        return exclusions(self.sensitivity(recipe))
+
+    def sensitivity(self, recipe: Recipe) -> tuple[LayerSensitivity, ...]:
+        """What quantizing each layer alone costs; empty for what cannot be scanned."""
+        if recipe not in self.layers:
+            self.layers[recipe] = self._scanned(recipe)
+        return self.layers[recipe]
+
+    def place(self, verified: Verified, profile: HardwareProfile) -> Placement:
+        """Say how a profile sees a candidate."""
+        return place(verified.candidate, self.graph(verified), profile)
+
+    def graph(self, verified: Verified) -> Graph | None:
+        """What a candidate's file computes; None where it cannot be read."""
+        recipe = verified.candidate.recipe
+        if recipe not in self._graphs:
+            self._graphs[recipe] = graph_of(verified)
+        return self._graphs[recipe]
+
+    def _seats(self, family: RuntimeFamily) -> list[Seat]:
+        return [seat for seat in self.seats if seat.runtime in RUNTIMES[family]]
+
+    def _scanned(self, recipe: Recipe) -> tuple[LayerSensitivity, ...]:
+        step = recipe.compression
+        if recipe.family is not RuntimeFamily.ONNX or not isinstance(step, StaticInteger):
+            return ()
+        prepared = self.workshop.prepared(recipe.export, recipe.training)
+        observed = self.observed(recipe)
+        rows = samples_of(len(self.verifier.samples))
+        judge = self.verifier.judge.of_rows(rows)
+        return scan(prepared, observed, step, Trial(self.verifier.samples[rows], judge.score))
+
+    def observed(self, recipe: Recipe) -> tuple[Observed, ...]:
+        """What the float model's tensors hold on the calibration samples, of an ONNX recipe."""
+        samples = self.workshop.data.calibration_x
+        prepared = self.workshop.prepared(recipe.export, recipe.training)
+        return observe(prepared, samples[spread(len(samples))])

@@ -1,0 +1,102 @@
+"""Makes what recipes say, and keeps every step's result so that others can go on from it.
+
+Decides which step's result another recipe can share, and what a result depends on: the source, the data, the steps and the
+libraries. What each step does is its own file's business, in `steps/`. What a recipe makes is the same bytes each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from edgeml.manifest import RuntimeFamily
+
+from .dataset import Dataset
+from .provenance import CONVERSION_LIBRARIES, libraries
+from .recipe import Export, Recipe, TrainingStep
+from .sources.source import ModelFile, Source
+from .sources.torch_model import TorchModel
+from .steps import onnx_quantize
+from .steps.litert_export import export_tflite
+from .steps.onnx_export import export_onnx
+from .store import Key, Store, key_of
+
+FORM: Final = 1
+"""Changed when a step gives other bytes for the same settings, so that nothing older is taken for it."""
+OnFraction = Callable[[float], None]
+
+
+@dataclass(slots=True)
+class Workshop:
+    """Makes the results of recipes from one source with one data set."""
+
+    source: Source
+    data: Dataset
+    store: Store
+    output: str
+    on_fraction: OnFraction = lambda _: None
+    _trained: dict[tuple[TrainingStep, ...], TorchModel] = field(default_factory=dict)
+    _libraries: tuple[str, ...] = field(default_factory=lambda: libraries(CONVERSION_LIBRARIES))
+
+    def make(self, recipe: Recipe) -> bytes:
+        """Return a recipe's model file.
+
+        Raises:
+            ConfigError: The source or the data are not what a step needs.
+            BackendError: A library cannot do it.
+        """
+        return self._kept(self.key(recipe), lambda: self._compressed(recipe))
+
+    def key(self, recipe: Recipe) -> Key:
+        """Name everything that a recipe's result depends on."""
+        return key_of(
+            "model", FORM, self.source.sha256, self.data.sha256, self.output, recipe, self._libraries
+        )
+
+    def _kept(self, key: Key, make: Callable[[], bytes]) -> bytes:
+        found = self.store.get(key)
+        if found is None:
+            found = make()
+            self.store.put(key, found)
+        return found
+
+    def prepared(self, export: Export, training: tuple[TrainingStep, ...] = ()) -> bytes:
+        """Return an exported ONNX file as its quantizers want it.
+
+        Raises:
+            ConfigError: As `make`.
+            BackendError: As `make`.
+        """
+        plain = Recipe(export, training)
+        key = key_of("prepared", self.key(plain))
+        return self._kept(key, lambda: onnx_quantize.prepare(self.make(plain)))
+
+    def _compressed(self, recipe: Recipe) -> bytes:
+        if recipe.compression is None:
+            return self._exported(recipe.export, recipe.training)
+        samples = self.data.calibration_x
+        if recipe.family is RuntimeFamily.ONNX:
+            return onnx_quantize.quantize(
+                self.prepared(recipe.export, recipe.training), samples, recipe.compression
+            )
+        raise NotImplementedError
+
+    def _exported(self, export: Export, training: tuple[TrainingStep, ...]) -> bytes:
+        if isinstance(self.source, ModelFile):
+            return self.source.model
+        assert isinstance(self.source, TorchModel)
+        model = self._model(self.source, training)
+        if export.family is RuntimeFamily.ONNX:
+            return export_onnx(model, self.data.calibration_x, self.output)
+        return export_tflite(model, self.data.calibration_x, self.output, export.layout)
+
+    def _model(self, source: TorchModel, training: tuple[TrainingStep, ...]) -> TorchModel:
+        if not training:
+            return source
+        if training not in self._trained:
+            self._trained[training] = self._train(self._model(source, training[:-1]), training[-1])
+        return self._trained[training]
+
+    def _train(self, model: TorchModel, step: TrainingStep) -> TorchModel:
+        raise NotImplementedError

@@ -1,0 +1,130 @@
+"""Metrics by tables, and AUC against what others published."""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from converters.metrics import (
+    Accuracy,
+    AreaUnderCurve,
+    Evaluation,
+    MeanAbsoluteError,
+    area_under_curve,
+    judge_of,
+    parse_metric,
+)
+from converters.select import Floor
+from edgeml.errors import ConfigError
+
+X = np.zeros((4, 2), np.float32)
+CLASSES = np.array([0, 1, 0, 1])
+
+
+def evaluation(truth):
+    return Evaluation(X, None if truth is None else np.asarray(truth))
+
+
+@pytest.mark.parametrize(
+    ("metric", "answers", "truth", "value"),
+    [
+        (Accuracy(), [[1, 0], [0, 1], [0, 1], [0, 1]], CLASSES, 0.75),
+        (AreaUnderCurve(), [0.1, 0.8, 0.3, 0.9], CLASSES, 1.0),
+        (AreaUnderCurve(), [[0.1], [0.2], [0.3], [0.4]], CLASSES, 0.75),
+        (AreaUnderCurve(), [[1, 0], [0, 1], [1, 0], [0, 1]], CLASSES, 1.0),
+        (AreaUnderCurve(), [1, 1, 1, 1], CLASSES, 0.5),
+        (MeanAbsoluteError(), [[1.0], [2.0], [3.0], [4.0]], [1.0, 2.0, 3.0, 6.0], 0.5),
+    ],
+)
+def test_values(metric, answers, truth, value):
+    assert metric.value(np.asarray(answers, np.float32), evaluation(truth)) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("metric", "answers", "truth", "words"),
+    [
+        (Accuracy(), X, None, "accuracy needs classes"),
+        (Accuracy(), X, [0.5, 1.0, 2.0, 1.0], "accuracy needs classes"),
+        (AreaUnderCurve(), X, [0, 1, 2, 1], "AUC needs the classes 0 and 1"),
+        (AreaUnderCurve(), X, [1, 1, 1, 1], "AUC needs the classes 0 and 1"),
+        (AreaUnderCurve(), np.zeros((4, 3)), CLASSES, "the model answers 3"),
+        (MeanAbsoluteError(), X, None, "MAE needs evaluation_y"),
+        (MeanAbsoluteError(), X, [1.0, 2.0, 3.0, 4.0], "answers 2 numbers a sample, evaluation_y has 1"),
+    ],
+)
+def test_truth_that_a_metric_cannot_use_is_refused(metric, answers, truth, words):
+    with pytest.raises(ConfigError, match=words):
+        metric.value(np.asarray(answers, np.float32), evaluation(truth))
+
+
+@pytest.mark.parametrize(
+    ("truth", "name"), [(None, "agreement"), (CLASSES, "accuracy"), ([1.0, 2.0, 3.0, 4.0], "MAE")]
+)
+def test_the_truth_suggests_the_metric(truth, name):
+    assert judge_of(None, X, evaluation(truth)).metric.name == name
+
+
+class TestAFunctionOfTheUsers:
+    def write(self, tmp_path, body):
+        path = tmp_path / "mine.py"
+        path.write_text(f"import numpy as np\ndef score(answers, truth, samples):\n    {body}\n")
+        return parse_metric(f"{path}:score")
+
+    def test_is_asked_with_answers_truth_and_samples(self, tmp_path):
+        metric = self.write(tmp_path, "return len(samples) + truth.sum() + answers.max()")
+        assert metric.value(np.full((4, 2), 0.5), evaluation(CLASSES)) == 6.5
+        assert metric.name == "mine.py:score"
+
+    @pytest.mark.parametrize(
+        ("body", "words"),
+        [
+            ("return 1 / 0", "ZeroDivisionError"),
+            ("return 'much'", "returned"),
+            ("return float('nan')", "returned nan"),
+            ("raise SystemExit(3)", "SystemExit"),
+        ],
+    )
+    def test_that_fails_is_the_users_to_fix(self, tmp_path, body, words):
+        with pytest.raises(ConfigError, match=words):
+            self.write(tmp_path, body).value(X, evaluation(CLASSES))
+
+    @pytest.mark.parametrize("text", ["accurracy", "mine.py", "nothing.py:score", "mine.txt:score"])
+    def test_that_is_not_there_is_named(self, text):
+        with pytest.raises(ConfigError):
+            parse_metric(text)
+
+
+class TestPublishedScores:
+    """Five variants of one anomaly detector, four machines, 2459 clips each: scores that others published."""
+
+    PUBLISHED = {"": 0.8644, "tflite_": 0.8760, "tflite_quant_": 0.8394, "tflite_quant_fullint_": 0.8415, "tflite_quant_fullint_micro_": 0.8415}  # fmt: skip
+
+    @pytest.fixture
+    def folder(self):
+        root = os.environ.get("EDGEML_MLPERF_TINY")
+        if not root:
+            pytest.skip("EDGEML_MLPERF_TINY does not name the folder with MLPerf Tiny's scores")
+        return Path(root) / "anomaly_detection/scores"
+
+    def mean_auc(self, folder, prefix):
+        found = []
+        for machine in range(1, 5):
+            path = folder / f"{prefix}anomaly_score_ToyCar_id_0{machine}.csv"
+            with path.open(newline="") as file:
+                rows = [(name, float(score)) for name, score in csv.reader(file)]
+            labels = np.array([name.startswith("anomaly_") for name, _ in rows]).astype(np.int64)
+            found.append(area_under_curve(np.array([score for _, score in rows]), labels))
+        return float(np.mean(found))
+
+    @pytest.mark.parametrize("prefix", PUBLISHED)
+    def test_are_recomputed_to_four_digits(self, folder, prefix):
+        assert self.mean_auc(folder, prefix) == pytest.approx(self.PUBLISHED[prefix], abs=5e-5)
+
+    def test_a_floor_of_two_points_refuses_the_int8_model(self, folder):
+        baseline, int8 = (self.mean_auc(folder, one) for one in ("tflite_", "tflite_quant_fullint_micro_"))
+        floor = Floor("AUC", baseline, 0.02)
+        assert not floor.holds(int8)
+        assert floor.said(floor.drop(int8)) == "3.45 points"
+        assert Floor("AUC", baseline, 0.04).holds(int8)
