@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-IDENTIFIER: Final = b"TFL3"
+from .tflite_schema import operator_names, pack, unpack
+
 _WEIGHED: Final = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "CONV_3D"})
 _PARTS: Final = ("", "weight", "bias")
 """Names of the inputs of an operator with weights."""
@@ -28,23 +29,19 @@ def rename(model: bytes, input_name: str, output_name: str) -> bytes:
     Raises:
         ValueError: The file has more than one subgraph, input or output.
     """
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
-
-    root = schema.ModelT.InitFromPackedBuf(model)
+    root = unpack(model)
     if len(root.subgraphs) != 1 or len(root.subgraphs[0].inputs) != 1 or len(root.subgraphs[0].outputs) != 1:
         raise ValueError("only models with one input and one output can be converted")
-    kinds = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
     graph = root.subgraphs[0]
-    names = _names(graph, [kinds.get(code.builtinCode, "CUSTOM") for code in root.operatorCodes])
+    names = _names(graph, operator_names(root))
     names[graph.inputs[0]], names[graph.outputs[0]] = input_name, output_name
-    for tensor, name in zip(graph.tensors, _distinct(names, keep={input_name, output_name}), strict=True):
+    for tensor, name in zip(
+        graph.tensors, distinct(names, frozenset({input_name, output_name})), strict=True
+    ):
         tensor.name = name.encode()
     for signature in root.signatureDefs or ():
         signature.inputs[0].name, signature.outputs[0].name = input_name.encode(), output_name.encode()
-    builder = flatbuffers.Builder(len(model))
-    builder.Finish(root.Pack(builder), file_identifier=IDENTIFIER)
-    return bytes(builder.Output())
+    return pack(root)
 
 
 def _names(graph: Any, kinds: list[str]) -> list[str]:
@@ -78,11 +75,19 @@ def _path(name: bytes | None, which: int) -> str:
     return ".".join(step for step in steps if step and step != "wrapped")
 
 
-def _distinct(names: list[str], keep: set[str]) -> list[str]:
-    """Number the names that occur more than once, in order; those of `keep` stay."""
-    seen: dict[str, int] = {}
+def distinct(names: list[str], kept: frozenset[str] = frozenset()) -> list[str]:
+    """Number the names that occur more than once, in order; those that are `kept` occur once and stay.
+
+    >>> distinct(["add", "add", "input"], frozenset({"input"}))
+    ['add', 'add_2', 'input']
+    """
+    taken = set(kept)
     result = []
     for name in names:
-        seen[name] = seen.get(name, 1 if name in keep else 0) + 1
-        result.append(name if seen[name] == 1 or name in keep else f"{name}_{seen[name]}")
+        candidate, number = name, 1
+        while candidate in taken and name not in kept:
+            number += 1
+            candidate = f"{name}_{number}"
+        taken.add(candidate)
+        result.append(candidate)
     return result

@@ -1,0 +1,218 @@
+"""The process that quantizes a .tflite file with ai-edge-quantizer, which runs the model to see its ranges.
+
+Decides how a step of a recipe is said to the quantizer, and what of a foreign file is put right first: a signature and
+distinct names, without which the quantizer stops. What the file is worth, and what becomes of this process, is
+`litert_quantize.py`'s business.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from edgeml.lifeline import die_with_parent
+
+from ..quiet import first_line, quiet
+from ..recipe import (
+    Activations,
+    Boundary,
+    Compression,
+    DynamicInt8,
+    Float16,
+    Granularity,
+    Layers,
+    StaticInteger,
+    WeightOnly,
+)
+from .tflite_names import distinct
+from .tflite_schema import pack, unpack
+
+REQUEST: Final = "request.json"
+REPORT: Final = "report.json"
+SOURCE: Final = "source.tflite"
+SAMPLES: Final = "samples.npy"
+MODEL: Final = "model.tflite"
+FILE_BYTES_MAX: Final = 2 << 30
+_EVERYWHERE: Final = ".*"
+_SIGNATURE: Final = "serving_default"
+_FLOAT32: Final = 0
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What is to be done."""
+
+    step: Compression
+    timeout_s: float
+
+
+class Report(msgspec.Struct, frozen=True):
+    """How it went: `refusal` is empty if there is a file."""
+
+    refusal: str = ""
+    hint: str = ""
+
+
+class _RefusedError(Exception):
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def serve(folder: Path) -> None:
+    """Read `request.json`, `source.tflite` and `samples.npy`, write `model.tflite` or a reason, and `report.json`."""
+    request = msgspec.json.decode((folder / REQUEST).read_bytes(), type=Request)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES_MAX, FILE_BYTES_MAX))
+    signal.alarm(math.ceil(request.timeout_s) + 5)  # should the parent be killed, nobody else ends us
+    try:
+        samples = np.load(folder / SAMPLES, allow_pickle=False)
+        with quiet():
+            model = _quantize((folder / SOURCE).read_bytes(), samples, request.step)
+        (folder / MODEL).write_bytes(model)
+        report = Report()
+    except _RefusedError as error:
+        report = Report(str(error), error.hint)
+    except Exception as error:  # the library raises errors of every kind
+        report = Report(f"ai-edge-quantizer cannot: {first_line(error)}", "use another recipe, or ONNX")
+    (folder / REPORT).write_bytes(msgspec.json.encode(report))
+
+
+def _quantize(source: bytes, samples: Any, step: Compression) -> bytes:
+    from ai_edge_quantizer import calibrator, quantizer
+    from ai_edge_quantizer.utils import qsv_utils
+
+    root = _checked(source, samples)
+    prepared = pack(root)
+    recipes = _said(step, frozenset(tensor.name.decode() for tensor in root.subgraphs[0].tensors))
+    made = quantizer.Quantizer(bytearray(prepared), recipes.get_quantization_recipe())
+    ranges = None
+    if made.need_calibration:
+        name = root.signatureDefs[0].inputs[0].name.decode()
+        feeds = [{name: samples[index : index + 1]} for index in range(len(samples))]
+        # Not `made.calibrate`: it forgets what it saw, so that the order of samples would decide.
+        watch = calibrator.Calibrator(
+            bytearray(prepared), num_threads=1, qsv_update_func=qsv_utils.min_max_update
+        )
+        watch.calibrate({root.signatureDefs[0].signatureKey.decode(): feeds}, recipes)
+        ranges = watch.get_model_qsvs()
+    result = made.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+    return pack(unpack(bytes(result.quantized_model)))
+
+
+def _checked(source: bytes, samples: Any) -> Any:
+    """Put a file right for the quantizer, or refuse it."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    try:
+        root = unpack(source)
+    except ValueError as error:
+        raise _RefusedError(str(error), "export it again") from error
+    if len(root.subgraphs) != 1:
+        raise _RefusedError(
+            f"the model has {len(root.subgraphs)} subgraphs: loops and branches are not quantized",
+            "export it without control flow",
+        )
+    [graph] = root.subgraphs
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise _RefusedError(
+            f"the model takes {len(graph.inputs)} inputs and gives {len(graph.outputs)} outputs; only one of each is quantized",
+            "split it, or bundle it as it is with `edgeml package`",
+        )
+    taken = graph.tensors[graph.inputs[0]]
+    if taken.type != _FLOAT32 or any(_is_quantized(tensor) for tensor in graph.tensors):
+        raise _RefusedError(
+            "the model is quantized already",
+            "give the float model, or bundle it as it is with `edgeml package`",
+        )
+    if samples.dtype != np.float32 or list(samples.shape[1:]) != [int(size) for size in taken.shape[1:]]:
+        raise _RefusedError(
+            f"the model takes float32 samples of shape {[int(size) for size in taken.shape[1:]]}, "
+            f"was given {samples.dtype.name} of shape {list(samples.shape[1:])}",
+            "give samples exactly as the model takes them",
+        )
+    for tensor, name in zip(
+        graph.tensors, distinct([(one.name or b"").decode("utf-8", "replace") for one in graph.tensors]), strict=True
+    ):  # fmt: skip
+        tensor.name = name.encode()
+    if not root.signatureDefs:
+        root.signatureDefs = [_signature(schema, graph)]
+    return root
+
+
+def _is_quantized(tensor: Any) -> bool:
+    return tensor.quantization is not None and tensor.quantization.scale is not None and len(tensor.quantization.scale)  # type: ignore[no-any-return]  # fmt: skip
+
+
+def _signature(schema: Any, graph: Any) -> Any:
+    made = schema.SignatureDefT()
+    made.signatureKey, made.subgraphIndex = _SIGNATURE.encode(), 0
+    made.inputs, made.outputs = [schema.TensorMapT()], [schema.TensorMapT()]
+    for entry, index in ((made.inputs[0], graph.inputs[0]), (made.outputs[0], graph.outputs[0])):
+        entry.name, entry.tensorIndex = graph.tensors[index].name, int(index)
+    return made
+
+
+def _said(step: Compression, names: frozenset[str]) -> Any:
+    """Say a step in the quantizer's words."""
+    from ai_edge_quantizer import algorithm_manager, qtyping, recipe_manager
+
+    everything = qtyping.TFLOperationName.ALL_SUPPORTED
+    algorithm = algorithm_manager.AlgorithmName
+    recipes = recipe_manager.RecipeManager()
+    match step:
+        case Float16():
+            recipes.add_weight_only_config(
+                _EVERYWHERE, everything, num_bits=16, algorithm_key=algorithm.FLOAT_CASTING
+            )
+        case WeightOnly():
+            recipes.add_weight_only_config(_EVERYWHERE, everything, num_bits=step.bits)
+        case DynamicInt8():
+            _say_dynamic(recipes, step)
+        case StaticInteger():
+            bits = 16 if step.activations is Activations.INT16 else 8
+            recipes.add_static_config(_EVERYWHERE, everything, activation_num_bits=bits, weight_num_bits=8)
+            if step.boundary is Boundary.FLOAT:
+                for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+                    recipes.add_quantization_config(_EVERYWHERE, end, algorithm_key=algorithm.NO_QUANTIZE)
+            for layer in step.float_layers:
+                if layer not in names:
+                    raise _RefusedError(
+                        f"the model has no layer {layer!r}", "name a tensor that a layer gives"
+                    )
+                recipes.add_quantization_config(
+                    f"^{re.escape(layer)};$", everything, algorithm_key=algorithm.NO_QUANTIZE
+                )
+    return recipes
+
+
+def _say_dynamic(recipes: Any, step: DynamicInt8) -> None:
+    from ai_edge_quantizer import qtyping
+
+    granularity = {
+        Granularity.CHANNEL: qtyping.QuantGranularity.CHANNELWISE,
+        Granularity.TENSOR: qtyping.QuantGranularity.TENSORWISE,
+    }
+    operators = qtyping.TFLOperationName
+    if step.layers is Layers.ALL:
+        recipes.add_dynamic_config(
+            _EVERYWHERE,
+            operators.ALL_SUPPORTED,
+            num_bits=step.bits,
+            granularity=granularity[step.convolution],
+        )
+    recipes.add_dynamic_config(
+        _EVERYWHERE, operators.FULLY_CONNECTED, num_bits=step.bits, granularity=granularity[step.linear]
+    )
+
+
+if __name__ == "__main__":
+    die_with_parent(int(sys.argv[2]), signal.SIGKILL)
+    serve(Path(sys.argv[1]))
