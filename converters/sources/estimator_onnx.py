@@ -18,11 +18,12 @@ from edgeml.runtime import open_session
 from ..quiet import first_line, quiet
 from ..recipe import OPSET
 from ..steps.onnx_export import strip
-from .estimator import Array, Estimator
+from .estimator import Answering, Array, Estimator
+from .surgery import keep_last_output, mirror_column, number_names, state_shapes, swap_columns
 
 INPUT: Final = "input"
-BATCH_NAME: Final = "batch"
 ML_OPSET: Final = 3
+ORIENTING_SAMPLES: Final = 64
 
 
 def output_name(estimator: Estimator) -> str:
@@ -35,7 +36,7 @@ def translate(estimator: Estimator, samples: Array) -> bytes:
 
     Args:
         estimator: fitted.
-        samples: float32 [1 or more, features]; two of them are run to see the output's shape.
+        samples: float32 [2 or more, features]; some are run to see the shape and the order of the output.
 
     Raises:
         BackendError: skl2onnx cannot.
@@ -45,14 +46,25 @@ def translate(estimator: Estimator, samples: Array) -> bytes:
             proto = _converted(estimator)
         except Exception as error:  # its converters raise errors of many kinds
             raise BackendError(f"skl2onnx cannot convert {estimator.name}: {first_line(error)}") from error
-    _keep_one_output(proto, output_name(estimator))
-    model = _finished(proto)
-    columns = open_session(model, RuntimeFamily.ONNX).run([samples[:2]])[0].shape[-1]
-    if estimator.is_classifier and columns == 1:
-        _mirror(proto)
-        columns = 2
-    _state_shapes(proto, columns)
+    keep_last_output(proto, output_name(estimator))
+    first = _run(proto, samples[:ORIENTING_SAMPLES])
+    if estimator.is_classifier and estimator.answering is Answering.DECISIONS:
+        _orient(proto, first, estimator.answers(samples[:ORIENTING_SAMPLES], "the data"))
+    number_names(proto)
+    state_shapes(proto, _run(proto, samples[:2]).shape[-1])
     return _finished(proto)
+
+
+def _orient(proto: Any, found: Array, wanted: Array) -> None:
+    """Bring scores of two classes in the order of the classes: of some estimators skl2onnx writes one, or the wrong way round."""
+    if found.shape[-1] == 1 and wanted.shape[-1] == 2:
+        mirror_column(proto)
+    elif found.shape[-1] == wanted.shape[-1] == 2 and float((found[:, 1] * wanted[:, 1]).sum()) < 0:
+        swap_columns(proto)
+
+
+def _run(proto: Any, samples: Array) -> Array:
+    return open_session(_finished(proto), RuntimeFamily.ONNX).run([samples])[0]
 
 
 def _converted(estimator: Estimator) -> Any:
@@ -115,82 +127,6 @@ def _integers(value: Any) -> Any:
     if isinstance(value, list) and any(isinstance(one, bool | np.bool_) for one in value):
         return [int(one) for one in value]
     return value
-
-
-def _keep_one_output(proto: Any, name: str) -> None:
-    """Keep the last output, under `name`, and drop all that only the others need."""
-    graph = proto.graph
-    kept = graph.output[-1]
-    old = kept.name
-    del graph.output[:-1]
-    needed = {old}
-    nodes = []
-    for node in reversed(graph.node):
-        if needed & set(node.output):
-            needed |= _inputs_of(node)
-            nodes.append(node)
-    stored = [one for one in graph.initializer if one.name in needed]
-    del graph.value_info[:]
-    _refill(graph.node, nodes[::-1])
-    _refill(graph.initializer, stored)
-    for node in graph.node:
-        _rename(node.output, old, name)
-        _rename(node.input, old, name)
-    graph.output[0].name = name
-
-
-def _inputs_of(node: Any) -> set[str]:
-    """Names that a node reads, those that its subgraphs take from outside too."""
-    found = set(node.input)
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                found |= _inputs_of(inner)
-            found |= {one.name for one in graph.output}
-    return found
-
-
-def _refill(field: Any, kept: list[Any]) -> None:
-    import copy
-
-    copies = [copy.deepcopy(one) for one in kept]
-    del field[:]
-    field.extend(copies)
-
-
-def _rename(names: Any, old: str, new: str) -> None:
-    for index, name in enumerate(names):
-        if name == old:
-            names[index] = new
-
-
-def _mirror(proto: Any) -> None:
-    """Make scores of two classes from one decision: its negative, and itself."""
-    import onnx
-
-    graph = proto.graph
-    name = graph.output[0].name
-    for node in graph.node:
-        _rename(node.output, name, "decision")
-    graph.node.extend(
-        [
-            onnx.helper.make_node("Neg", ["decision"], ["against"], name="against"),
-            onnx.helper.make_node("Concat", ["against", "decision"], [name], name="both", axis=1),
-        ]
-    )
-
-
-def _state_shapes(proto: Any, columns: int) -> None:
-    for value, sizes in (
-        (proto.graph.input[0], [BATCH_NAME, None]),
-        (proto.graph.output[0], [BATCH_NAME, columns]),
-    ):
-        dims = value.type.tensor_type.shape.dim
-        dims[0].dim_param = BATCH_NAME
-        while len(dims) < len(sizes):
-            dims.add()
-        if sizes[1] is not None:
-            dims[1].dim_value = sizes[1]
 
 
 def _finished(proto: Any) -> bytes:
