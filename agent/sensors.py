@@ -13,12 +13,10 @@ from typing import Final
 
 import msgspec
 
+from edgeml.thermal import cpu_temperature_c, read_kernel_file
+
 PROC: Final = Path("/proc")
 SYS: Final = Path("/sys")
-CPU_ZONES: Final = ("cpu", "soc", "x86_pkg", "core", "package")
-"""Parts of the names by which thermal zones and sensors say that they are the processor's."""
-_READ_BYTES: Final = 64 << 10
-_TEMPERATURE_C: Final = (-60.0, 200.0)
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _USER_TICKS: Final = 11
 """Place of `utime` in /proc/PID/stat, counted from after the name in parentheses; `stime` follows."""
@@ -49,7 +47,7 @@ class Sensors:
 
     def memory(self, pid: int) -> ProcessMemory | None:
         """Memory of a process now; None if there is none or its owner forbids."""
-        kibibytes = _fields(_read(self._proc / str(pid) / "smaps_rollup"))
+        kibibytes = _fields(read_kernel_file(self._proc / str(pid) / "smaps_rollup"))
         if not {"Rss", "Pss", "Private_Clean", "Private_Dirty"} <= kibibytes.keys():
             return None
         own = kibibytes["Private_Clean"] + kibibytes["Private_Dirty"]
@@ -57,12 +55,12 @@ class Sensors:
 
     def memory_available_bytes(self) -> int | None:
         """Memory that processes could still get without swapping."""
-        value = _fields(_read(self._proc / "meminfo")).get("MemAvailable")
+        value = _fields(read_kernel_file(self._proc / "meminfo")).get("MemAvailable")
         return None if value is None else value << 10
 
     def memory_pressure_percent(self) -> float | None:
         """Part of the last 10 s in which some process waited for memory; None where the kernel does not count it."""
-        for line in _read(self._proc / "pressure" / "memory").splitlines():
+        for line in read_kernel_file(self._proc / "pressure" / "memory").splitlines():
             kind, *fields = line.split()
             for field in fields:
                 name, _, value = field.partition("=")
@@ -73,7 +71,7 @@ class Sensors:
     def cpu_s(self, pid: int) -> float | None:
         """Processor time that a process has used; None if there is no such process."""
         # The name may hold spaces and parentheses; only after the last one are the fields where they belong.
-        fields = _read(self._proc / str(pid) / "stat").rpartition(")")[2].split()
+        fields = read_kernel_file(self._proc / str(pid) / "stat").rpartition(")")[2].split()
         ticks = fields[_USER_TICKS : _USER_TICKS + 2]
         if len(ticks) != 2 or not all(one.isdecimal() for one in ticks):
             return None
@@ -81,27 +79,16 @@ class Sensors:
 
     def oom_score_adj(self, pid: int) -> int | None:
         """How much sooner than others the kernel kills a process for want of memory; None if there is no such process."""
-        text = _read(self._proc / str(pid) / "oom_score_adj").strip()
+        text = read_kernel_file(self._proc / str(pid) / "oom_score_adj").strip()
         return int(text) if text.lstrip("-").isdecimal() else None
 
     def cpu_temperature_c(self) -> float | None:
         """Highest temperature of the processor, degrees Celsius; None where nothing measures it."""
-        readings = [*self._thermal_zones(), *self._hardware_monitors()]
-        return max(readings, default=None)
+        return cpu_temperature_c(self._sys)
 
     def _status_bytes(self, pid: int, field: str) -> int | None:
-        value = _fields(_read(self._proc / str(pid) / "status")).get(field)
+        value = _fields(read_kernel_file(self._proc / str(pid) / "status")).get(field)
         return None if value is None else value << 10
-
-    def _thermal_zones(self) -> list[float]:
-        zones = sorted((self._sys / "class" / "thermal").glob("thermal_zone*"))
-        return _temperatures([(_read(zone / "type"), zone / "temp") for zone in zones])
-
-    def _hardware_monitors(self) -> list[float]:
-        chips = sorted((self._sys / "class" / "hwmon").glob("hwmon*"))
-        return _temperatures(
-            [(_read(chip / "name"), one) for chip in chips for one in sorted(chip.glob("temp*_input"))]
-        )
 
 
 def disk_free_bytes(path: Path) -> int | None:
@@ -110,18 +97,6 @@ def disk_free_bytes(path: Path) -> int | None:
         return shutil.disk_usage(path).free
     except OSError:
         return None
-
-
-def _temperatures(sources: list[tuple[str, Path]]) -> list[float]:
-    found = []
-    for name, path in sources:
-        text = _read(path).strip()
-        if any(part in name.lower() for part in CPU_ZONES) and text.lstrip("-").isdecimal():
-            celsius = int(text) / 1000
-            # Broken drivers report -273 or thousands of degrees.
-            if _TEMPERATURE_C[0] < celsius < _TEMPERATURE_C[1]:
-                found.append(celsius)
-    return found
 
 
 def _fields(text: str) -> dict[str, int]:
@@ -133,17 +108,3 @@ def _fields(text: str) -> dict[str, int]:
         if colon and words and words[0].isdecimal():
             found[name] = int(words[0])
     return found
-
-
-def _read(path: Path) -> str:
-    """Read a small kernel file; empty if it is missing, forbidden, or its device does not answer."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        return os.read(fd, _READ_BYTES).decode(errors="replace")
-    except OSError:
-        return ""
-    finally:
-        os.close(fd)

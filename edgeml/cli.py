@@ -21,6 +21,7 @@ GROUP: Final = "edgeml.commands"
 NEEDS: Final = {
     "agent": ("paho", "psutil", "tuf"),
     "infer": ("numpy",),
+    "measure": ("numpy",),
     "flash": ("tuf",),
     "convert": ("torch", "onnx", "onnxruntime"),
     "package": ("onnx", "onnxruntime"),
@@ -31,7 +32,7 @@ NEEDS: Final = {
 }
 """What must be importable for a command to work here; looked up without importing it."""
 EXTRAS: Final = {
-    "agent": "agent", "infer": "agent", "flash": "agent", "convert": "converters", "package": "converters",
+    "agent": "agent", "infer": "agent", "measure": "agent", "flash": "agent", "convert": "converters", "package": "converters",
     "sample": "converters", "keys": "fleet", "fleet": "fleet", "demo": "agent,serve,converters,fleet",
 }  # fmt: skip
 
@@ -47,15 +48,14 @@ class Rooms(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Find a command, loading its room's command line only."""
-        if (own := super().get_command(ctx, cmd_name)) is not None:
-            return own
-        for entry in metadata.entry_points(group=GROUP, name=cmd_name):
-            command: click.Command = entry.load()
-            missing = [name for name in NEEDS.get(cmd_name, ()) if util.find_spec(name) is None]
-            if missing:
-                return _not_installed(command, cmd_name, missing)
-            return command
-        return None
+        command = super().get_command(ctx, cmd_name)
+        if command is None:
+            entry = next(iter(metadata.entry_points(group=GROUP, name=cmd_name)), None)
+            if entry is None:
+                return None
+            command = entry.load()
+        missing = [name for name in NEEDS.get(cmd_name, ()) if util.find_spec(name) is None]
+        return _not_installed(command, cmd_name, missing) if missing else command
 
 
 def _not_installed(command: click.Command, name: str, missing: list[str]) -> click.Command:
@@ -98,10 +98,12 @@ def edgeml(verbose: int) -> None:
 
 def _register() -> None:
     from .doctor import doctor
+    from .measure_command import measure
     from .profiles_command import profiles
 
     edgeml.add_command(profiles)
     edgeml.add_command(doctor)
+    edgeml.add_command(measure)
 
 
 @edgeml.command()

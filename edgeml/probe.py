@@ -11,14 +11,12 @@ from __future__ import annotations
 import enum
 import math
 import os
-import platform
 import resource
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -30,6 +28,7 @@ import numpy.typing as npt
 from .child import ChildLimits, check_memory, module_command, one_line, run_child, status_bytes
 from .errors import BackendError
 from .lifeline import die_with_parent
+from .machine_facts import read_facts
 from .manifest import RuntimeFamily
 from .profile import DeviceRuntime
 from .runtime import KernelSet, Session, open_session
@@ -78,6 +77,22 @@ class Description:
     runtime: str
 
 
+class Timing(msgspec.Struct, frozen=True):
+    """What else was timed: loading the model, its first request, `runs` more after the warm-up.
+
+    `trend` is the median of the last quarter of these over that of the first: above one, the machine slowed down.
+    """
+
+    load_ms: float = 0.0
+    first_call_ms: float = 0.0
+    latency_p99_ms: float = 0.0
+    trend: float = 1.0
+    runs: int = 0
+
+
+_UNTIMED: Final = Timing()
+
+
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
     """What a model answered and what it cost on the machine named in `host`.
@@ -94,6 +109,7 @@ class ProbeResult:
     peak_memory_bytes: int
     runtime: str
     host: str
+    timing: Timing = _UNTIMED
 
 
 class _Job(enum.Enum):
@@ -109,6 +125,7 @@ class _Request(msgspec.Struct, frozen=True):
     input_count: int
     runtime: DeviceRuntime | None
     kernels: KernelSet
+    runs: int = 0
 
 
 class _Report(msgspec.Struct, frozen=True):
@@ -118,6 +135,7 @@ class _Report(msgspec.Struct, frozen=True):
     latency_p50_ms: float = 0.0
     latency_p95_ms: float = 0.0
     peak_memory_bytes: int = 0
+    timing: Timing = Timing()
     refusal: str = ""
     hint: str = ""
 
@@ -129,6 +147,7 @@ def probe(
     *,
     limits: ProbeLimits | None = None,
     place: Place = HERE,
+    runs: int = 0,
 ) -> ProbeResult:
     """Run a model on samples in a child process.
 
@@ -138,6 +157,7 @@ def probe(
         inputs: per input of the model, [samples, ...] in its dtype; at least one sample.
         limits: what the child may take.
         place: the runtime, kernels and interpreter.
+        runs: how many requests are timed; 0: as many as fit into LATENCY_SPAN_S, at most LATENCY_RUNS.
 
     Raises:
         BackendError: The runtime refuses the model or the samples, or is not there, or is not the one asked for; or the
@@ -151,7 +171,9 @@ def probe(
         folder = Path(name)
         for index, array in enumerate(inputs):
             np.save(folder / f"input_{index}.npy", np.ascontiguousarray(array), allow_pickle=False)
-        request = _request(_Job.MEASURE, family, limits, len(inputs), place)
+        request = msgspec.structs.replace(
+            _request(_Job.MEASURE, family, limits, len(inputs), place), runs=runs
+        )
         report = _in_child(folder, model, request, limits, place.python)
         answers = tuple(
             _read_answer(folder / f"output_{index}.npy", len(inputs[0]))
@@ -159,7 +181,7 @@ def probe(
         )
     return ProbeResult(
         report.inputs, report.outputs, answers, report.latency_p50_ms, report.latency_p95_ms,
-        report.peak_memory_bytes, report.runtime, host(),
+        report.peak_memory_bytes, report.runtime, host(), report.timing,
     )  # fmt: skip
 
 
@@ -181,12 +203,8 @@ def describe(
 
 def host() -> str:
     """Name the kind of this machine: architecture, processor, cores. Nothing that identifies it."""
-    processor = ""
-    with suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
-        processor = next(
-            (line.partition(":")[2].strip() for line in file if line.startswith("model name")), ""
-        )
-    return " ".join(part for part in (platform.machine(), processor, f"({os.cpu_count()} cores)") if part)
+    facts = read_facts()
+    return " ".join(part for part in (facts.machine, facts.processor, f"({os.cpu_count()} cores)") if part)
 
 
 def _in_child(
@@ -216,7 +234,9 @@ def _read_report(path: Path) -> _Report:
             report = msgspec.json.decode(file.read(REPORT_BYTES_MAX), type=_Report)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _garbage() from error
-    figures = (report.latency_p50_ms, report.latency_p95_ms, report.peak_memory_bytes)
+    figures = (
+        report.latency_p50_ms, report.latency_p95_ms, report.peak_memory_bytes, *msgspec.structs.astuple(report.timing),
+    )  # fmt: skip
     if not report.refusal and not (
         report.inputs and report.outputs and all(math.isfinite(one) and one >= 0 for one in figures)
     ):
@@ -259,10 +279,12 @@ def _serve(folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (ANSWERS_BYTES_MAX, ANSWERS_BYTES_MAX))
     signal.alarm(math.ceil(request.timeout_s) + 5)  # should the parent be killed, nobody else ends us
+    begun = time.perf_counter()
     try:
         session = open_session(
             (folder / _MODEL).read_bytes(), request.family, request.threads, request.runtime, request.kernels
         )
+        load_ms = (time.perf_counter() - begun) * 1000
         if request.job is _Job.DESCRIBE:
             report = _Report(
                 session.inputs, session.outputs, session.runtime, peak_memory_bytes=_peak_memory_bytes()
@@ -273,15 +295,17 @@ def _serve(folder: Path) -> None:
                 np.load(folder / f"input_{i}.npy", mmap_mode="r", allow_pickle=False)
                 for i in range(request.input_count)
             ]
-            report = _measure(session, samples, folder)
+            report = _measure(session, samples, folder, request.runs)
+            timing = msgspec.structs.replace(report.timing, load_ms=load_ms)
+            report = msgspec.structs.replace(report, timing=timing)
     except BackendError as error:
         report = _Report(refusal=error.message, hint=error.hint)
     (folder / _REPORT).write_bytes(msgspec.json.encode(report))
 
 
-def _measure(session: Session, samples: Sequence[Array], folder: Path) -> _Report:
+def _measure(session: Session, samples: Sequence[Array], folder: Path, runs: int) -> _Report:
     _check_samples(session.inputs, samples)
-    latencies = _latencies_ms(session, samples)
+    first_ms, latencies = _latencies_ms(session, samples, runs)
     peak = _peak_memory_bytes()  # before batches of many samples, which no device feeds
     step = BATCH_SAMPLES if all(spec.shape[0] == BATCH for spec in session.inputs) else 1
     count = len(samples[0])
@@ -296,8 +320,11 @@ def _measure(session: Session, samples: Sequence[Array], folder: Path) -> _Repor
                 hint="keep the batch dimension in every output",
             )
         np.save(folder / f"output_{index}.npy", np.concatenate(parts), allow_pickle=False)
-    p50, p95 = np.percentile(latencies, [50, 95])
-    return _Report(session.inputs, session.outputs, session.runtime, float(p50), float(p95), peak)
+    p50, p95, p99 = map(float, np.percentile(latencies, [50, 95, 99]))
+    quarter = max(1, len(latencies) // 4)
+    trend = float(np.median(latencies[-quarter:]) / np.median(latencies[:quarter]))
+    timing = Timing(first_call_ms=first_ms, latency_p99_ms=p99, trend=trend, runs=len(latencies))
+    return _Report(session.inputs, session.outputs, session.runtime, p50, p95, peak, timing)
 
 
 def _check_samples(specs: Sequence[TensorSpec], samples: Sequence[Array]) -> None:
@@ -322,22 +349,27 @@ def _check_samples(specs: Sequence[TensorSpec], samples: Sequence[Array]) -> Non
             )
 
 
-def _latencies_ms(session: Session, samples: Sequence[Array]) -> list[float]:
-    """Time requests with one sample: at most LATENCY_RUNS of them, for about LATENCY_SPAN_S."""
+def _latencies_ms(session: Session, samples: Sequence[Array], runs: int) -> tuple[float, list[float]]:
+    """Time requests with one sample: the first, and after the warm-up `runs` of them, or for about LATENCY_SPAN_S."""
     ring = [[np.array(array[i : i + 1]) for array in samples] for i in range(min(16, len(samples[0])))]
     begun = time.perf_counter()
-    for run in range(WARM_UP_RUNS):
-        session.run(ring[run % len(ring)])
+    first_ms = _run_ms(session, ring[0])
+    for run in range(1, WARM_UP_RUNS):
         if time.perf_counter() - begun > LATENCY_SPAN_S:
             break
+        session.run(ring[run % len(ring)])
     taken: list[float] = []
+    least, most = (runs, runs) if runs else (LATENCY_RUNS_MIN, LATENCY_RUNS)
     end = time.perf_counter() + LATENCY_SPAN_S
-    while len(taken) < LATENCY_RUNS and (len(taken) < LATENCY_RUNS_MIN or time.perf_counter() < end):
-        request = ring[len(taken) % len(ring)]
-        before = time.perf_counter_ns()
-        session.run(request)
-        taken.append((time.perf_counter_ns() - before) / 1e6)
-    return taken
+    while len(taken) < most and (len(taken) < least or time.perf_counter() < end):
+        taken.append(_run_ms(session, ring[len(taken) % len(ring)]))
+    return first_ms, taken
+
+
+def _run_ms(session: Session, request: list[Array]) -> float:
+    before = time.perf_counter_ns()
+    session.run(request)
+    return (time.perf_counter_ns() - before) / 1e6
 
 
 if __name__ == "__main__":

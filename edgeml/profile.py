@@ -18,6 +18,8 @@ from .errors import ConfigError
 from .ids import is_name
 
 PROFILE_BYTES_MAX: Final = 64 << 10
+HOST: Final = "host"
+"""Name of the profile of the machine one sits at."""
 
 
 class Origin(enum.Enum):
@@ -125,11 +127,16 @@ def names() -> tuple[str, ...]:
 
 
 def read(name_or_path: str) -> bytes:
-    """Return a profile's TOML, by shipped name or by path.
+    """Return a profile's TOML, by shipped name or by path; `host` is the machine one sits at.
 
     Raises:
         ConfigError: Neither exists.
     """
+    if name_or_path == HOST:
+        from .host_profile import read_host
+        from .profile_text import encode
+
+        return encode(read_host())
     if name_or_path.endswith(".toml") or "/" in name_or_path:
         try:
             with Path(name_or_path).open("rb") as file:
@@ -141,7 +148,7 @@ def read(name_or_path: str) -> bytes:
     if name_or_path not in names():
         raise ConfigError(
             f"unknown profile {name_or_path!r}",
-            hint=f"one of {', '.join(names())}, or a path to a .toml file",
+            hint=f"one of {', '.join(names())}, {HOST} (this machine), or a path to a .toml file",
         )
     return (importlib.resources.files("hardware_profiles") / f"{name_or_path}.toml").read_bytes()
 

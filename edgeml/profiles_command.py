@@ -7,12 +7,14 @@ it is valid is decided in `edgeml.profile`; how an error is shown, and its exit 
 from __future__ import annotations
 
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
 
 from . import profile as profiles_
+from .errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,7 +74,7 @@ def list_(form: str | None) -> None:
 def show(name_or_path: str, form: str | None) -> None:
     """Show one profile: each number with its unit, its origin and its source.
 
-    NAME_OR_PATH is the name of a shipped profile, or a path to a .toml file. Whichever form is asked for, the profile
+    NAME_OR_PATH is the name of a shipped profile, `host` for this machine, or a path to a .toml file. Whichever form is asked for, the profile
     is checked first.
 
     \b
@@ -80,6 +82,7 @@ def show(name_or_path: str, form: str | None) -> None:
         edgeml profiles show raspberry-pi-4
         edgeml profiles show raspberry-pi-4 --toml > my-board.toml
         edgeml profiles show ./my-board.toml --json
+        edgeml profiles show host
     \f
 
     Raises:
@@ -94,6 +97,38 @@ def show(name_or_path: str, form: str | None) -> None:
             click.echo(data, nl=False)
         case _:
             click.echo(_described(profile))
+
+
+@profiles.command()
+@click.argument("name_or_path")
+@click.argument("records", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--name", default="my-board", show_default=True, help="Name of the new profile.")
+def calibrate(name_or_path: str, records: tuple[Path, ...], name: str) -> None:
+    """Make the profile of your own board of NAME_OR_PATH and of what `edgeml measure --out` wrote there.
+
+    What the board says of itself replaces what was estimated; the rest stays. Prints TOML.
+
+    \b
+    Example:
+        edgeml profiles calibrate raspberry-pi-4 pi4.json > my-board.toml
+    \f
+
+    Raises:
+        ConfigError: The measurements are of several machines, of another architecture, or were slowed down.
+        ManifestError: A file is no measurement.
+    """
+    from .calibration import calibrate as run
+    from .measurement import RECORD_BYTES_MAX, decode
+    from .profile_text import encode
+
+    read = []
+    for path in records:
+        try:
+            with path.open("rb") as file:
+                read.append(decode(file.read(RECORD_BYTES_MAX + 1), path.name))
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
+    click.echo(encode(run(profiles_.load(name_or_path), read, name)), nl=False)
 
 
 def for_people(quantity: profiles_.Quantity) -> str:
