@@ -19,10 +19,16 @@ from .sources.torch_model import Array
 _CHANNELS_LAST: Final = {3: (0, 2, 1), 4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 
 
+def channels_to(samples: Array, layout: Layout) -> Array:
+    """Put the channels of samples [samples, channels, ...] where a layout has them."""
+    if layout is Layout.CHANNELS_LAST and samples.ndim in _CHANNELS_LAST:
+        return np.ascontiguousarray(samples.transpose(_CHANNELS_LAST[samples.ndim]))
+    return samples
+
+
 def feed(samples: Array, spec: TensorSpec, layout: Layout) -> Array:
     """Make a candidate's input [samples, ...] of the source's, in the candidate's type."""
-    if layout is Layout.CHANNELS_LAST and samples.ndim in _CHANNELS_LAST:
-        samples = samples.transpose(_CHANNELS_LAST[samples.ndim])
+    samples = channels_to(samples, layout)
     kind = np.dtype(spec.dtype.value)
     if spec.dtype is not DType.FLOAT32 and spec.scale is not None and samples.dtype.kind == "f":
         limits = np.iinfo(kind)

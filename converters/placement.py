@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from edgeml.errors import BackendError
 from edgeml.manifest import RuntimeFamily
-from edgeml.profile import DeviceRuntime, HardwareProfile
+from edgeml.profile import HOST, DeviceRuntime, HardwareProfile
 
 from .candidate import Basis, Candidate, Failed, Figure, Measured, Placement, Run
 from .estimate.arena import arena, kernels_of
@@ -18,8 +18,6 @@ from .estimate.graph import Graph
 from .estimate.onnx_graph import read_onnx
 from .estimate.tflite_graph import read_tflite
 from .verify import Verified
-
-HOST_NAME = "host"
 
 
 def graph_of(verified: Verified) -> Graph | None:
@@ -42,7 +40,7 @@ def place(candidate: Candidate, graph: Graph | None, profile: HardwareProfile) -
 
 def _latency(runs: tuple[Run, ...], profile: HardwareProfile) -> Figure | None:
     measured = _measured(runs)
-    if measured is None or profile.name != HOST_NAME:
+    if measured is None or profile.name != HOST:
         return None
     return Figure(measured.latency_p50_ms, Basis.HOST)
 

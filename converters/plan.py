@@ -61,6 +61,9 @@ class Effort(enum.Enum):
 class Lack(enum.Enum):
     """What a profile still misses after what was tried."""
 
+    NOTHING = "nothing"
+    """Something other than the plain export keeps to every constraint."""
+
     ACCURACY = "accuracy"
     """Everything smaller than the plain export scores too low, or does not run."""
     COST = "cost"
@@ -79,14 +82,14 @@ class Need(enum.Enum):
 class Stage:
     """Recipes that are tried together.
 
-    `helps` is what may be gained: a stage is left out where that is not what lacks. `cost_s` is about how many seconds one
+    `helps` is where a stage is of use: it is left out where something else lacks. `cost_s` is about how many seconds one
     recipe takes, for the progress bar.
     """
 
     title: str
     recipes: tuple[Recipe, ...]
     cost_s: float
-    helps: frozenset[Lack] = frozenset(Lack)
+    helps: frozenset[Lack] = frozenset()
     need: Need = Need.NOTHING
 
 
@@ -103,6 +106,7 @@ class Means:
     is_image: bool = False
 
 
+_ALWAYS: Final = frozenset(Lack)
 _ACCURACY: Final = frozenset({Lack.ACCURACY})
 _COST: Final = frozenset({Lack.COST})
 
@@ -141,8 +145,8 @@ def stages(
     export = export_for(profile, means, family)
     static = static_for(profile, family)
     planned = [
-        Stage("as it is", (Recipe(export),), 4.0),
-        Stage("static int8", (Recipe(export, (), static),), 1.5),
+        Stage("as it is", (Recipe(export),), 4.0, _ALWAYS),
+        Stage("static int8", (Recipe(export, (), static),), 1.5, _ALWAYS),
         Stage("other ranges", _compressed(export, _other_ranges(static)), 2.0, _ACCURACY),
         Stage("mixed precision", (Recipe(export, (), static),), 2.0, _ACCURACY, Need.SENSITIVITY),
     ]

@@ -83,8 +83,7 @@ class Search:
     def _needed(self, stage: Stage, aim: Aim) -> bool:
         if self.effort is Effort.EXPLORE:
             return True
-        missing = lack(self.placements(aim.profile), aim.profile, aim.constraints)
-        return missing is not None and missing in stage.helps
+        return lack(self.placements(aim.profile), aim.profile, aim.constraints) in stage.helps
 
     def _try(self, aim: Aim, index: int) -> None:
         stage = aim.stages[index]
@@ -103,7 +102,7 @@ class Search:
             yield from mixed(recipe, self.bench.exclusions(recipe))
 
     def _settled(self, aim: Aim) -> bool:
-        return lack(self.placements(aim.profile), aim.profile, aim.constraints) is None
+        return lack(self.placements(aim.profile), aim.profile, aim.constraints) is Lack.NOTHING
 
     def _progress(self, recipe: Recipe, left: Sequence[Stage]) -> Progress:
         done_s = time.monotonic() - self._begun_s
@@ -112,11 +111,11 @@ class Search:
         return Progress(f"making and verifying {recipe.name}", done_s, done_s + left_s)
 
 
-def lack(placements: Sequence[Placement], profile: HardwareProfile, constraints: Constraints) -> Lack | None:
+def lack(placements: Sequence[Placement], profile: HardwareProfile, constraints: Constraints) -> Lack:
     """Say what a profile still misses: nothing, if something other than the plain export is chosen."""
     chosen = select(placements, profile, constraints, Preference.BYTES).chosen
     if chosen is not None and not chosen.is_plain:
-        return None
+        return Lack.NOTHING
     shrunk = [one for one in placements if not one.candidate.recipe.is_plain]
     return Lack.COST if any(_scores_enough(one, constraints.floor) for one in shrunk) else Lack.ACCURACY
 

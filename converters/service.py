@@ -78,7 +78,9 @@ def convert(order: ConversionOrder, on_progress: OnProgress = lambda _: None) ->
     return bundler.write(found, views)
 
 
-def _judged(order: ConversionOrder, source: Source, data: Dataset, metric: Metric | None) -> tuple[Meaning, Judge]:
+def _judged(
+    order: ConversionOrder, source: Source, data: Dataset, metric: Metric | None
+) -> tuple[Meaning, Judge]:
     """Ask the source itself, and decide what its answers mean and what scores them."""
     source.answers(data.calibration_x[:2], "calibration_x")
     answers = source.answers(data.evaluation_x, "evaluation_x")

@@ -27,6 +27,8 @@ from .select import Verdict
 from .units import size
 
 WIDTH: Final = 110
+REASONS_MAX: Final = 4
+"""What is said in a terminal of those that were not chosen; all of it stands in the page and with --json."""
 
 
 def print_json(content: Any) -> None:
@@ -217,10 +219,20 @@ def _figures(run: RunRow | None) -> tuple[str, str, str, str, str]:
 
 
 def _reasons(rows: Sequence[CandidateRow]) -> Iterator[str]:
-    """Say for each profile what became of each candidate, the chosen one first."""
+    """Say for each profile what was chosen, what was refused and why, and the best of those that were passed over."""
     for profile in dict.fromkeys(one.profile for row in rows for one in row.verdicts):
         yield f"for {profile}:"
         said = [(one, row.variant) for row in rows for one in row.verdicts if one.profile == profile]
-        for one, variant in sorted(said, key=lambda pair: pair[0].verdict != Verdict.CHOSEN.value):
-            there = f" ({one.latency_ms:.3g} ms {one.latency_basis})" if one.latency_ms is not None else ""
-            yield f"  {variant}{there} {one.verdict}: {one.reason}"
+        for verdict, most in (
+            (Verdict.CHOSEN, 1),
+            (Verdict.REFUSED, REASONS_MAX),
+            (Verdict.PASSED_OVER, REASONS_MAX),
+        ):
+            these = [pair for pair in said if pair[0].verdict == verdict.value]
+            for one, variant in these[:most]:
+                there = (
+                    f" ({one.latency_ms:.3g} ms {one.latency_basis})" if one.latency_ms is not None else ""
+                )
+                yield f"  {variant}{there} {one.verdict}: {one.reason}"
+            if len(these) > most:
+                yield f"  {len(these) - most} more {verdict.value}: the page tells why"

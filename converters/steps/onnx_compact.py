@@ -179,14 +179,18 @@ def _one_zero(graph: Any) -> None:
 
 
 def _share(graph: Any) -> None:
-    """Keep one of all initializers with the same type, shape and content."""
+    """Keep one of all initializers with the same type, shape and content.
+
+    Not of int8: onnxruntime on x86 without VNNI makes uint8 of the weights and zero points of each node on its own, and
+    fails where two nodes share one ("Attempt to replace the existing tensor").
+    """
     from onnx import numpy_helper
 
     visible = {one.name for one in (*graph.input, *graph.output)}
     first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
     same: dict[str, str] = {}
     for one in graph.initializer:
-        if one.name in visible or one.data_type == one.STRING:
+        if one.name in visible or one.data_type in {one.STRING, one.INT8}:
             continue
         content = (one.data_type, tuple(one.dims), numpy_helper.to_array(one).tobytes())
         same[one.name] = first.setdefault(content, one.name)

@@ -21,6 +21,7 @@ except ImportError as error:  # pragma: no cover - depends on the installation
     raise BackendError("onnxruntime is not installed", hint="pip install 'edgeml-fleet[agent]'") from error
 
 _EXACT_INTEGERS = "session.x64quantprecision"
+_NOT_EXACT = (ort.capi.onnxruntime_pybind11_state.NotImplemented, ort.capi.onnxruntime_pybind11_state.Fail)
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 _DTYPES = {
     "tensor(float)": DType.FLOAT32, "tensor(float16)": DType.FLOAT16, "tensor(double)": DType.FLOAT64,
@@ -40,8 +41,9 @@ class OnnxSession:
         try:
             try:
                 self._session = _session(model, threads, exact="1")
-            except ort.capi.onnxruntime_pybind11_state.NotImplemented:
-                # The setting makes int8 by int8 a pair that has no kernel. Without it that pair is exact anyway.
+            except _NOT_EXACT:
+                # The setting makes int8 by int8 a pair that has no kernel (without it that pair is exact anyway), and
+                # stumbles over zero points that nodes share.
                 self._session = _session(model, threads, exact="0")
         except Exception as error:  # the library raises bare exceptions of its own kinds
             raise BackendError(

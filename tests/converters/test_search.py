@@ -120,7 +120,7 @@ class TestLack:
     @pytest.mark.parametrize(
         ("static", "constraints", "lacking"),
         [
-            ((0.97, 30_000, 1.0), Constraints(FLOOR), None),
+            ((0.97, 30_000, 1.0), Constraints(FLOOR), Lack.NOTHING),
             ((0.90, 30_000, 1.0), Constraints(FLOOR), Lack.ACCURACY),
             ((0.97, 30_000, 1.0), Constraints(FLOOR, max_bytes=20_000), Lack.COST),
             ((0.97, 30_000, 1.0), Constraints(FLOOR, max_latency_ms=0.7), Lack.COST),

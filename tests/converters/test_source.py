@@ -9,7 +9,7 @@ from click.testing import CliRunner
 import converters
 from converters.assemble import ReleaseName
 from converters.cli import convert as command
-from converters.service import ConversionOrder
+from converters.order import ConversionOrder, Limits
 from converters.sources.torch_model import parse_source
 from edgeml import profile
 from edgeml.errors import ConfigError
@@ -25,7 +25,7 @@ def converting(directory, text=NET, data=None, **changes):
     (directory / "mine.py").write_text(text)
     order = ConversionOrder(
         source=f"{directory}/mine.py:model", data=data or directory / "data.npz", profiles=(profile.load("raspberry-pi-4"),),
-        release=changes.pop("release", ReleaseName("net", "1.0.0")), max_drop=changes.pop("max_drop", 0.02), out=directory / "out", **changes,
+        release=changes.pop("release", ReleaseName("net", "1.0.0")), limits=Limits(max_drop=changes.pop("max_drop", 0.02)), out=directory / "out", work=directory / "work", **changes,
     )  # fmt: skip
     return converters.convert(order)
 
@@ -155,7 +155,7 @@ def test_what_the_users_code_prints_does_not_spoil_the_json(desk):
     result = CliRunner().invoke(
         command,
         [f"{desk}/mine.py:model", "--data", str(desk / "unlabelled.npz"), "--profile", "raspberry-pi-4", "--name", "n", "--version", "1",
-         "--max-drop", "2%", "--out", str(desk / "out"), "--json"],
+         "--max-drop", "2%", "--out", str(desk / "out"), "--work", str(desk / "work"), "--json"],
     )  # fmt: skip
     assert json.loads(result.stdout)["report"]["release"] == "n@1"
     assert "loading..." in result.stderr
@@ -166,7 +166,7 @@ def test_a_program_that_is_none_is_refused(desk, content):
     (desk / "net.pt2").write_bytes(content)
     order = ConversionOrder(
         source=str(desk / "net.pt2"), data=desk / "data.npz", profiles=(profile.load("raspberry-pi-4"),), release=ReleaseName("n", "1"),
-        max_drop=0.02, out=desk / "out",
+        limits=Limits(max_drop=0.02), out=desk / "out", work=desk / "work",
     )  # fmt: skip
     with pytest.raises(ConfigError, match=r"net\.pt2 cannot be loaded"):
         converters.convert(order)

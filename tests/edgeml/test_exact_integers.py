@@ -23,7 +23,9 @@ def product(weights_type, activations_type):
         "one": np.float32(1), "zero_a": activations_type(0), "w": weights, "zero_w": weights_type(0),
         "scale": scale, "zero_y": activations_type(0 if activations_type is np.int8 else 128),
     }  # fmt: skip
-    node = helper.make_node("QLinearMatMul", ["x", "one", "zero_a", "w", "one", "zero_w", "scale", "zero_y"], ["y"])
+    node = helper.make_node(
+        "QLinearMatMul", ["x", "one", "zero_a", "w", "one", "zero_w", "scale", "zero_y"], ["y"]
+    )
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(activations_type))
     graph = helper.make_graph(
         [node], "product", [helper.make_tensor_value_info("x", kind, ["batch", DEPTH])],
