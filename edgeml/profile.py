@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import importlib.resources
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -64,7 +65,9 @@ class HardwareProfile(
     """What a class of hardware offers.
 
     `model_memory` is what a model and its runtime may take of `memory`; `model_storage` what one variant may take of
-    `storage`. `channel_block` is the multiple to which the runtime rounds channels.
+    `storage`. `channel_block` is the multiple to which the runtime rounds channels. The last seven are for the estimate of
+    a latency, of one thread; a profile without them is whole, and no latency is estimated for it. MACs a cycle are what
+    runtimes of a family reach on large layers, not what the processor could.
     """
 
     name: str
@@ -80,6 +83,13 @@ class HardwareProfile(
     model_memory: Quantity
     model_storage: Quantity
     channel_block: Quantity
+    onnx_fp32_macs_per_cycle: Quantity | None = None
+    onnx_int8_macs_per_cycle: Quantity | None = None
+    tflite_fp32_macs_per_cycle: Quantity | None = None
+    tflite_int8_macs_per_cycle: Quantity | None = None
+    memory_bandwidth: Quantity | None = None
+    operator_overhead: Quantity | None = None
+    call_overhead: Quantity | None = None
     notes: str = ""
 
 
@@ -93,6 +103,16 @@ UNITS: Final = {
     "channel_block": "channels",
 }
 """Unit of each quantity; a profile that uses another one is refused."""
+OPTIONAL_UNITS: Final = {
+    "onnx_fp32_macs_per_cycle": "MACs/cycle",
+    "onnx_int8_macs_per_cycle": "MACs/cycle",
+    "tflite_fp32_macs_per_cycle": "MACs/cycle",
+    "tflite_int8_macs_per_cycle": "MACs/cycle",
+    "memory_bandwidth": "bytes/s",
+    "operator_overhead": "us",
+    "call_overhead": "us",
+}
+"""The same of quantities that a profile may leave out."""
 
 
 def decode(data: bytes, source: str) -> HardwareProfile:
@@ -111,11 +131,19 @@ def decode(data: bytes, source: str) -> HardwareProfile:
         ) from error
     if not is_name(profile.name):
         raise ConfigError(f"profile {source}: {profile.name!r} is not a valid name", hint="use a-z 0-9 . _ -")
-    for field, unit in UNITS.items():
-        quantity: Quantity = getattr(profile, field)
+    for field, quantity in quantities(profile):
+        unit = UNITS.get(field) or OPTIONAL_UNITS[field]
         if quantity.unit != unit or not math.isfinite(quantity.value) or quantity.value <= 0:
             raise ConfigError(f"profile {source}: {field} must be positive and in {unit}")
     return profile
+
+
+def quantities(profile: HardwareProfile) -> Iterator[tuple[str, Quantity]]:
+    """Each number that a profile holds, with its field, in the order of the fields."""
+    for field in (*UNITS, *OPTIONAL_UNITS):
+        quantity: Quantity | None = getattr(profile, field)
+        if quantity is not None:
+            yield field, quantity
 
 
 def names() -> tuple[str, ...]:

@@ -164,10 +164,10 @@ def _described(profile: profiles_.HardwareProfile) -> str:
         ("extensions", ", ".join(profile.extensions) or "none"),
         ("runtimes", _runtimes(profile)),
     ]
-    numbers = []
-    for field in profiles_.UNITS:
-        quantity: profiles_.Quantity = getattr(profile, field)
-        numbers.append((field, for_people(quantity), quantity.origin.value, quantity.source))
+    numbers = [
+        (field, for_people(quantity), quantity.origin.value, quantity.source)
+        for field, quantity in profiles_.quantities(profile)
+    ]
     parts = [
         f"{profile.name}: {profile.title}",
         _aligned(about),

@@ -34,8 +34,14 @@ def run(*arguments: str) -> Result:
 
 
 def quantities(name: str) -> dict[str, profile.Quantity]:
-    loaded = profile.load(name)
-    return {field: getattr(loaded, field) for field in profile.UNITS}
+    return dict(profile.quantities(profile.load(name)))
+
+
+def without_rates(text: str) -> str:
+    """A profile as it was before latencies could be estimated."""
+    return "\n".join(
+        line for line in text.splitlines() if line.partition(" ")[0] not in profile.OPTIONAL_UNITS
+    )
 
 
 def replaced(old: str, new: str) -> bytes:
@@ -61,10 +67,20 @@ class TestShipped:
             if quantity.origin is profile.Origin.ESTIMATED:
                 assert quantity.source.startswith(("chosen: ", "derived: ", "from ")), field
 
-    def test_numbers_are_finite_and_whole(self, name):
+    def test_numbers_are_finite_and_whole_but_for_rates(self, name):
         for field, quantity in quantities(name).items():
             assert math.isfinite(quantity.value), field
-            assert quantity.value.is_integer(), field
+            assert quantity.value.is_integer() or quantity.unit == "MACs/cycle", field
+
+    def test_it_has_the_rates_of_its_runtimes(self, name):
+        onnx = profile.DeviceRuntime.ONNXRUNTIME in profile.load(name).runtimes
+        has = set(quantities(name)) & set(profile.OPTIONAL_UNITS)
+        assert has == {field for field in profile.OPTIONAL_UNITS if onnx or not field.startswith("onnx_")}
+
+    def test_no_rate_is_said_to_be_measured_on_the_board(self, name):
+        for field in profile.OPTIONAL_UNITS:
+            if field in quantities(name):
+                assert quantities(name)[field].origin is profile.Origin.ESTIMATED
 
     def test_a_model_gets_a_part_and_never_all(self, name):
         numbers = quantities(name)
@@ -105,6 +121,15 @@ def test_a_path_that_does_not_exist_is_refused(path, tmp_path, monkeypatch):
         profile.load(path)
 
 
+def test_a_profile_without_rates_is_whole():
+    assert set(profile.OPTIONAL_UNITS) & set(VALID.split()), (
+        "the test no longer matches the file that it alters"
+    )
+    old = profile.decode(without_rates(VALID).encode(), "my board")
+    assert all(getattr(old, field) is None for field in profile.OPTIONAL_UNITS)
+    assert {field for field, _ in profile.quantities(old)} == set(profile.UNITS)
+
+
 def test_a_users_own_file_is_read(tmp_path):
     own = tmp_path / "mine.toml"
     own.write_bytes(replaced('name = "raspberry-pi-4"', 'name = "mine"'))
@@ -116,6 +141,8 @@ def test_a_users_own_file_is_read(tmp_path):
     [
         pytest.param(replaced('unit = "MHz"', 'unit = "GHz"'), id="wrong unit"),
         pytest.param(replaced("value = 1500", "value = -1500"), id="negative"),
+        pytest.param(replaced("value = 3_500_000_000", "value = -1"), id="negative rate"),
+        pytest.param(replaced('unit = "bytes/s"', 'unit = "GB/s"'), id="wrong unit of a rate"),
         pytest.param(replaced("value = 1500", "value = 0"), id="zero"),
         pytest.param(replaced("value = 1500", 'value = "1500"'), id="text for a number"),
         pytest.param(replaced("title =", 'colour = "red"\ntitle ='), id="unknown field"),
