@@ -44,6 +44,8 @@ FILE_BYTES_MAX: Final = 2 << 30
 _EVERYWHERE: Final = ".*"
 _SIGNATURE: Final = "serving_default"
 _FLOAT32: Final = 0
+_FLOAT16: Final = 1
+"""Codes of `TensorType` in the schema, which never change."""
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -104,7 +106,12 @@ def _quantize(source: bytes, samples: Any, step: Compression) -> bytes:
         watch.calibrate({root.signatureDefs[0].signatureKey.decode(): feeds}, recipes)
         ranges = watch.get_model_qsvs()
     result = made.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
-    return pack(unpack(bytes(result.quantized_model)))
+    quantized = unpack(bytes(result.quantized_model))
+    if not any(_is_small(tensor) for graph in quantized.subgraphs for tensor in graph.tensors):
+        raise _RefusedError(
+            "nothing in the model can be stored in fewer bits by this recipe", "use another one"
+        )
+    return pack(quantized)
 
 
 def _checked(source: bytes, samples: Any) -> Any:
@@ -148,7 +155,12 @@ def _checked(source: bytes, samples: Any) -> Any:
 
 
 def _is_quantized(tensor: Any) -> bool:
-    return tensor.quantization is not None and tensor.quantization.scale is not None and len(tensor.quantization.scale)  # type: ignore[no-any-return]  # fmt: skip
+    told = tensor.quantization
+    return told is not None and told.scale is not None and len(told.scale) > 0
+
+
+def _is_small(tensor: Any) -> bool:
+    return tensor.type == _FLOAT16 or _is_quantized(tensor)
 
 
 def _signature(schema: Any, graph: Any) -> Any:

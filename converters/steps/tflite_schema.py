@@ -24,9 +24,27 @@ def unpack(model: bytes) -> Any:
     if model[4:8] != IDENTIFIER:
         raise ValueError("no .tflite file: it does not say so at its beginning")
     try:
-        return schema.ModelT.InitFromPackedBuf(model)
+        root = schema.ModelT.InitFromPackedBuf(model)
+        _bring_in(root, model)
+        for code in root.operatorCodes:  # older files have the one field, newer both
+            code.builtinCode = max(code.builtinCode, code.deprecatedBuiltinCode)
     except Exception as error:  # hostile offsets raise errors of many kinds
         raise ValueError("a damaged .tflite file: its tables lead out of it") from error
+    return root
+
+
+def _bring_in(root: Any, model: bytes) -> None:
+    """Put data that large files keep behind their tables into the tables, where every runtime finds it."""
+    import numpy as np
+
+    for buffer in root.buffers:
+        if buffer.offset > 1:  # 0: none; 1: none either, but room was kept for an offset
+            if buffer.offset + buffer.size > len(model):
+                raise ValueError("data beyond the end")
+            buffer.data = np.frombuffer(model, np.uint8, buffer.size, buffer.offset)
+        buffer.offset = buffer.size = 0
+    if any(one.largeCustomOptionsOffset for graph in root.subgraphs for one in graph.operators):
+        raise ValueError("options of an operator behind the tables")
 
 
 def pack(root: Any) -> bytes:
