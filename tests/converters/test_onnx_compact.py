@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from converters.recipe import Activations, DynamicInt8, Encoding, Float16, Layers, StaticInteger, WeightOnly
 from converters.steps.onnx_compact import compact
-from converters.steps.onnx_quantize import find_ranges, prepare, quantize, build_static, _Nodes
+from converters.steps.onnx_quantize import _Nodes, build_static, find_ranges, prepare, quantize
 from edgeml.errors import ConfigError
 
 
