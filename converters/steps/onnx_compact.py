@@ -67,7 +67,7 @@ def compact(model: bytes) -> bytes:
         attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute
     ):
         _lift_constants(graph)
-        _drop_dead(graph)
+        drop_dead(graph)
         _drop_defaults(proto)
         _one_zero(graph)
         _share(graph)
@@ -106,18 +106,28 @@ def _lift_constants(graph: Any) -> None:
     _replace(graph.node, kept)
 
 
-def _drop_dead(graph: Any) -> None:
+def drop_dead(graph: Any) -> None:
     """Remove nodes and initializers of which nobody reads anything."""
     wanted = {one.name for one in graph.output}
     kept = []
     for node in reversed(graph.node):
         if wanted.intersection(node.output):
-            wanted.update(node.input)
+            wanted.update(_reads(node))
             kept.append(node)
     _replace(graph.node, kept[::-1])
     _replace(graph.initializer, [one for one in graph.initializer if one.name in wanted])
     del graph.value_info[:]
     del graph.quantization_annotation[:]
+
+
+def _reads(node: Any) -> Iterator[str]:
+    """Name what a node reads, graphs within it included."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            yield from (one.name for one in graph.output)
+            for inner in graph.node:
+                yield from _reads(inner)
 
 
 def _drop_defaults(proto: Any) -> None:
@@ -175,7 +185,7 @@ def _one_zero(graph: Any) -> None:
                 tensors[name] = numpy_helper.from_array(values[0].reshape(()), name)
                 graph.initializer.append(tensors[name])
             node.input[place] = name
-    _drop_dead(graph)
+    drop_dead(graph)
 
 
 def _share(graph: Any) -> None:

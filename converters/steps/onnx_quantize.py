@@ -33,10 +33,10 @@ from ..recipe import (
     WeightOnly,
 )
 from ..sources.torch_model import Array
-from .onnx_compact import compact
+from .onnx_compact import compact, drop_dead, drop_unused_opsets
 from .onnx_layers import layers, nodes_of
 from .onnx_narrow import halve_scales, store_as_float16, store_as_integers
-from .onnx_rewrite import answer_in_float, name_nodes, pool_means
+from .onnx_rewrite import answer_in_float, hold_in_float, name_nodes, pool_means
 
 _LINEAR: Final = ("Gemm", "MatMul")
 _KEPT_FLOAT: Final = frozenset({"Softmax", "ArgMax", "EmbedLayerNormalization", "Attention", "LSTM"})
@@ -69,6 +69,8 @@ def prepare(model: bytes) -> bytes:
             proto = onnx.load(str(prepared))
             name_nodes(proto.graph)
             pool_means(proto.graph)
+            drop_dead(proto.graph)
+            drop_unused_opsets(proto)
             proto = onnx.shape_inference.infer_shapes(proto)
         except Exception as error:  # the library raises errors of many kinds
             raise BackendError(
@@ -136,6 +138,7 @@ def quantize_static(prepared: bytes, ranges: Ranges, step: StaticInteger) -> byt
     proto = onnx.load_from_string(prepared)
     excluded = nodes_of(step.float_layers, layers(proto.graph))
     result = build_static(proto, ranges, step, _Nodes((), tuple(excluded)))
+    hold_in_float(result.graph)
     if step.encoding is Encoding.QOPERATOR:
         answer_in_float(result.graph)
         halve_scales(result.graph)

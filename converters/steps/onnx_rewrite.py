@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import numpy as np
+
 _SPATIAL_RANK: Final = 4
 _RANGE_INPUTS: Final = 7
 """Inputs of QGemm before the scale and zero point of its output."""
+_REQUANTIZED: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})
+_DEQUANTIZE_INPUTS: Final = 3
 
 
 def name_nodes(graph: Any) -> None:
@@ -74,6 +78,47 @@ def answer_in_float(graph: Any) -> None:
             dropped.append(after[0])
     for node in dropped:
         graph.node.remove(node)
+
+
+def hold_in_float(graph: Any) -> None:
+    """Keep float layers between integer ones in float, by dequantizing their input with the same scale for each channel."""
+    from onnx import helper, numpy_helper
+
+    tensors = {one.name: one for one in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    written = []
+    for node in graph.node:
+        source = makers.get(node.input[0]) if node.op_type in _REQUANTIZED else None
+        if (
+            source is None
+            or source.op_type != "DequantizeLinear"
+            or len(source.input) < _DEQUANTIZE_INPUTS
+            or node.input[1] not in tensors
+            or tensors[source.input[1]].dims
+        ):
+            written.append(node)
+            continue
+        channels = _input_channels(node, tensors[node.input[1]].dims)
+        name = f"{node.output[0]}/held"
+        for place, suffix in ((1, "scale"), (2, "zero")):
+            value = numpy_helper.to_array(tensors[source.input[place]])
+            graph.initializer.append(numpy_helper.from_array(np.full(channels, value), f"{name}/{suffix}"))
+        held = helper.make_node(
+            "DequantizeLinear", [source.input[0], f"{name}/scale", f"{name}/zero"], [name], f"{name}/node", axis=1,
+            domain=source.domain,
+        )  # fmt: skip
+        node.input[0] = name
+        written += [held, node]
+    copies = [type(one).FromString(one.SerializeToString(deterministic=True)) for one in written]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _input_channels(node: Any, dims: Any) -> int:
+    if node.op_type == "Gemm":
+        return int(dims[1 if _attribute(node, "transB", 0) else 0])
+    groups = 1 if node.op_type == "ConvTranspose" else _attribute(node, "group", 1)
+    return int(dims[0 if node.op_type == "ConvTranspose" else 1] * groups)
 
 
 def _is_spatial_mean(node: Any, ranks: dict[str, int], tensors: dict[str, Any]) -> bool:
