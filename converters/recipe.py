@@ -83,7 +83,8 @@ class Prune(Step, frozen=True, tag="prune"):
 
     ratio: float
     channel_block: int
-    epochs: int = 4
+    epochs: int = 12
+    learning_rate: float = 3e-3
     seed: int = 0
 
 
@@ -91,14 +92,21 @@ class Student(Step, frozen=True, tag="student"):
     """Train a smaller network that the user's file names, plain and by distillation; the better one is kept."""
 
     factory: str
-    epochs: int = 8
+    epochs: int = 20
+    learning_rate: float = 3e-3
     seed: int = 0
 
 
 class QuantizationAwareTraining(Step, frozen=True, tag="qat"):
-    """Train with quantization simulated, so that weights grow used to it."""
+    """Train with quantization simulated, so that weights grow used to it; raced like the others.
 
-    epochs: int = 2
+    What is simulated should be what the compression after it does: `activations` None if it leaves them in float.
+    """
+
+    weight_bits: int = 8
+    activations: Activations | None = Activations.UINT8
+    epochs: int = 8
+    learning_rate: float = 1e-3
     seed: int = 0
 
 
