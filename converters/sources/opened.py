@@ -12,6 +12,7 @@ import math
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -149,8 +150,15 @@ def _enter(request: Request, folder: Path) -> None:
         file_bytes=OUTPUT_BYTES_MAX,
     )
     confine(allowance, [folder])
-    with quiet():
-        _load_libraries(request)
+    tempfile.tempdir = str(folder)  # some libraries ask for one as soon as they are imported; nothing is written to it
+    try:
+        with quiet():
+            _load_libraries(request)
+    except (ImportError, OSError) as error:
+        raise ConfigError(
+            f"{request.name} was not opened: a library cannot be loaded in the sandbox: {first_line(error)}",
+            hint="run `edgeml doctor`",
+        ) from error
     seal()
     check_sandbox(folder)
 
