@@ -150,7 +150,9 @@ def _enter(request: Request, folder: Path) -> None:
         file_bytes=OUTPUT_BYTES_MAX,
     )
     confine(allowance, [folder])
-    tempfile.tempdir = str(folder)  # some libraries ask for one as soon as they are imported; nothing is written to it
+    tempfile.tempdir = str(
+        folder
+    )  # some libraries ask for one as soon as they are imported; nothing is written to it
     try:
         with quiet():
             _load_libraries(request)

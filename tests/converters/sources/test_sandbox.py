@@ -98,7 +98,7 @@ print(json.dumps(answers))
 """,
         tmp_path,
     )
-    assert found.pop("shell") == -1
+    assert found.pop("shell") != 0
     assert found.pop("parent_death") == -1
     assert found.pop("io_uring") == found.pop("clone3") == found.pop("pidfd") == errno.ENOSYS
     assert {name for name, result in found.items() if result not in {errno.EPERM, errno.EACCES}} == set()
@@ -162,7 +162,11 @@ print(json.dumps(said))
 def decide(program, number, *arguments, arch):
     """Carry out a filter as the kernel does: what becomes of a call."""
     accumulator, place = 0, 0
-    words = {0: number, 4: arch, **{16 + 8 * index: value & 0xFFFFFFFF for index, value in enumerate(arguments)}}
+    words = {
+        0: number,
+        4: arch,
+        **{16 + 8 * index: value & 0xFFFFFFFF for index, value in enumerate(arguments)},
+    }
     while True:
         code, true, false, constant = program[place]
         place += 1
@@ -171,7 +175,11 @@ def decide(program, number, *arguments, arch):
         elif code == 0x06:
             return {0x7FFF0000: ALLOWED, 0x80000000: "killed"}.get(constant, constant & 0xFFFF)
         else:
-            met = {0x15: accumulator == constant, 0x35: accumulator >= constant, 0x45: bool(accumulator & constant)}[code]
+            met = {
+                0x15: accumulator == constant,
+                0x35: accumulator >= constant,
+                0x45: bool(accumulator & constant),
+            }[code]
             place += true if met else false
 
 

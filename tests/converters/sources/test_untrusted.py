@@ -1,10 +1,8 @@
 """Hostile files: real ones, that really try. Each is contained, and told in one line with what to do."""
 
-import ctypes
 import os
 import pickle
 import socket
-import threading
 import time
 from pathlib import Path
 
@@ -14,19 +12,18 @@ import pytest
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.preprocessing import StandardScaler
 
-from converters.sources import untrusted
 from converters.sources.load import load
 from converters.sources.source_name import SourceKind, parse_source
 from converters.sources.untrusted import UntrustedFile
 from edgeml.child import ChildLimits
-from edgeml.errors import ArtifactError, BudgetError, ConfigError, EdgemlError
+from edgeml.errors import ArtifactError, BudgetError, ConfigError
 from edgeml.manifest import RuntimeFamily, ScoreKind
 
 pytestmark = pytest.mark.torch
 
-LIMITS = ChildLimits(timeout_s=60.0, threads=1, memory_bytes=1 << 30)
+LIMITS = ChildLimits(timeout_s=60.0, threads=1, memory_bytes=512 << 20)
 X, Y = load_breast_cancer(return_X_y=True)
 X = X.astype(np.float32)
 
@@ -98,7 +95,7 @@ def test_a_pickle_that_removes_a_file_removes_none(tmp_path):
 def test_a_pickle_that_takes_memory_without_end_is_stopped(content):
     error = refused(content, BudgetError)
     assert error.exit_code == 3
-    assert "takes more memory than 1073741824 bytes" in error.message
+    assert "takes more memory than 536870912 bytes" in error.message
     assert error.unit == "bytes"
 
 
@@ -121,10 +118,10 @@ def test_a_pickle_that_starts_something_starts_nothing(tmp_path, content, words)
 
 def test_a_pickle_that_sleeps_for_ever_is_stopped():
     begun = time.monotonic()
-    error = refused(Call(time.sleep, 1e6), limits=ChildLimits(3.0, 1, 1 << 30))
+    error = refused(Call(time.sleep, 1e6), limits=ChildLimits(2.0, 1, 512 << 20))
     assert time.monotonic() - begun < 20
     assert error.exit_code == 3
-    assert "was stopped while it was opened: the model did not finish within 3 s" in error.message
+    assert "was stopped while it was opened: the model did not finish within 2 s" in error.message
 
 
 def test_a_pickle_that_goes_around_python_does_nothing_and_is_no_model(tmp_path):
@@ -147,7 +144,9 @@ def test_an_estimator_with_a_payload_is_refused_although_its_failure_was_hidden(
 
 def test_what_is_hidden_from_the_file(tmp_path, monkeypatch):
     monkeypatch.setenv("TOKEN_OF_MINE", "secret")
-    error = refused(Call(eval, "[1][len([n for n in __import__('os').environ if 'TOKEN' in n or n == 'HOME'])] and 1"))
+    error = refused(
+        Call(eval, "[1][len([n for n in __import__('os').environ if 'TOKEN' in n or n == 'HOME'])] and 1")
+    )
     assert "holds a int" in error.message  # an index error would say that a variable was seen
 
 
@@ -156,7 +155,10 @@ def test_what_is_hidden_from_the_file(tmp_path, monkeypatch):
     [
         (b"garbage", "mine.pkl cannot be opened"),
         (pickle.dumps({"a": 1}), "mine.pkl holds a dict, no scikit-learn estimator"),
-        (b"cno_such_module\nThing\n.", "cannot be opened: ModuleNotFoundError: No module named 'no_such_module'"),
+        (
+            b"cno_such_module\nThing\n.",
+            "cannot be opened: ModuleNotFoundError: No module named 'no_such_module'",
+        ),
         (pickle.dumps(Call(exit, 0)), "cannot be opened: SystemExit"),
     ],
 )
@@ -164,15 +166,13 @@ def test_a_pickle_without_an_estimator(content, words):
     assert words in refused(content).message
 
 
-def test_an_estimator_that_is_not_fitted():
-    assert "is not fitted" in refused(LogisticRegression(), ConfigError).message
-
-
 def test_results_that_are_none_are_refused(tmp_path):
     file = UntrustedFile(b"", "mine.pkl", SourceKind.PICKLE)
     promise = tmp_path / "promise.npy"
     with promise.open("wb") as target:
-        np.lib.format.write_array_header_1_0(target, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 5)})
+        np.lib.format.write_array_header_1_0(
+            target, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 5)}
+        )
     objects = tmp_path / "objects.npy"
     np.save(objects, np.array([{}], dtype=object), allow_pickle=True)
     short = tmp_path / "short.npy"
