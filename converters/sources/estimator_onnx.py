@@ -18,7 +18,7 @@ from edgeml.runtime import open_session
 from ..quiet import first_line, quiet
 from ..recipe import OPSET
 from ..steps.onnx_export import strip
-from .estimator import Answering, Array, Estimator
+from .estimator import TRANSLATION_HINT, Answering, Array, Estimator
 from .surgery import keep_last_output, mirror_column, number_names, state_shapes, swap_columns
 
 INPUT: Final = "input"
@@ -45,7 +45,9 @@ def translate(estimator: Estimator, samples: Array) -> bytes:
         try:
             proto = _converted(estimator)
         except Exception as error:  # its converters raise errors of many kinds
-            raise BackendError(f"skl2onnx cannot convert {estimator.name}: {first_line(error)}") from error
+            raise BackendError(
+                f"skl2onnx cannot convert {estimator.name}: {first_line(error)}", hint=TRANSLATION_HINT
+            ) from error
     keep_last_output(proto, output_name(estimator))
     first = _run(proto, samples[:ORIENTING_SAMPLES])
     if estimator.is_classifier and estimator.answering is Answering.DECISIONS:
@@ -59,7 +61,10 @@ def _orient(proto: Any, found: Array, wanted: Array) -> None:
     """Bring scores of two classes in the order of the classes: of some estimators skl2onnx writes one, or the wrong way round."""
     if found.shape[-1] == 1 and wanted.shape[-1] == 2:
         mirror_column(proto)
-    elif found.shape[-1] == wanted.shape[-1] == 2 and float((found[:, 1] * wanted[:, 1]).sum()) < 0:
+    elif (
+        found.shape[-1] == wanted.shape[-1] == 2
+        and float(found[:, 1].astype(np.float64) @ wanted[:, 1].astype(np.float64)) < 0
+    ):
         swap_columns(proto)
 
 

@@ -150,7 +150,7 @@ class TestTorchFiles:
         ("make", "error", "words", "hint"),
         [
             (lambda net, path: torch.save(net.state_dict(), path), ConfigError, "holds weights (a state_dict) and no model", "weights_only=True"),
-            (lambda net, path: torch.save(net, path), ArtifactError, "is a pickle that makes torch.nn.modules", "torch.jit.script(model).save"),
+            (torch.save, ArtifactError, "is a pickle that makes torch.nn.modules", "torch.jit.script(model).save"),
             (lambda _, path: path.write_bytes(b"cposix\nsystem\n(S'true'\ntR."), ArtifactError, "is a pickle that makes posix.system", "if you trust it"),
             (lambda _, path: path.write_bytes(b"garbage" * 9), ArtifactError, "is nothing that torch wrote", "truncated"),
             (lambda _, path: path.write_bytes(b"PK\x03\x04" * 9), ArtifactError, "is nothing that torch wrote", "truncated"),
