@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from ..quiet import first_line, quiet
 from .source import finite
 
 Array = npt.NDArray[np.generic]
+
+TRANSLATION_HINT: Final = "end the pipeline with another estimator, or take the step out that is named"
 
 
 class Answering(enum.Enum):

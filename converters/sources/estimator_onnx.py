@@ -18,7 +18,7 @@ from edgeml.runtime import open_session
 from ..quiet import first_line, quiet
 from ..recipe import OPSET
 from ..steps.onnx_export import strip
-from .estimator import Answering, Array, Estimator
+from .estimator import TRANSLATION_HINT, Answering, Array, Estimator
 from .surgery import keep_last_output, mirror_column, number_names, state_shapes, swap_columns
 
 INPUT: Final = "input"
@@ -45,7 +45,9 @@ def translate(estimator: Estimator, samples: Array) -> bytes:
         try:
             proto = _converted(estimator)
         except Exception as error:  # its converters raise errors of many kinds
-            raise BackendError(f"skl2onnx cannot convert {estimator.name}: {first_line(error)}") from error
+            raise BackendError(
+                f"skl2onnx cannot convert {estimator.name}: {first_line(error)}", hint=TRANSLATION_HINT
+            ) from error
     keep_last_output(proto, output_name(estimator))
     first = _run(proto, samples[:ORIENTING_SAMPLES])
     if estimator.is_classifier and estimator.answering is Answering.DECISIONS:
@@ -59,7 +61,10 @@ def _orient(proto: Any, found: Array, wanted: Array) -> None:
     """Bring scores of two classes in the order of the classes: of some estimators skl2onnx writes one, or the wrong way round."""
     if found.shape[-1] == 1 and wanted.shape[-1] == 2:
         mirror_column(proto)
-    elif found.shape[-1] == wanted.shape[-1] == 2 and float((found[:, 1] * wanted[:, 1]).sum()) < 0:
+    elif (
+        found.shape[-1] == wanted.shape[-1] == 2
+        and float(found[:, 1].astype(np.float64) @ wanted[:, 1].astype(np.float64)) < 0
+    ):
         swap_columns(proto)
 
 
@@ -68,22 +73,34 @@ def _run(proto: Any, samples: Array) -> Array:
 
 
 def _converted(estimator: Estimator) -> Any:
+    fitted, width = estimator.fitted, estimator.width
+    if not estimator.is_classifier:
+        return _by_skl2onnx(fitted, width, None)
+    try:
+        return _by_skl2onnx(fitted, width, {"zipmap": False})
+    except NameError:
+        # Some classifiers never make a map, and refuse to be told so; at the end of a pipeline they are told in any case.
+        if not hasattr(fitted, "steps"):
+            return _by_skl2onnx(fitted, width, None)
+    import onnx
+
+    last = fitted.steps[-1][1]
+    before = _by_skl2onnx(fitted[:-1], width, None)
+    after = onnx.compose.add_prefix(_by_skl2onnx(last, last.n_features_in_, None), "after_")
+    between = [(before.graph.output[0].name, after.graph.input[0].name)]
+    return onnx.compose.merge_models(before, after, io_map=between)
+
+
+def _by_skl2onnx(fitted: Any, width: int, options: dict[str, bool] | None) -> Any:
     from skl2onnx import convert_sklearn  # type: ignore[import-untyped]
     from skl2onnx.common.data_types import FloatTensorType  # type: ignore[import-untyped]
 
     conversions, shapes = _repairs()
     # Without a name of its own the graph gets a random one, and the same estimator other bytes each time.
-    settings = {
-        "name": "model", "initial_types": [(INPUT, FloatTensorType([None, estimator.width]))], "target_opset": {"": OPSET, "ai.onnx.ml": ML_OPSET},
-        "custom_conversion_functions": conversions, "custom_shape_calculators": shapes,
-    }  # fmt: skip
-    if not estimator.is_classifier:
-        return convert_sklearn(estimator.fitted, **settings)
-    try:
-        return convert_sklearn(estimator.fitted, options={"zipmap": False}, **settings)
-    except NameError:
-        # Some classifiers never make a map and refuse to be told so.
-        return convert_sklearn(estimator.fitted, **settings)
+    return convert_sklearn(
+        fitted, name="model", initial_types=[(INPUT, FloatTensorType([None, width]))], options=options,
+        target_opset={"": OPSET, "ai.onnx.ml": ML_OPSET}, custom_conversion_functions=conversions, custom_shape_calculators=shapes,
+    )  # fmt: skip
 
 
 def _repairs() -> tuple[dict[type, Callable[..., None]], dict[type, Any]]:

@@ -13,7 +13,7 @@ import numpy as np
 from edgeml.errors import BackendError, ConfigError
 
 from ..quiet import first_line, quiet
-from .estimator import Answering, Array, Estimator
+from .estimator import TRANSLATION_HINT, Answering, Array, Estimator
 from .torchscript import export_script
 
 
@@ -28,7 +28,9 @@ def translate_by_torch(estimator: Estimator, samples: Array) -> bytes:
         BackendError: hummingbird knows no way, or torch cannot export what it made.
     """
     if estimator.answering is Answering.DECISIONS:
-        raise BackendError(f"hummingbird gives no decision function of {estimator.name}")
+        raise BackendError(
+            f"hummingbird gives no decision function of {estimator.name}", hint=TRANSLATION_HINT
+        )
     with quiet():
         try:
             # The torch backend asks for no sample, so none can be baked into what it makes.
@@ -36,12 +38,15 @@ def translate_by_torch(estimator: Estimator, samples: Array) -> bytes:
 
             module = convert(estimator.fitted, "torch").model.eval()
         except Exception as error:  # the library raises errors of many kinds
-            raise BackendError(f"hummingbird cannot convert {estimator.name}: {first_line(error)}") from error
+            raise BackendError(
+                f"hummingbird cannot convert {estimator.name}: {first_line(error)}", hint=TRANSLATION_HINT
+            ) from error
     try:
         return export_script(_one_output(module), np.ascontiguousarray(samples))
     except ConfigError as error:
         raise BackendError(
-            f"{estimator.name} as hummingbird writes it cannot be exported: {error.message}"
+            f"{estimator.name} as hummingbird writes it cannot be exported: {error.message}",
+            hint=TRANSLATION_HINT,
         ) from error
 
 

@@ -18,7 +18,7 @@ from edgeml.ids import Digest, digest_of, digest_of_file
 from edgeml.manifest import ScoreKind
 
 from .agreement import agreement_of, check_agreement
-from .estimator import Answering, Estimator, estimator_of, is_estimator
+from .estimator import TRANSLATION_HINT, Answering, Estimator, estimator_of, is_estimator
 from .onnx_file import model_file, read_bounded, read_onnx, with_warnings
 from .python_file import call_factory
 from .source import ModelFile, Original, Source
@@ -117,7 +117,7 @@ def _translate(estimator: Estimator, samples: Array) -> bytes:
         except BackendError as second:
             raise BackendError(
                 f"{error.message}; {second.message}",
-                hint="end the pipeline with another estimator, or take the step out that is named",
+                hint=TRANSLATION_HINT,
             ) from second
 
 

@@ -12,11 +12,13 @@ import math
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from edgeml.child import one_line
 from edgeml.errors import BackendError, ConfigError, EdgemlError
 from edgeml.lifeline import die_with_parent
 from edgeml.manifest import ScoreKind
@@ -149,8 +151,17 @@ def _enter(request: Request, folder: Path) -> None:
         file_bytes=OUTPUT_BYTES_MAX,
     )
     confine(allowance, [folder])
-    with quiet():
-        _load_libraries(request)
+    tempfile.tempdir = str(
+        folder
+    )  # some libraries ask for one as soon as they are imported; nothing is written to it
+    try:
+        with quiet():
+            _load_libraries(request)
+    except (ImportError, OSError) as error:
+        raise ConfigError(
+            f"{request.name} was not opened: a library cannot be loaded in the sandbox: {first_line(error)}",
+            hint="run `edgeml doctor`",
+        ) from error
     seal()
     check_sandbox(folder)
 
@@ -275,7 +286,7 @@ def _unpickled(request: Request, source: IO[bytes]) -> tuple[Any, tuple[str, ...
     """Open a pickle, and say what scikit-learn warns of: it was written by another version."""
     import warnings
 
-    import joblib  # type: ignore[import-untyped]
+    import joblib
 
     with quiet(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -289,7 +300,7 @@ def _unpickled(request: Request, source: IO[bytes]) -> tuple[Any, tuple[str, ...
                 hint="it must hold a scikit-learn estimator and need no code of yours; else write file.py:factory that loads it",
             ) from error
     versions = [one for one in caught if one.category.__name__ == "InconsistentVersionWarning"]
-    return found, tuple(f"{request.name}: {first_line(one.message)}" for one in versions[:1])  # type: ignore[arg-type]  # a category that is a class has a message that is one
+    return found, tuple(f"{request.name}: {one_line(str(one.message))}" for one in versions[:1])
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def number_names(proto: Any) -> None:
         names.setdefault(name, name if name in fixed else f"v{index}")
     _rename_all(graph, names)
     for index, node in enumerate(_nodes_of(graph)):
-        node.name = f"n{index}"
+        node.name = f"{node.op_type}_{index}"
 
 
 def mirror_column(proto: Any) -> None:

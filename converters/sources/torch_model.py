@@ -167,7 +167,7 @@ def ask(model: TorchModel, samples: Array, what: str) -> Array:
                 answer = model.module(torch.from_numpy(piece))
             except Exception as error:  # the model is the user's code and may raise anything
                 raise ConfigError(
-                    f"{what} has {samples.dtype} samples of shape {list(samples.shape[1:])}, which the model refuses: {first_line(error)}",
+                    f"{what} has {samples.dtype} samples of shape {list(samples.shape[1:])}, which the model refuses: {_said(error)}",
                     hint=_layout_that_fits(model.module, piece[:1])
                     or "save the samples exactly as the model takes them, without the batch dimension",
                 ) from error
@@ -178,6 +178,12 @@ def ask(model: TorchModel, samples: Array, what: str) -> Array:
                 )
             pieces.append(answer.detach().cpu().numpy())
     return finite(np.concatenate(pieces), what)
+
+
+def _said(error: Exception) -> str:
+    """Say what is wrong in one line; TorchScript tells where first, and what last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines and "TorchScript interpreter" in lines[0] else first_line(error)
 
 
 def _layout_that_fits(module: Any, sample: Array) -> str:

@@ -16,6 +16,7 @@ from edgeml.errors import ConfigError
 from ..quiet import first_line, quiet
 from ..recipe import OPSET
 from ..steps.onnx_export import strip
+from .surgery import number_names
 from .torch_model import Array
 
 INPUT: Final = "input"
@@ -50,6 +51,8 @@ def export_script(module: Any, samples: Array) -> bytes:
                 hint="give the torch module itself by file.py:factory, or a .pt2 file",
             ) from error
         proto = onnx.load_from_string(target.getvalue())
+    # The exporter names scopes by what this process exported before.
+    number_names(proto)
     strip(proto)
     data: bytes = proto.SerializeToString(deterministic=True)
     return data

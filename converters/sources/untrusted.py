@@ -42,7 +42,8 @@ from .source_name import SourceKind
 
 Array = npt.NDArray[np.generic]
 
-UNTRUSTED_LIMITS: Final = ChildLimits(timeout_s=120.0, threads=1, memory_bytes=4 << 30)
+MEMORY_BYTES_MAX: Final = 4 << 30
+UNTRUSTED_LIMITS: Final = ChildLimits(timeout_s=120.0, threads=1, memory_bytes=MEMORY_BYTES_MAX)
 _REPORT_BYTES_MAX: Final = 1 << 20
 _LABELS_MAX: Final = 100_000
 _DISTRUST: Final = "do not open it elsewhere; get the model from someone you trust, or as an .onnx file"
@@ -106,7 +107,13 @@ class UntrustedFile:
             (folder / SOURCE).write_bytes(self.content)
             np.save(folder / SAMPLES, np.ascontiguousarray(samples), allow_pickle=False)
             request = Request(
-                job, route, self.kind, self.limits.timeout_s, self.limits.memory_bytes or 0, self.name, what
+                job,
+                route,
+                self.kind,
+                self.limits.timeout_s,
+                self.limits.memory_bytes or MEMORY_BYTES_MAX,
+                self.name,
+                what,
             )
             (folder / REQUEST).write_bytes(msgspec.json.encode(request))
             for name in (MODEL, ANSWERS, REPORT, TRIED):

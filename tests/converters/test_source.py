@@ -39,14 +39,16 @@ def desk(tmp_path, linear):
 @pytest.mark.parametrize(
     ("text", "words", "hint"),
     [
-        ("net.onnx", "no model that can be converted", "edgeml package"),
-        ("net.tflite", "no model that can be converted", "edgeml package"),
-        ("net.py", "no model that can be converted", "file.py:factory"),
+        ("net.h5", "no model that can be converted", "export it to .onnx or .tflite"),
+        ("net.safetensors", "no model that can be converted", "it holds weights and no model"),
+        ("net.py", "no model that can be converted", "name the function"),
         ("net.py:", "no model that can be converted", "file.py:factory"),
         ("net.py:a b", "no model that can be converted", "file.py:factory"),
         ("net.pkl:model", "no model that can be converted", "file.py:factory"),
         ("missing.py:model", "no file missing.py", "check the path"),
         ("missing.pt2", "no file missing.pt2", "check the path"),
+        ("missing.onnx", "no file missing.onnx", "check the path"),
+        ("missing.joblib", "no file missing.joblib", "check the path"),
     ],
 )
 def test_a_name_that_is_no_source(text, words, hint):
