@@ -1,15 +1,13 @@
 """Turns a profile and measurements into the profile of one's own board.
 
-Decides which quantities a measurement can replace, and how several records become one number. What a machine says of
-itself (cores, clock, memory, extensions) is taken as it is; figures of different kinds of machines are never mixed. Pure.
+Decides which quantities a record can replace: what the machine says of itself (cores, clock, memory, extensions) is taken as
+it is; figures of different kinds of machines are never mixed. How fast it computes needs the models that were measured, too,
+and is fitted by those who read models. Pure.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
 
 import msgspec
 
@@ -19,40 +17,6 @@ from .ids import is_name
 from .machine_facts import Throttling
 from .measurement import MeasurementRecord
 from .profile import DeviceRuntime, HardwareProfile, Origin, Quantity
-
-SPREAD_MAX: Final = 3.0
-"""By how much the factors of several records may differ before one number for all of them would mislead."""
-
-
-@dataclass(frozen=True, slots=True)
-class LatencyFactor:
-    """How many times as long requests take as was estimated: the geometric mean over records, the least, the greatest."""
-
-    value: float
-    least: float
-    greatest: float
-
-    @property
-    def is_one_number(self) -> bool:
-        """Whether one factor tells enough: the records do not contradict each other."""
-        return self.greatest <= SPREAD_MAX * self.least
-
-
-def latency_factor(pairs: Sequence[tuple[MeasurementRecord, float]]) -> LatencyFactor:
-    """Compare measurements with estimates for the same models.
-
-    Args:
-        pairs: a record, and the latency in ms that was estimated for its model by the profile as it is.
-
-    Raises:
-        ConfigError: There is none, or an estimate is not positive.
-    """
-    if not pairs or any(not estimate > 0 for _, estimate in pairs):
-        raise ConfigError(
-            "nothing to compare: no record with an estimate for its model", hint="measure one more bundle"
-        )
-    factors = [record.latency_p50_ms / estimate for record, estimate in pairs]
-    return LatencyFactor(statistics.geometric_mean(factors), min(factors), max(factors))
 
 
 def calibrate(profile: HardwareProfile, records: Sequence[MeasurementRecord], name: str) -> HardwareProfile:

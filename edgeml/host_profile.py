@@ -11,9 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from .errors import ConfigError
 from .machine_facts import MachineFacts, disk_bytes, read_facts
-from .profile import HOST, Architecture, DeviceRuntime, HardwareProfile, Origin, Quantity
+from .profile import HOST, Architecture, DeviceRuntime, HardwareProfile, Origin, Quantity, load
 from .runtime import installed_runtimes
 
 SYSTEM_BYTES: Final = 150_000_000
@@ -26,26 +28,26 @@ _ARCHITECTURES: Final = {
 _KERNEL: Final = "read from the kernel of the machine itself"
 
 
-def host_profile(facts: MachineFacts, disk: tuple[int, int], runtimes: Iterable[str]) -> HardwareProfile:
+def host_profile(
+    facts: MachineFacts, disk: tuple[int, int], runtimes: Iterable[str], like: HardwareProfile
+) -> HardwareProfile:
     """Make a profile of a machine's facts.
 
     Args:
         facts: what its kernel says.
         disk: bytes of its disk, and free ones.
         runtimes: names of the runtimes that are installed.
+        like: the shipped profile of such a machine, for the quantities that a profile may leave out and no kernel tells.
 
     Raises:
         ConfigError: Its architecture is none that profiles know, or its kernel does not say how much memory it has.
     """
     architecture = architecture_of(facts.machine)
     if architecture is None or not facts.memory_bytes:
-        raise ConfigError(
-            f"no profile can be made of this machine: architecture {facts.machine or 'unknown'}, {facts.memory_bytes} bytes of memory",
-            hint="write one: begin with `edgeml profiles show generic-x86-64 --toml`",
-        )
+        raise _unknown(facts)
     installed = tuple(one for one in DeviceRuntime if one.value in set(runtimes))
     total, free = disk
-    return HardwareProfile(
+    known = HardwareProfile(
         name=HOST,
         title=f"This machine: {facts.cores} cores, {facts.memory_bytes / 2**30:.1f} GiB of memory",
         architecture=architecture,
@@ -53,7 +55,7 @@ def host_profile(facts: MachineFacts, disk: tuple[int, int], runtimes: Iterable[
         extensions=facts.extensions,
         runtimes=installed,
         cores=Quantity(max(facts.cores, 1), "cores", Origin.MEASURED, _KERNEL),
-        clock=Quantity(facts.clock_max_mhz or 1000, "MHz", Origin.MEASURED, _KERNEL)
+        clock=Quantity(facts.clock_max_mhz, "MHz", Origin.MEASURED, _KERNEL)
         if facts.clock_max_mhz
         else Quantity(1000, "MHz", Origin.ESTIMATED, "chosen: the kernel does not say"),
         memory=Quantity(facts.memory_bytes, "bytes", Origin.MEASURED, _KERNEL),
@@ -65,6 +67,33 @@ def host_profile(facts: MachineFacts, disk: tuple[int, int], runtimes: Iterable[
         channel_block=channel_block(facts.extensions),
         notes="Made of what this machine says of itself; it is another one on another machine.",
     )  # fmt: skip
+    left_out = [one.name for one in msgspec.structs.fields(HardwareProfile) if one.default is None]
+    return msgspec.structs.replace(known, **{name: getattr(like, name) for name in left_out})
+
+
+def nearest(facts: MachineFacts) -> str:
+    """Name the shipped profile that is most like a machine.
+
+    Raises:
+        ConfigError: There is none of its architecture.
+    """
+    match architecture_of(facts.machine):
+        case Architecture.X86_64:
+            return "generic-x86-64"
+        case Architecture.AARCH64:
+            # The dot product of 8-bit integers is what tells these classes apart.
+            return "raspberry-pi-5" if "asimddp" in facts.extensions else "raspberry-pi-4"
+        case Architecture.ARMV7:
+            return "raspberry-pi-zero-2w"
+        case _:
+            raise _unknown(facts)
+
+
+def _unknown(facts: MachineFacts) -> ConfigError:
+    return ConfigError(
+        f"no profile can be made of this machine: architecture {facts.machine or 'unknown'}, {facts.memory_bytes} bytes of memory",
+        hint="write one: begin with `edgeml profiles show generic-x86-64 --toml`",
+    )
 
 
 def architecture_of(machine: str) -> Architecture | None:
@@ -109,7 +138,8 @@ def read_host() -> HardwareProfile:
     Raises:
         ConfigError: As `host_profile`.
     """
-    return host_profile(read_facts(), disk_bytes(Path.cwd()), installed_runtimes())
+    facts = read_facts()
+    return host_profile(facts, disk_bytes(Path.cwd()), installed_runtimes(), load(nearest(facts)))
 
 
 def _rounded(count: float) -> float:

@@ -57,7 +57,8 @@ DISK = (32_000_000_000, 20_000_000_000)
 
 
 def of(texts, disk=DISK, runtimes=("onnxruntime",)):
-    return host_profile.host_profile(facts_of(texts), disk, runtimes)
+    facts = facts_of(texts)
+    return host_profile.host_profile(facts, disk, runtimes, profile.load(host_profile.nearest(facts)))
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,24 @@ def test_kernels_say_what_a_machine_is(texts, architecture, extensions, block, c
     assert made.clock.origin is (Origin.ESTIMATED if clock == 1000 else Origin.MEASURED)
     assert 0 < made.model_memory.value < made.memory.value
     assert profile.decode(encode(made), "host") == made
+
+
+@pytest.mark.parametrize(
+    ("texts", "name"),
+    [
+        (SERVER, "generic-x86-64"),
+        (PI_4, "raspberry-pi-4"),
+        (PI_5, "raspberry-pi-5"),
+        (OLD, "raspberry-pi-zero-2w"),
+    ],
+)
+def test_what_no_kernel_tells_is_that_of_the_nearest_class(texts, name):
+    like = profile.load(name)
+    assert host_profile.nearest(facts_of(texts)) == name
+    made = of(texts)
+    for field in msgspec.structs.fields(profile.HardwareProfile):
+        if field.default is None:
+            assert getattr(made, field.name) == getattr(like, field.name)
 
 
 def test_memory_disk_and_runtimes_are_its_own():

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgeml import bundle, golden, measurement, probe, profile
-from edgeml.calibration import calibrate, latency_factor
+from edgeml.calibration import calibrate
 from edgeml.cli import edgeml
 from edgeml.errors import (
     ArtifactError,
@@ -273,13 +273,3 @@ class TestCalibrating:
         ):
             with pytest.raises(ConfigError):
                 calibrate(pi, records, name)
-
-    def test_a_factor_is_the_geometric_mean_of_measured_over_estimated(self, record):
-        pairs = [(board(record, latency_p50_ms=4.0), 2.0), (board(record, latency_p50_ms=4.0), 0.5)]
-        factor = latency_factor(pairs)
-        assert (factor.value, factor.least, factor.greatest) == (pytest.approx(4.0), 2.0, 8.0)
-        assert not factor.is_one_number
-        assert latency_factor(pairs[:1]).is_one_number
-        for wrong in ([], [(record, 0.0)]):
-            with pytest.raises(ConfigError):
-                latency_factor(wrong)
