@@ -29,7 +29,8 @@ EVALUATION_X: Final = "evaluation_x"
 EVALUATION_Y: Final = "evaluation_y"
 TRAIN_X: Final = "train_x"
 TRAIN_Y: Final = "train_y"
-TRAIN_MIN: Final = 64
+TRAINING_MIN: Final = 64
+"""Fewer samples than these teach a network nothing but themselves."""
 _HEADERS: Final = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 Array = npt.NDArray[np.generic]
@@ -235,7 +236,7 @@ def _training(arrays: dict[str, Array], evaluation: Array) -> Training | None:
         return None
     if TRAIN_Y not in arrays:
         raise ConfigError(f"the data have {TRAIN_X} and no {TRAIN_Y}", hint="give both, or neither")
-    samples = _samples(arrays, TRAIN_X, TRAIN_MIN)
+    samples = _samples(arrays, TRAIN_X, TRAINING_MIN)
     if samples.shape[1:] != evaluation.shape[1:] or samples.dtype != evaluation.dtype:
         raise ConfigError(
             f"{TRAIN_X} has {_describe(samples)}, {EVALUATION_X} has {_describe(evaluation)}",

@@ -55,7 +55,7 @@ def tell(result: BundleDiff) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from .select import size
+    from .units import size
 
     console = Console(highlight=False)
     console.print(f"{_plain(result.before)} -> {_plain(result.after)}", soft_wrap=True)

@@ -13,7 +13,7 @@ from edgeml.ids import release_id
 
 from .explain.sensitivity import LayerSensitivity
 from .order import ConversionOrder
-from .recipe import StaticInteger
+from .recipe import Recipe, StaticInteger
 from .report import LayerRow, Report, View, candidate_rows
 from .select import Floor
 from .verify import Verified
@@ -43,7 +43,7 @@ def explain(
         baseline=floor.baseline,
         max_drop=floor.max_drop,
         samples=len(bench.verifier.samples),
-        candidates=candidate_rows([one.candidate for one in found], views, {}),
+        candidates=candidate_rows([one.candidate for one in found], views, _notes(bench, found)),
         layers=tuple(_row(one) for one in layers),
     )
     return Explained(report, order.out)
@@ -56,6 +56,11 @@ def _layers(bench: Workbench, found: Sequence[Verified]) -> tuple[LayerSensitivi
         if isinstance(recipe.compression, StaticInteger) and not recipe.training and one.model:
             return bench.sensitivity(recipe)
     return ()
+
+
+def _notes(bench: Workbench, found: Sequence[Verified]) -> dict[Recipe, str]:
+    notes = {one.candidate.recipe: bench.workshop.note(one.candidate.recipe) for one in found if one.model}
+    return {recipe: note for recipe, note in notes.items() if note}
 
 
 def _row(one: LayerSensitivity) -> LayerRow:

@@ -32,7 +32,7 @@ def feed(samples: Array, spec: TensorSpec, layout: Layout) -> Array:
     kind = np.dtype(spec.dtype.value)
     if spec.dtype is not DType.FLOAT32 and spec.scale is not None and samples.dtype.kind == "f":
         limits = np.iinfo(kind)
-        steps = np.round(samples / spec.scale) + (spec.zero_point or 0)
+        steps = np.round(samples.astype(np.float64) / spec.scale) + (spec.zero_point or 0)
         samples = np.clip(steps, limits.min, limits.max).astype(kind)
     return np.ascontiguousarray(samples)
 

@@ -110,7 +110,7 @@ def _tell(name: str, report: FitReport, profiles: list[HardwareProfile]) -> None
     from rich.table import Table
     from rich.text import Text
 
-    from .select import size
+    from .units import size
 
     model = report.model
     console = Console(highlight=False)
@@ -141,7 +141,7 @@ def _tell(name: str, report: FitReport, profiles: list[HardwareProfile]) -> None
 
 
 def _cells(one: Fit) -> tuple[str, ...]:
-    from .select import size
+    from .units import size
 
     latency = "-" if one.latency_ms is None else f"{one.latency_ms:.3g} ms"
     bound = "" if one.bound is None else f" ({one.bound.value})"

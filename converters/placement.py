@@ -16,6 +16,7 @@ from .candidate import Basis, Candidate, Failed, Figure, Measured, Placement, Ru
 from .estimate.arena import arena, kernels_of
 from .estimate.graph import Graph
 from .estimate.onnx_graph import read_onnx
+from .estimate.roofline import can_estimate, estimate
 from .estimate.tflite_graph import read_tflite
 from .verify import Verified
 
@@ -35,14 +36,18 @@ def graph_of(verified: Verified) -> Graph | None:
 def place(candidate: Candidate, graph: Graph | None, profile: HardwareProfile) -> Placement:
     """Say how a profile sees a candidate."""
     runs = tuple(run for run in candidate.runs if run.runtime in profile.runtimes)
-    return Placement(candidate, runs, _latency(runs, profile), _memory(runs, graph, profile))
+    return Placement(candidate, runs, _latency(runs, graph, profile), _memory(runs, graph, profile))
 
 
-def _latency(runs: tuple[Run, ...], profile: HardwareProfile) -> Figure | None:
+def _latency(runs: tuple[Run, ...], graph: Graph | None, profile: HardwareProfile) -> Figure | None:
     measured = _measured(runs)
-    if measured is None or profile.name != HOST:
+    if measured is None:
         return None
-    return Figure(measured.latency_p50_ms, Basis.HOST)
+    if profile.name == HOST:
+        return Figure(measured.latency_p50_ms, Basis.HOST)
+    if graph is None or not can_estimate(profile, graph.family):
+        return None
+    return Figure(estimate(graph, profile).latency_ms, Basis.ESTIMATED)
 
 
 def _memory(runs: tuple[Run, ...], graph: Graph | None, profile: HardwareProfile) -> Figure | None:

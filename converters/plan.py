@@ -240,7 +240,7 @@ def _training_stages(
     if not means.can_train:
         return []
     block = int(profile.channel_block.value)
-    aware = Recipe(export, (QuantizationAwareTraining(),), static)
+    aware = Recipe(export, (QuantizationAwareTraining(static.weight_bits, static.activations),), static)
     found = [Stage("quantization-aware training", (aware,), 30.0, _ACCURACY)]
     steps: list[TrainingStep] = [Prune(ratio, block) for ratio in PRUNE_RATIOS]
     found.append(Stage("pruning", tuple(Recipe(export, (step,), static) for step in steps), 40.0, _COST))

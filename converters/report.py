@@ -189,8 +189,8 @@ def _verdict(view: View, candidate: Candidate) -> VerdictRow:
         profile=view.selection.profile,
         verdict=judgement.verdict.value,
         reason=judgement.reason,
-        latency_ms=latency and latency.value,
+        latency_ms=latency.value if latency else None,
         latency_basis=latency.basis.value if latency else "",
-        memory_bytes=memory and memory.value,
+        memory_bytes=memory.value if memory else None,
         memory_basis=memory.basis.value if memory else "",
     )

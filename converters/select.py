@@ -279,7 +279,8 @@ def _why_not(one: Placement, chosen: Placement, profile: HardwareProfile) -> str
 
 def _instructions(profile: HardwareProfile) -> str:
     if profile.architecture is not Architecture.X86_64:
-        return profile.architecture.value
+        architecture: str = profile.architecture.value
+        return architecture
     return ", ".join(sorted(VNNI & set(profile.extensions))) or "x86-64 without VNNI"
 
 

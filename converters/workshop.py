@@ -10,18 +10,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from edgeml.errors import ConfigError
 from edgeml.manifest import RuntimeFamily
 
 from .dataset import Dataset
 from .feed import channels_to
 from .provenance import CONVERSION_LIBRARIES, libraries
-from .recipe import Export, Recipe, TrainingStep
+from .recipe import Export, Prune, QuantizationAwareTraining, Recipe, Student, TrainingStep
 from .sources.source import ModelFile, Source
 from .sources.torch_model import TorchModel
 from .steps import onnx_quantize
+from .steps.cost import Cost
+from .steps.distill import Race
 from .steps.litert_export import export_tflite
 from .steps.litert_quantize import quantize_tflite
 from .steps.onnx_export import export_onnx
+from .steps.prune import prune
+from .steps.qat import train_quantized
+from .steps.student import teach
+from .steps.training_data import prepare
 from .store import Key, Store, key_of
 
 FORM: Final = 2
@@ -85,6 +92,11 @@ class Workshop:
         plain = self.make(Recipe(recipe.export, recipe.training))
         return quantize_tflite(plain, channels_to(samples, recipe.export.layout), recipe.compression)
 
+    def note(self, recipe: Recipe) -> str:
+        """What is to be said of how a recipe's result was trained; empty where it was not."""
+        found = self.store.get(self._note_key(recipe.training)) if recipe.training else None
+        return "" if found is None else found.decode()
+
     def _exported(self, export: Export, training: tuple[TrainingStep, ...]) -> bytes:
         if isinstance(self.source, ModelFile):
             return self.source.model
@@ -98,8 +110,38 @@ class Workshop:
         if not training:
             return source
         if training not in self._trained:
-            self._trained[training] = self._train(self._model(source, training[:-1]), training[-1])
+            before = self._model(source, training[:-1])
+            self._trained[training], note = self._train(before, training[-1])
+            self.store.put(self._note_key(training), note.encode())
         return self._trained[training]
 
-    def _train(self, model: TorchModel, step: TrainingStep) -> TorchModel:
-        raise NotImplementedError
+    def _note_key(self, training: tuple[TrainingStep, ...]) -> Key:
+        return key_of("note", FORM, self.source.sha256, self.data.sha256, training, self._libraries)
+
+    def _train(self, model: TorchModel, step: TrainingStep) -> tuple[TorchModel, str]:
+        given = self.data.training
+        if given is None:
+            raise ConfigError(
+                "the data have no train_x and train_y", hint="add them to the .npz: training steps need them"
+            )
+        data = prepare(model, given.x, given.y)
+        match step:
+            case Prune():
+                pruned = prune(model, step, data, self.on_fraction)
+                return pruned.model, f"{_cost(pruned.before, pruned.after)}; {_race(pruned.race)}"
+            case Student():
+                taught = teach(model, step, data, self.on_fraction)
+                return taught.model, f"{_cost(taught.before, taught.after)}; {_race(taught.race)}"
+            case QuantizationAwareTraining():
+                accustomed = train_quantized(model, step, data, self.on_fraction)
+                return accustomed.model, _race(accustomed.race)
+
+
+def _cost(before: Cost, after: Cost) -> str:
+    return f"{after.macs / before.macs:.0%} of the MACs, {after.parameters / before.parameters:.0%} of the parameters"
+
+
+def _race(race: Race) -> str:
+    """Say what the training tried on one budget, and what was kept."""
+    tried = ", ".join(f"{run.teaching.value} {run.score.value:.4f}" for run in race.runs)
+    return f"trained: {tried} on {race.held_out} held-out samples; {race.kept.value} kept"

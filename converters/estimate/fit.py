@@ -16,8 +16,8 @@ import msgspec
 from edgeml.manifest import RuntimeFamily
 from edgeml.profile import DeviceRuntime, HardwareProfile
 
-from ..select import size
 from ..steps.c_source import refusals
+from ..units import size
 from .arena import arena, kernels_of, peak_activation_bytes
 from .graph import Graph, macs, parameters, weight_bytes
 from .integer_graph import as_integers, int8_file_bytes, is_integer

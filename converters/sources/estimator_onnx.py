@@ -92,8 +92,8 @@ def _converted(estimator: Estimator) -> Any:
 
 
 def _by_skl2onnx(fitted: Any, width: int, options: dict[str, bool] | None) -> Any:
-    from skl2onnx import convert_sklearn  # type: ignore[import-untyped]
-    from skl2onnx.common.data_types import FloatTensorType  # type: ignore[import-untyped]
+    from skl2onnx import convert_sklearn
+    from skl2onnx.common.data_types import FloatTensorType
 
     conversions, shapes = _repairs()
     # Without a name of its own the graph gets a random one, and the same estimator other bytes each time.
@@ -105,8 +105,8 @@ def _by_skl2onnx(fitted: Any, width: int, options: dict[str, bool] | None) -> An
 
 def _repairs() -> tuple[dict[type, Callable[..., None]], dict[type, Any]]:
     """Wrap the converters of boosted histograms, which write booleans where onnx wants integers."""
-    from skl2onnx._supported_operators import sklearn_operator_name_map  # type: ignore[import-untyped]
-    from skl2onnx.common._registration import get_converter, get_shape_calculator  # type: ignore[import-untyped]
+    from skl2onnx._supported_operators import sklearn_operator_name_map
+    from skl2onnx.common._registration import get_converter, get_shape_calculator
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     conversions: dict[type, Callable[..., None]] = {}

@@ -34,7 +34,7 @@ def translate_by_torch(estimator: Estimator, samples: Array) -> bytes:
     with quiet():
         try:
             # The torch backend asks for no sample, so none can be baked into what it makes.
-            from hummingbird.ml import convert  # type: ignore[import-untyped]
+            from hummingbird.ml import convert
 
             module = convert(estimator.fitted, "torch").model.eval()
         except Exception as error:  # the library raises errors of many kinds

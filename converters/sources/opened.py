@@ -171,11 +171,11 @@ def _load_libraries(request: Request) -> None:
     import numpy as np  # noqa: F401  # loaded beforehand, used later
 
     if request.kind is SourceKind.PICKLE:
-        import joblib  # type: ignore[import-untyped]  # noqa: F401
+        import joblib  # noqa: F401
     if request.kind is SourceKind.TORCHSCRIPT:
         import torch.onnx  # noqa: F401
     if request.route is Route.BY_TORCH:
-        import hummingbird.ml  # type: ignore[import-untyped]  # noqa: F401
+        import hummingbird.ml  # noqa: F401
 
 
 class _Telltale:

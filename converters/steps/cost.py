@@ -26,7 +26,7 @@ def cost(module: Any, samples: Array) -> Cost:
     """Count what a torch module in evaluation mode takes for the first of some samples [1 or more, ...]."""
     with quiet():
         import torch
-        import torch_pruning  # type: ignore[import-untyped]
+        import torch_pruning
 
         example = torch.from_numpy(np.ascontiguousarray(samples[:1]))
         macs, parameters = torch_pruning.utils.count_ops_and_params(module, example)

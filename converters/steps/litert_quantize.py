@@ -18,6 +18,7 @@ import numpy as np
 from edgeml.child import ChildLimits, module_command, one_line, run_child
 from edgeml.errors import BackendError, ConfigError
 
+from ..calibration import spread
 from ..recipe import (
     Activations,
     CalibrationMethod,
@@ -30,7 +31,6 @@ from ..recipe import (
 from ..sources.torch_model import Array
 from .quantize_child import FILE_BYTES_MAX, MODEL, REPORT, REQUEST, SAMPLES, SOURCE, Report, Request
 
-CALIBRATION_MAX: Final = 256
 """More samples than these hardly move the ranges; they are taken evenly from all that are given."""
 LIMITS: Final = ChildLimits(timeout_s=300.0, threads=1, memory_bytes=8 << 30)
 _MODULE: Final = f"{__package__}.quantize_child"
@@ -63,7 +63,7 @@ def quantize_tflite(
     with tempfile.TemporaryDirectory(prefix="edgeml-quantize-") as name:
         folder = Path(name)
         (folder / SOURCE).write_bytes(model)
-        np.save(folder / SAMPLES, np.ascontiguousarray(_spread(samples)), allow_pickle=False)
+        np.save(folder / SAMPLES, np.ascontiguousarray(samples[spread(len(samples))]), allow_pickle=False)
         (folder / REQUEST).write_bytes(msgspec.json.encode(Request(step, limits.timeout_s)))
         command = [*module_command(_MODULE, folder), str(folder), str(os.getpid())]
         run_child(command, folder, limits, _DEED)
@@ -93,12 +93,6 @@ def check_step(step: Compression) -> None:
             raise ConfigError(f"weights of a .tflite file have 8 or 4 bits, not {step.bits}", hint="use 8")
         case StaticInteger() | DynamicInt8() | WeightOnly() | Float16():
             pass
-
-
-def _spread(samples: Array) -> Array:
-    count = len(samples)
-    rows = np.unique(np.linspace(0, count - 1, min(count, CALIBRATION_MAX)).round().astype(int))
-    return samples[rows]
 
 
 def _read(folder: Path) -> bytes:

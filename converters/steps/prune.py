@@ -110,7 +110,7 @@ def _narrow(model: TorchModel, step: Prune, samples: Array) -> tuple[Any, Cost, 
 
 def _take_out(module: Any, example: Any, step: Prune) -> None:
     import torch
-    import torch_pruning  # type: ignore[import-untyped]
+    import torch_pruning
 
     for weight in module.parameters():
         weight.requires_grad_(True)  # channels are followed along gradients

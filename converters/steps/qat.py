@@ -111,7 +111,7 @@ def _quantize_input(layer: Any, inputs: Any) -> Any:
 def _weights(bits: int, axis: int) -> Any:
     with quiet():  # torchao says which of its CUDA libraries it does not find
         import torch
-        from torchao.quantization.pt2e import (  # type: ignore[import-untyped]
+        from torchao.quantization.pt2e import (
             FakeQuantize,
             MovingAveragePerChannelMinMaxObserver,
         )

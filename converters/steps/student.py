@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 
 from edgeml.errors import ConfigError
 
+from ..dataset import TRAIN_X
 from ..recipe import Student
 from ..sources.torch_model import TorchModel, ask, load_source, parse_source
 from .cost import Cost, cost
 from .distill import Race, race
 from .training import Progress, Schedule, no_progress, settled
-from .training_data import TRAIN_X, TrainingData, check_trainable
+from .training_data import TrainingData, check_trainable
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,15 +17,12 @@ import numpy.typing as npt
 
 from edgeml.errors import BackendError, ConfigError
 
+from ..dataset import TRAIN_X, TRAIN_Y, TRAINING_MIN
 from ..quiet import quiet
 from ..sources.torch_model import Array, TorchModel, ask
 from .training import settled
 
-TRAINING_MIN: Final = 64
-"""Fewer samples than these teach a network nothing but themselves."""
 HELD_OUT_EVERY: Final = 7
-TRAIN_X: Final = "train_x"
-TRAIN_Y: Final = "train_y"
 _PROBABILITY_ERROR: Final = 1e-3
 _SEED: Final = 0
 
