@@ -14,6 +14,8 @@ from typing import Final
 
 import click
 
+from .guest import Guest, named, version_here, version_in
+
 PACKAGES: Final = {
     "agent": ("numpy", "onnxruntime", "ai_edge_litert", "tflite_runtime", "paho", "psutil", "tuf"),
     "serve": ("starlette", "uvicorn"),
@@ -79,7 +81,38 @@ def examine() -> tuple[Finding, ...]:
             hint=f"pip uninstall {' '.join(owners)}" if owners else "",
         )
     )
+    if util.find_spec("torch") is not None:  # a workstation; no device converts
+        findings.extend((_quantizer(), *map(_reach, Guest)))
     return tuple(findings)
+
+
+def _quantizer() -> Finding:
+    version = _version("ai-edge-quantizer")
+    return Finding(
+        "quantizer",
+        good=bool(version),
+        said=f"ai-edge-quantizer {version}" if version else "no ai-edge-quantizer: .tflite files stay float",
+        hint="" if version else "pip install 'edgeml-fleet[converters]'",
+    )
+
+
+def _reach(guest: Guest) -> Finding:
+    """Look for a guest here, then where its variable points."""
+    if here := version_here(guest):
+        return Finding(guest.value, good=True, said=f"{here}, in this interpreter")
+    python = named(guest)
+    if python is None:
+        return Finding(
+            guest.value, good=False, said=f"not here, and {guest.variable} is not set", hint=guest.recipe
+        )
+    if version := version_in(python, guest):
+        return Finding(guest.value, good=True, said=f"{version}, in {python}")
+    return Finding(
+        guest.value,
+        good=False,
+        said=f"not in {python}, which {guest.variable} names",
+        hint=guest.recipe,
+    )
 
 
 def _version(package: str) -> str:
@@ -97,9 +130,9 @@ def tell(findings: tuple[Finding, ...], *, as_json: bool) -> None:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
         return
     for finding in findings:
-        click.echo(f"{'ok ' if finding.good else '-- '} {finding.name:13} {finding.said}")
+        click.echo(f"{'ok ' if finding.good else '-- '} {finding.name:14} {finding.said}")
         if finding.hint:
-            click.echo(f"{'':18}{finding.hint}")
+            click.echo(f"{'':19}{finding.hint}")
 
 
 @click.command()

@@ -35,16 +35,14 @@ class Guest(enum.Enum):
 
     @property
     def recipe(self) -> str:
-        """The commands that make such an environment."""
+        """The commands that make such an environment; in a checkout `make` does the same."""
         venv = f".venv-{self.value}"
-        python, extra = {
-            Guest.LITERT_TORCH: ("python3", "tflite"),
-            Guest.TFLITE_RUNTIME: ("python3.11", "agent-tflite-runtime"),
-        }[self]
-        return (
-            f"{python} -m venv {venv} && {venv}/bin/pip install 'edgeml-fleet[{extra}]' && "
-            f"export {self.variable}=$PWD/{venv}/bin/python"
-        )
+        match self:
+            case Guest.LITERT_TORCH:
+                make = f"python3 -m venv {venv} && {venv}/bin/pip install 'edgeml-fleet[tflite]'"
+            case Guest.TFLITE_RUNTIME:
+                make = f"python3.11 -m venv {venv} && {venv}/bin/pip install 'edgeml-fleet[agent-tflite-runtime]'"
+        return f"{make} && export {self.variable}=$PWD/{venv}/bin/python"
 
 
 def version_here(guest: Guest) -> str:
