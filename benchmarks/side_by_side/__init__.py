@@ -1,1 +1,1 @@
-"""What `benchmarks/agent.py` is made of: models, servers, clients."""
+"""What `benchmarks/agent.py` and `benchmarks/converters.py` are made of: models, servers, clients, peers."""

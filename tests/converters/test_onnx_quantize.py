@@ -57,7 +57,7 @@ def prepared(pooled):
 
 @pytest.fixture(scope="module")
 def made(pooled, prepared):
-    return {step: quantize(prepared, pooled[1][:100], step) for step in STEPS}
+    return {step: quantize(prepared, pooled[1][:40], step) for step in STEPS}
 
 
 @pytest.mark.parametrize("step", [one for one in STEPS if one != WeightOnly(4)], ids=str)
@@ -84,7 +84,7 @@ def test_nothing_is_printed(pooled, prepared, capfd):
 def test_two_processes_write_the_same_bytes(pooled, made, tmp_path):
     """The quantizer's sets of names are ordered anew in each process."""
     (tmp_path / "model.onnx").write_bytes(pooled[0])
-    np.save(tmp_path / "samples.npy", pooled[1][:100])
+    np.save(tmp_path / "samples.npy", pooled[1][:40])
     script = (
         "import hashlib, sys, numpy as np\n"
         "from converters.recipe import *\n"
@@ -120,6 +120,23 @@ class TestStatic:
         assert operators(mixed).count("Conv") == 1
         assert operators(mixed).count("Gemm") == 1
 
+    @pytest.mark.parametrize("encoding", Encoding)
+    @pytest.mark.parametrize("layer", ["depth", "point"])
+    def test_a_float_layer_between_integer_ones_is_still_float_when_it_was_loaded(
+        self, pooled, prepared, encoding, layer, tmp_path
+    ):
+        """Left to itself, onnxruntime quantizes its weights by one scale."""
+        model = quantize(
+            prepared, pooled[1][:50], StaticInteger(U8, encoding, weight_bits=7, float_layers=(layer,))
+        )
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # it warns that what it writes here is for this machine alone
+        options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
+        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        loaded = operators((tmp_path / "loaded.onnx").read_bytes())
+        assert loaded.count("QLinearConv") == 2
+        assert loaded.count("Conv") + loaded.count("FusedConv") == 1
+
     def test_a_layer_that_is_not_there_is_refused_with_those_that_are(self, pooled, prepared):
         with pytest.raises(ConfigError, match="no layer nowhere") as caught:
             quantize(prepared, pooled[1][:2], StaticInteger(U8, float_layers=("nowhere",)))
@@ -141,7 +158,7 @@ class TestStatic:
             quantize(prepared, pooled[1][:2], StaticInteger(U8, weight_bits=bits))
 
     def test_ranges_found_once_serve_many_recipes(self, pooled, prepared, made):
-        ranges = find_ranges(prepared, pooled[1][:100], CalibrationMethod.MINMAX)
+        ranges = find_ranges(prepared, pooled[1][:40], CalibrationMethod.MINMAX)
         for step in STEPS[:4]:
             assert quantize_static(prepared, ranges, step) == made[step]
 

@@ -1,0 +1,1 @@
+"""Benchmarks. A package, because a library of that name is among those that the converters need."""
