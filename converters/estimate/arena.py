@@ -21,7 +21,7 @@ import msgspec
 
 from edgeml.profile import Architecture
 
-from .graph import Graph, Operator, OperatorKind, Role, Tensor
+from .graph import Arithmetic, Graph, Operator, OperatorKind, Role, arithmetic
 
 ALIGNMENT: Final = 16
 """TensorFlow Lite Micro aligns every buffer in the arena to so many bytes."""
@@ -109,10 +109,11 @@ def aligned(length_bytes: int) -> int:
 def plan(buffers: Sequence[Buffer]) -> Plan:
     """Place buffers as TensorFlow Lite Micro's greedy planner does.
 
-    The largest comes first, at the start; each next one goes into the first gap that is large enough between those that are
-    needed at the same time as it, or behind the last of them. Lengths are rounded up to the alignment.
+    The largest comes first, at the start, and of equal ones the last; each next one goes into the first gap that is large
+    enough between those that are needed at the same time as it, or behind the last of them. Lengths are rounded up to the
+    alignment.
     """
-    order = sorted(range(len(buffers)), key=lambda place: -aligned(buffers[place].length_bytes))
+    order = sorted(range(len(buffers)), key=lambda place: (-aligned(buffers[place].length_bytes), -place))
     offsets = [0] * len(buffers)
     placed: list[tuple[int, int, Buffer]] = []  # where it starts, where it ends, which
     for place in order:
@@ -309,8 +310,13 @@ def _scratch(graph: Graph, operator: Operator, kernels: Kernels) -> Iterable[int
         return (4 * filters, 4 * operator.channels)
     if operator.kind is OperatorKind.TRANSPOSED_CONV:  # sums of the outputs, int32
         return (4 * sum(graph.tensors[index].elements for index in operator.outputs),)
-    if operator.kind not in {OperatorKind.CONV, OperatorKind.DEPTHWISE} or kernels is Kernels.REFERENCE:
-        return ()
+    integer = arithmetic(graph, operator) in {Arithmetic.INT8, Arithmetic.INT16}
+    if (
+        operator.kind not in {OperatorKind.CONV, OperatorKind.DEPTHWISE}
+        or kernels is Kernels.REFERENCE
+        or not integer
+    ):
+        return ()  # floats are left to the reference kernels by every library
     return (_cmsis_nn(operator) if kernels is Kernels.CMSIS_NN else _esp_nn(graph, operator),)
 
 
@@ -321,21 +327,28 @@ def _cmsis_nn(operator: Operator) -> int:
 
 
 def _esp_nn(graph: Graph, operator: Operator) -> int:
-    """Input and weights once more as int16, padded; newer versions take less."""
+    """Copies of the input and the weights: padded, with channels rounded up, as int16 where no kernel takes bytes.
+
+    An upper end of the cases in the ESP32-S3's functions of 2025; a version before them took up to twice as much.
+    """
     data, weights = (graph.tensors[index] for index in operator.inputs[:2])
-    channels = data.shape[-1] if data.shape else 0
-    filters = weights.elements
-    padded = _padded_elements(data, weights)
-    if operator.kind is OperatorKind.DEPTHWISE:
-        rounded = -(-channels // ALIGNMENT) * ALIGNMENT
-        out = graph.tensors[operator.outputs[0]].elements
-        return (2 * filters + (2 * padded + out) * rounded // max(channels, 1)) + 32
-    return 2 * (filters + padded + 8 * channels) + 32
-
-
-def _padded_elements(data: Tensor, weights: Tensor) -> int:
-    """Elements of an input [1, height, width, channels] with the padding that a window may need."""
     if len(data.shape) != 4 or len(weights.shape) != 4:
-        return data.elements
+        return 2 * (data.elements + weights.elements)
     _, height, width, channels = data.shape
-    return (height + weights.shape[1] - 1) * (width + weights.shape[2] - 1) * channels
+    rows, columns = weights.shape[1:3]
+    plain, padded = height * width, (height + rows - 1) * (width + columns - 1)
+    eights, sixteens = (-(-channels // block) * block for block in (8, 16))
+    out = graph.tensors[operator.outputs[0]].elements
+    if operator.kind is OperatorKind.DEPTHWISE:
+        if (rows, columns) == (3, 3) and channels % 8 == 0 and channels >= _ESP_NN_BYTES_FROM:
+            compacted = out * sixteens // channels if channels % 16 else 0
+            return (rows * columns + padded) * sixteens + compacted + 64
+        return 2 * (rows * columns + plain) * eights + out * eights // max(channels, 1) + 12 * eights + 64
+    filters = operator.channels * rows * columns
+    if (rows, columns) == (1, 1):
+        return filters * eights + (plain * eights if channels % 8 else 0) + 16 * eights + 32
+    return 2 * (filters * sixteens + padded * channels) + 4 * operator.channels + 32
+
+
+_ESP_NN_BYTES_FROM: Final = 12
+"""From so many channels on, depthwise kernels of 3x3 take bytes and pad the channels to 16."""

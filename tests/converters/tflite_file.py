@@ -154,3 +154,17 @@ def convolutional(dtype="int8"):
     wide = file.conv(data, [1, 6, 6, 16])
     deep = file.depthwise(wide, [1, 4, 4, 16]) if dtype == "int8" else file.conv(wide, [1, 4, 4, 16])
     return file.bytes([file.softmax(file.dense(file.reshape(deep, [1, 256]), 5))])
+
+
+def person_detection():
+    """The form of TensorFlow Lite Micro's person detection: MobileNet v1 0.25 on [1, 96, 96, 1], with weights of ours."""
+    file = File("int8")
+    data, size = file.conv(file.input([1, 96, 96, 1]), [1, 48, 48, 8], stride=2), 48
+    steps = [(16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), *[(128, 1)] * 5, (256, 2), (256, 1)]
+    for channels, stride in steps:
+        size //= stride
+        data = file.depthwise(data, [1, size, size, file.tensors[data].shape[-1]], stride=stride)
+        data = file.conv(data, [1, size, size, channels], kernel=(1, 1))
+    for operator in file.operators:
+        operator.builtinOptions.padding = schema.Padding.SAME
+    return file.bytes([file.softmax(file.dense(file.reshape(data, [1, 9 * 256]), 2))])
