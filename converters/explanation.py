@@ -9,12 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeml import atomic
 from edgeml.ids import release_id
+from edgeml.profile import HOST, DeviceRuntime, load
 
+from .explain import why
+from .explain.conversion_page import Shown, page_of
+from .explain.report_page import render
 from .explain.sensitivity import LayerSensitivity
+from .explain.why import WHICH_LAYER, WHY_SLOW, which_layer, why_slow
 from .order import ConversionOrder
 from .recipe import Recipe, StaticInteger
-from .report import LayerRow, Report, View, candidate_rows
+from .report import Answer, LayerRow, Report, View, candidate_rows
 from .select import Floor
 from .verify import Verified
 from .workbench import Workbench
@@ -31,13 +37,18 @@ class Explained:
 def explain(
     order: ConversionOrder, bench: Workbench, found: Sequence[Verified], views: Sequence[View], floor: Floor
 ) -> Explained:
-    """Explain a conversion."""
-    layers = _layers(bench, found)
-    host = next((one.result.host for one in found if one.result is not None), "")
+    """Explain a conversion, and write its page.
+
+    Raises:
+        StorageError: The disk refused the page.
+    """
+    static = next((one for one in found if _is_static(one)), None)
+    layers = bench.sensitivity(static.candidate.recipe) if static else ()
+    release = release_id(order.release.model, order.release.version)
     report = Report(
-        release=release_id(order.release.model, order.release.version),
+        release=release,
         source=Path(order.source).name,
-        host=host,
+        host=next((one.result.host for one in found if one.result is not None), ""),
         metric=floor.metric,
         direction=floor.direction.value,
         baseline=floor.baseline,
@@ -45,17 +56,43 @@ def explain(
         samples=len(bench.verifier.samples),
         candidates=candidate_rows([one.candidate for one in found], views, _notes(bench, found)),
         layers=tuple(_row(one) for one in layers),
+        answers=_answers(bench, found, static, layers, floor),
     )
-    return Explained(report, order.out)
+    observed = bench.observed(static.candidate.recipe) if layers and static else ()
+    wanted = {runtime for profile in order.profiles for runtime in profile.runtimes}
+    reached = {seat.runtime for seat in bench.seats}
+    unreachable = tuple(runtime.value for runtime in DeviceRuntime if runtime in wanted - reached)
+    page = order.out / f"{order.release.model}-{order.release.version}-report.html"
+    atomic.write_bytes(page, render(page_of(Shown(report, floor, observed, unreachable))), mode=0o644)
+    return Explained(report, page)
 
 
-def _layers(bench: Workbench, found: Sequence[Verified]) -> tuple[LayerSensitivity, ...]:
-    """Scan the first static recipe that was made."""
-    for one in found:
-        recipe = one.candidate.recipe
-        if isinstance(recipe.compression, StaticInteger) and not recipe.training and one.model:
-            return bench.sensitivity(recipe)
-    return ()
+def _is_static(one: Verified) -> bool:
+    recipe = one.candidate.recipe
+    return isinstance(recipe.compression, StaticInteger) and not recipe.training and bool(one.model)
+
+
+def _answers(
+    bench: Workbench,
+    found: Sequence[Verified],
+    static: Verified | None,
+    layers: Sequence[LayerSensitivity],
+    floor: Floor,
+) -> tuple[Answer, ...]:
+    plain = next((one for one in found if one.candidate.recipe.is_plain), None)
+    before, after = (_shown(bench, one) if one is not None else None for one in (plain, static))
+    here = load(HOST)
+    slow = why_slow(before, after, frozenset(here.extensions), int(here.channel_block.value))
+    return (
+        Answer(question=WHICH_LAYER, answer="\n".join(which_layer(layers, floor, after))),
+        Answer(question=WHY_SLOW, answer="\n".join(slow)),
+    )
+
+
+def _shown(bench: Workbench, one: Verified) -> why.Shown | None:
+    if not one.candidate.runs:
+        return None
+    return why.Shown(one.candidate.recipe, bench.graph(one), one.candidate.runs[0])
 
 
 def _notes(bench: Workbench, found: Sequence[Verified]) -> dict[Recipe, str]:

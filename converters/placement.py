@@ -18,6 +18,7 @@ from .estimate.graph import Graph
 from .estimate.onnx_graph import read_onnx
 from .estimate.roofline import can_estimate, estimate
 from .estimate.tflite_graph import read_tflite
+from .known_wrong import refusal
 from .verify import Verified
 
 
@@ -36,7 +37,8 @@ def graph_of(verified: Verified) -> Graph | None:
 def place(candidate: Candidate, graph: Graph | None, profile: HardwareProfile) -> Placement:
     """Say how a profile sees a candidate."""
     runs = tuple(run for run in candidate.runs if run.runtime in profile.runtimes)
-    return Placement(candidate, runs, _latency(runs, graph, profile), _memory(runs, graph, profile))
+    known = next((said for run in runs if (said := refusal(candidate.recipe, run.runtime))), "")
+    return Placement(candidate, runs, _latency(runs, graph, profile), _memory(runs, graph, profile), known)
 
 
 def _latency(runs: tuple[Run, ...], graph: Graph | None, profile: HardwareProfile) -> Figure | None:

@@ -166,7 +166,7 @@ def _row(one: Candidate, views: Sequence[View], note: str) -> CandidateRow:
         sha256=one.sha256,
         runs=tuple(map(_run, one.runs)),
         failure=one.failure,
-        verdicts=tuple(_verdict(view, one) for view in views),
+        verdicts=tuple(_verdict(view, index) for view in views if (index := _place(view, one)) is not None),
         note=note,
     )
 
@@ -181,8 +181,13 @@ def _run(run: Run) -> RunRow:
     )  # fmt: skip
 
 
-def _verdict(view: View, candidate: Candidate) -> VerdictRow:
-    index = next(i for i, one in enumerate(view.placements) if one.candidate is candidate)
+def _place(view: View, candidate: Candidate) -> int | None:
+    """Where a profile has a candidate; None if it has no runtime for it."""
+    places = [index for index, one in enumerate(view.placements) if one.candidate is candidate]
+    return places[0] if places else None
+
+
+def _verdict(view: View, index: int) -> VerdictRow:
     placement, judgement = view.placements[index], view.selection.judgements[index]
     latency, memory = placement.latency_ms, placement.memory_bytes
     return VerdictRow(

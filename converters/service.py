@@ -10,6 +10,7 @@ import numpy as np
 
 from edgeml.errors import ConfigError
 from edgeml.manifest import RuntimeFamily, ScoreKind, Task
+from edgeml.profile import HardwareProfile
 
 from .assemble import Meaning, check_shape
 from .bundling import Bundler
@@ -17,7 +18,7 @@ from .dataset import Array, Dataset, check_classes, read_dataset
 from .explanation import explain
 from .metrics import Direction, Evaluation, Judge, Metric, check_scores, judge_of, parse_metric
 from .order import ConversionOrder, check_order
-from .plan import Means, family_for, stages
+from .plan import RUNTIMES, Means, family_for, stages
 from .report import Conversion, View
 from .search import Aim, OnProgress, Progress, Search
 from .seats import seats_for
@@ -26,7 +27,7 @@ from .sources.load import load
 from .sources.source import Source
 from .sources.source_name import parse_source
 from .store import Store, default_folder
-from .verify import Verifier
+from .verify import Verified, Verifier
 from .workbench import Workbench
 from .workshop import Workshop
 
@@ -65,7 +66,7 @@ def convert(order: ConversionOrder, on_progress: OnProgress = lambda _: None) ->
     found = Search(bench, order.effort, on_progress).run(aims)
     views = []
     for aim in aims:
-        placements = tuple(bench.place(one, aim.profile) for one in found)
+        placements = tuple(bench.place(one, aim.profile) for one in found if _is_for(one, aim.profile))
         views.append(View(placements, select(placements, aim.profile, aim.constraints, order.preference)))
     on_progress(Progress("explaining"))
     explained = explain(order, bench, found, views, floor)
@@ -76,6 +77,10 @@ def convert(order: ConversionOrder, on_progress: OnProgress = lambda _: None) ->
     on_progress(Progress("writing bundles"))
     bundler = Bundler(order, source, data, judge, meaning, explained)
     return bundler.write(found, views)
+
+
+def _is_for(one: Verified, profile: HardwareProfile) -> bool:
+    return bool(RUNTIMES[one.candidate.recipe.family] & set(profile.runtimes))
 
 
 def _judged(

@@ -141,7 +141,7 @@ def tell_report(report: Report, console: Console) -> None:
     for line in _reasons(report.candidates):
         console.print(line, soft_wrap=True, markup=False)
     for one in report.answers:
-        console.print(f"{one.question} {one.answer}", soft_wrap=True, markup=False)
+        console.print(f"{one.question} {' '.join(one.answer.splitlines())}", soft_wrap=True, markup=False)
 
 
 def tell_packaging(packaging: Packaging) -> None:
