@@ -17,6 +17,7 @@ from converters.check_command import check
 from converters.convergence import COVERED_FRACTION, extremes, watch
 from converters.data_finding import Kind, Severity
 from converters.existing import PackagingOrder
+from converters.processing_file import read_processing
 from edgeml.errors import ArtifactError, ConfigError
 from edgeml.expectation import Expected, InputExpectation, Policy
 from edgeml.manifest import RuntimeFamily, ScoreKind
@@ -97,6 +98,31 @@ def pictures(tmp_path_factory):
     expected = Expected((InputExpectation("x", 0.0, 1.0, policy=Policy.REFUSE),))
     bundle = bundled(directory, "digits", model, data=directory / "judged.npz", expected=expected)
     return bundle, x, y
+
+
+STEPS = """
+[[before]]
+input = "x"
+given = { name = "photo", dtype = "uint8", shape = [-1, -1, -1, 1], layout = "NHWC" }
+steps = [
+  { kind = "resize", height = 8, width = 8 },
+  { kind = "normalise", scale = 0.00392156862745098 },
+  { kind = "transpose", layout = "NCHW" },
+]
+"""
+
+
+@pytest.fixture(scope="module")
+def photos(pictures, tmp_path_factory):
+    """The digits as bytes of 16 x 16 pixels, which the bundle's own steps make the model's input of."""
+    directory = tmp_path_factory.mktemp("photos")
+    (directory / "steps.toml").write_text(STEPS)
+    _, x, y = pictures
+    given = np.rint(x.transpose(0, 2, 3, 1) * 255).astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)
+    np.savez(directory / "judged.npz", evaluation_x=given[900:], evaluation_y=y[900:])
+    model = pictures[0].parent / "d.onnx"
+    steps = read_processing(directory / "steps.toml")
+    return bundled(directory, "photos", model, data=directory / "judged.npz", processing=steps), given
 
 
 class Looked:
@@ -278,6 +304,18 @@ def test_pictures_as_bytes_are_told_to_be_scaled(pictures, tmp_path):
     looked = Looked(tmp_path, bundle, {"calibration_x": (x[:300] * 255).astype(np.uint8)})
     assert any("/ 255" in one["hint"] for one in looked.of(Kind.TYPE))
     assert looked.of(Kind.RANGE)
+
+
+def test_samples_are_held_against_what_callers_give_and_drift_is_told_after_the_steps(photos, tmp_path):
+    bundle, given = photos
+    sound = Looked(tmp_path, bundle, {"calibration_x": given[:400], "evaluation_x": given[900:]})
+    assert sound.exit_code == 0, sound.findings
+    assert {one["column"].partition(".")[0] for one in sound.drift} == {"x"}
+    dark = Looked(tmp_path, bundle, {"calibration_x": given[:400] // 3, "evaluation_x": given[900:]})
+    assert {one["array"] for one in dark.of(Kind.DRIFT)} == {"calibration_x"}
+    swapped = Looked(tmp_path, bundle, {"calibration_x": given[:400].transpose(0, 3, 1, 2)})
+    assert swapped.exit_code == 3
+    assert any("NHWC" in one["what"] for one in swapped.of(Kind.LAYOUT)), swapped.findings
 
 
 def test_two_layouts_in_one_file_need_no_bundle(pictures, tmp_path):
