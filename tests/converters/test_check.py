@@ -7,18 +7,14 @@ import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 import converters
 from converters.assemble import ReleaseName
 from converters.check_command import check
-from converters.convergence import COVERED_FRACTION, extremes, watch
 from converters.data_finding import Kind, Severity
 from converters.existing import PackagingOrder
 from converters.processing_file import read_processing
-from edgeml.errors import ArtifactError, ConfigError
+from edgeml.errors import ArtifactError
 from edgeml.expectation import Expected, InputExpectation, Policy
 from edgeml.manifest import RuntimeFamily, ScoreKind
 from edgeml.probe import describe
@@ -366,53 +362,6 @@ def test_people_read_what_matters_first(tumours, tmp_path):
     assert lines[0].startswith("violation  calibration_x [3]: 1 of 150 samples have missing values")
     assert lines[-1].startswith("note")
     assert "1 violation" in result.exception.message
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("no.npz", None),
-        ("text.npz", b"no archive"),
-        ("text.npy", b"no array"),
-        ("data.txt", b"1,2"),
-        ("empty.csv", b""),
-        ("names.csv", b"a,b,c\n"),
-        ("binary.csv", b"\xff\xfe\x00\x00"),
-    ],
-)
-def test_a_file_that_cannot_be_read_is_the_users_to_mend(tmp_path, name, content):
-    path = tmp_path / name
-    if content is not None:
-        path.write_bytes(content)
-    result = CliRunner().invoke(check, [str(path)])
-    assert isinstance(result.exception, ConfigError)
-    assert result.exception.hint
-
-
-def test_an_array_that_states_more_than_it_holds_is_refused(tmp_path):
-    path = tmp_path / "x.npy"
-    np.save(path, np.zeros((4, 4), np.float32))
-    path.write_bytes(path.read_bytes().replace(b"(4, 4)", b"(4,99)"))
-    result = CliRunner().invoke(check, [str(path)])
-    assert isinstance(result.exception, ConfigError)
-    assert "states" in result.exception.message
-
-
-@given(
-    hnp.arrays(
-        np.float64,
-        hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40),
-        elements=st.floats(-1e6, 1e6),
-    )
-)
-def test_after_the_needed_samples_the_range_is_there(samples):
-    seen = watch(*extremes(samples))
-    assert 1 <= seen.needed <= seen.samples == len(samples)
-    assert [point.covered for point in seen.curve] == sorted(point.covered for point in seen.curve)
-    at_needed = next(point for point in seen.curve if point.samples == seen.needed)
-    assert at_needed.covered >= COVERED_FRACTION
-    assert seen.curve[-1].covered == 1.0
-    assert (seen.low, seen.high) == (samples.min(), samples.max())
 
 
 @pytest.mark.skipif(
