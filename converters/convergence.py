@@ -15,6 +15,7 @@ import numpy.typing as npt
 COVERED_FRACTION: Final = 0.99
 ORDERS: Final = 16
 SEED: Final = 0
+CHUNK_SAMPLES: Final = 256
 SETTLED_FRACTION: Final = 0.5
 """Of the samples: where the range was there after so many of them, the rest stands for the samples one does not have."""
 
@@ -80,9 +81,12 @@ def watch(minima: Doubles, maxima: Doubles) -> Convergence:
 
 def extremes(array: npt.NDArray[np.generic]) -> tuple[Doubles, Doubles]:
     """Least and greatest finite value of each sample of [samples, ...]; samples without one are left out."""
-    flat = array.reshape(len(array), -1).astype(np.float64)
-    finite = np.isfinite(flat)
-    keep = finite.any(axis=1)
-    low = np.where(finite, flat, np.inf).min(axis=1, initial=np.inf)[keep]
-    high = np.where(finite, flat, -np.inf).max(axis=1, initial=-np.inf)[keep]
-    return low, high
+    flat = array.reshape(len(array), -1)
+    low, high = np.full(len(flat), np.inf), np.full(len(flat), -np.inf)
+    for first in range(0, len(flat), CHUNK_SAMPLES):
+        part = flat[first : first + CHUNK_SAMPLES].astype(np.float64)
+        finite = np.isfinite(part)
+        low[first : first + CHUNK_SAMPLES] = np.where(finite, part, np.inf).min(axis=1, initial=np.inf)
+        high[first : first + CHUNK_SAMPLES] = np.where(finite, part, -np.inf).max(axis=1, initial=-np.inf)
+    keep = low <= high
+    return low[keep], high[keep]

@@ -1,6 +1,6 @@
 """The constant tensors of a model file, as the reals they stand for: .onnx initializers, .tflite buffers.
 
-Decides how a quantized constant is turned back (by the DequantizeLinear that reads it, or by the scales stored with it)
+Decides how a quantized constant is turned back (by the node that reads it, or by the scales stored with it)
 and what it is called then, so that the fp32 and the int8 variant of a model have tensors of the same name. Nothing is
 run. Files are hostile: what states more than it holds is refused.
 """
@@ -79,26 +79,63 @@ def _onnx(model: bytes) -> Iterator[Weight]:
         raise BackendError(f"the model has {len(stored)} constants, more than {TENSORS_MAX}")
     if any(one.data_location == onnx.TensorProto.EXTERNAL for one in stored.values()):
         raise BackendError("the model keeps its weights in another file", hint="save it as one file")
-    readers = {node.input[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
-    parameters = {name for node in readers.values() for name in node.input[1:]}
+    scaled = {name: how for node in graph.node for name, how in _scalings(node) if name in stored}
+    parameters = {name for how in scaled.values() for name in (*how.scales, how.zero)}
     for name, tensor in stored.items():
         if name in parameters:
             continue
         try:
             array = numpy_helper.to_array(tensor)
-            node = readers.get(name)
-            if node is None or len(node.input) < 2 or node.input[1] not in stored:
+            how = scaled.get(name)
+            if how is None or not set(how.scales) <= set(stored):
                 if array.dtype.kind in "fiub":
                     yield Weight(name, array.dtype.name, array.astype(np.float64))
                 continue
-            scale = numpy_helper.to_array(stored[node.input[1]])
-            zero = numpy_helper.to_array(stored[node.input[2]]) if len(node.input) > 2 else np.zeros(())
-            axis = next((one.i for one in node.attribute if one.name == "axis"), 1)
-            yield Weight(
-                name.removesuffix(QUANTIZED_SUFFIX), array.dtype.name, _reals(array, scale, zero, axis)
-            )
-        except (ValueError, TypeError, KeyError) as error:
+            scale = np.asarray(math.prod(numpy_helper.to_array(stored[one]) for one in how.scales))
+            zero = numpy_helper.to_array(stored[how.zero]) if how.zero in stored else np.zeros(())
+            if how.block:
+                scale, zero = (_spread(one, array.shape, how) for one in (scale, zero))
+            values = _reals(array, scale, zero, how.axis)
+            yield Weight(name.removesuffix(QUANTIZED_SUFFIX), array.dtype.name, values)
+        except (ValueError, TypeError, KeyError, IndexError) as error:
             raise BackendError(f"constant {name[:100]} is damaged: {error}", hint=_HINT) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Scaling:
+    """How a node reads an integer constant: names of its scales (multiplied) and zero point, the axis of these."""
+
+    scales: tuple[str, ...]
+    zero: str
+    axis: int
+    block: int = 0
+    """So many elements in a row of `axis` share a scale; 0: all of an index do."""
+
+
+def _scalings(node: Any) -> Iterator[tuple[str, _Scaling]]:
+    """Name the constants that a node takes as integers."""
+    names = [*node.input]
+    numbers = {one.name: one.i for one in node.attribute}
+    match node.op_type:
+        case "DequantizeLinear":
+            zero = names[2] if len(names) > 2 else ""
+            yield names[0], _Scaling((names[1],), zero, numbers.get("axis", 1), numbers.get("block_size", 0))
+        case "QLinearConv" | "QLinearMatMul" | "QGemm" if len(names) >= 6:
+            # Output channels come first in a convolution's weights, last in a matrix'.
+            first = node.op_type == "QLinearConv" or bool(numbers.get("transB"))
+            yield names[3], _Scaling((names[4],), names[5], 0 if first else -1)
+            bias = {"QLinearConv": 8, "QGemm": 6}.get(node.op_type)
+            if bias is not None and len(names) > bias and names[bias]:
+                # A bias is added to products, whose scale is the product of both.
+                yield names[bias], _Scaling((names[1], names[4]), "", 0)
+
+
+def _spread(one: npt.NDArray[Any], shape: tuple[int, ...], how: _Scaling) -> npt.NDArray[Any]:
+    """Give each element the scale of its block."""
+    if one.ndim != len(shape):
+        return one
+    wide = np.repeat(one, min(how.block, shape[how.axis]), axis=how.axis)
+    return wide.take(range(shape[how.axis]), axis=how.axis)
 
 
 def _tflite(model: bytes) -> Iterator[Weight]:
@@ -151,7 +188,7 @@ def _tflite_weight(model: bytes, root: Any, tensor: Any) -> Weight | None:
 
 def _reals(array: npt.NDArray[Any], scale: npt.NDArray[Any], zero: npt.NDArray[Any], axis: int) -> Reals:
     """Turn integers back; `scale` and `zero` are one for all, or one for each index of `axis`."""
-    if scale.size > 1:
+    if scale.size > 1 and scale.shape != array.shape:
         if not -array.ndim <= axis < array.ndim or scale.size != array.shape[axis]:
             raise ValueError("its scales do not fit its shape")
         form = [1] * array.ndim

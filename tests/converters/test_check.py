@@ -7,17 +7,14 @@ import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 import converters
 from converters.assemble import ReleaseName
 from converters.check_command import check
-from converters.convergence import COVERED_FRACTION, extremes, watch
 from converters.data_finding import Kind, Severity
 from converters.existing import PackagingOrder
-from edgeml.errors import ArtifactError, ConfigError
+from converters.processing_file import read_processing
+from edgeml.errors import ArtifactError
 from edgeml.expectation import Expected, InputExpectation, Policy
 from edgeml.manifest import RuntimeFamily, ScoreKind
 from edgeml.probe import describe
@@ -97,6 +94,31 @@ def pictures(tmp_path_factory):
     expected = Expected((InputExpectation("x", 0.0, 1.0, policy=Policy.REFUSE),))
     bundle = bundled(directory, "digits", model, data=directory / "judged.npz", expected=expected)
     return bundle, x, y
+
+
+STEPS = """
+[[before]]
+input = "x"
+given = { name = "photo", dtype = "uint8", shape = [-1, -1, -1, 1], layout = "NHWC" }
+steps = [
+  { kind = "resize", height = 8, width = 8 },
+  { kind = "normalise", scale = 0.00392156862745098 },
+  { kind = "transpose", layout = "NCHW" },
+]
+"""
+
+
+@pytest.fixture(scope="module")
+def photos(pictures, tmp_path_factory):
+    """The digits as bytes of 16 x 16 pixels, which the bundle's own steps make the model's input of."""
+    directory = tmp_path_factory.mktemp("photos")
+    (directory / "steps.toml").write_text(STEPS)
+    _, x, y = pictures
+    given = np.rint(x.transpose(0, 2, 3, 1) * 255).astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)
+    np.savez(directory / "judged.npz", evaluation_x=given[900:], evaluation_y=y[900:])
+    model = pictures[0].parent / "d.onnx"
+    steps = read_processing(directory / "steps.toml")
+    return bundled(directory, "photos", model, data=directory / "judged.npz", processing=steps), given
 
 
 class Looked:
@@ -280,6 +302,18 @@ def test_pictures_as_bytes_are_told_to_be_scaled(pictures, tmp_path):
     assert looked.of(Kind.RANGE)
 
 
+def test_samples_are_held_against_what_callers_give_and_drift_is_told_after_the_steps(photos, tmp_path):
+    bundle, given = photos
+    sound = Looked(tmp_path, bundle, {"calibration_x": given[:400], "evaluation_x": given[900:]})
+    assert sound.exit_code == 0, sound.findings
+    assert {one["column"].partition(".")[0] for one in sound.drift} == {"x"}
+    dark = Looked(tmp_path, bundle, {"calibration_x": given[:400] // 3, "evaluation_x": given[900:]})
+    assert {one["array"] for one in dark.of(Kind.DRIFT)} == {"calibration_x"}
+    swapped = Looked(tmp_path, bundle, {"calibration_x": given[:400].transpose(0, 3, 1, 2)})
+    assert swapped.exit_code == 3
+    assert any("NHWC" in one["what"] for one in swapped.of(Kind.LAYOUT)), swapped.findings
+
+
 def test_two_layouts_in_one_file_need_no_bundle(pictures, tmp_path):
     _, x, _ = pictures
     looked = Looked(tmp_path, None, {"calibration_x": x[:300], "evaluation_x": x[300:].transpose(0, 2, 3, 1)})
@@ -328,53 +362,6 @@ def test_people_read_what_matters_first(tumours, tmp_path):
     assert lines[0].startswith("violation  calibration_x [3]: 1 of 150 samples have missing values")
     assert lines[-1].startswith("note")
     assert "1 violation" in result.exception.message
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("no.npz", None),
-        ("text.npz", b"no archive"),
-        ("text.npy", b"no array"),
-        ("data.txt", b"1,2"),
-        ("empty.csv", b""),
-        ("names.csv", b"a,b,c\n"),
-        ("binary.csv", b"\xff\xfe\x00\x00"),
-    ],
-)
-def test_a_file_that_cannot_be_read_is_the_users_to_mend(tmp_path, name, content):
-    path = tmp_path / name
-    if content is not None:
-        path.write_bytes(content)
-    result = CliRunner().invoke(check, [str(path)])
-    assert isinstance(result.exception, ConfigError)
-    assert result.exception.hint
-
-
-def test_an_array_that_states_more_than_it_holds_is_refused(tmp_path):
-    path = tmp_path / "x.npy"
-    np.save(path, np.zeros((4, 4), np.float32))
-    path.write_bytes(path.read_bytes().replace(b"(4, 4)", b"(4,99)"))
-    result = CliRunner().invoke(check, [str(path)])
-    assert isinstance(result.exception, ConfigError)
-    assert "states" in result.exception.message
-
-
-@given(
-    hnp.arrays(
-        np.float64,
-        hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40),
-        elements=st.floats(-1e6, 1e6),
-    )
-)
-def test_after_the_needed_samples_the_range_is_there(samples):
-    seen = watch(*extremes(samples))
-    assert 1 <= seen.needed <= seen.samples == len(samples)
-    assert [point.covered for point in seen.curve] == sorted(point.covered for point in seen.curve)
-    at_needed = next(point for point in seen.curve if point.samples == seen.needed)
-    assert at_needed.covered >= COVERED_FRACTION
-    assert seen.curve[-1].covered == 1.0
-    assert (seen.low, seen.high) == (samples.min(), samples.max())
 
 
 @pytest.mark.skipif(

@@ -150,31 +150,80 @@ def test_people_read_a_short_list(first, tmp_path):
     assert len(result.stdout.splitlines()) < 12
 
 
-def test_an_int8_variant_has_the_names_and_nearly_the_values_of_its_fp32_one(first, tmp_path):
+def trained_network():
+    """A convolution and a matrix with biases, as an exporter writes them."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    generator = np.random.default_rng(0)
+    shapes = {"conv.weight": (8, 1, 3, 3), "conv.bias": (8,), "dense.weight": (5, 8), "dense.bias": (5,)}
+    weights = {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    weights["conv.weight"] *= np.logspace(-2, 0, 8, dtype=np.float32)[:, None, None, None]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "conv.weight", "conv.bias"], ["c"]),
+            helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+            helper.make_node("Flatten", ["p"], ["f"]),
+            helper.make_node("Gemm", ["f", "dense.weight", "dense.bias"], ["y"], transB=1),
+        ],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 5])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model.SerializeToString(), weights
+
+
+@pytest.mark.parametrize("form", ["QDQ", "QOperator"])
+def test_an_int8_variant_has_the_names_and_nearly_the_values_of_its_fp32_one(tmp_path, form):
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
     class Reader(CalibrationDataReader):
         def __init__(self):
-            self.rows = iter([{"x": np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)}])
+            self.rows = iter([{"x": np.random.default_rng(0).random((64, 1, 8, 8)).astype(np.float32)}])
 
         def get_next(self):
             return next(self.rows, None)
 
-    with bundle.Bundle(first) as opened:
-        model = opened.model()
+    model, weights = trained_network()
     (tmp_path / "fp32.onnx").write_bytes(model)
     quantize_static(
         tmp_path / "fp32.onnx",
         tmp_path / "int8.onnx",
         Reader(),
-        quant_format=QuantFormat.QDQ,
+        quant_format=QuantFormat[form],
         per_channel=True,
     )
-    [real] = read_weights(model, RuntimeFamily.ONNX)
-    [near] = read_weights((tmp_path / "int8.onnx").read_bytes(), RuntimeFamily.ONNX)
-    assert (real.name, real.stored, near.name, near.stored) == ("w", "float32", "w", "int8")
-    steps = np.abs(real.values).max(axis=0) / 127
-    assert (np.abs(real.values - near.values) <= steps * 0.5001).all()
+    reals = {one.name: one for one in read_weights(model, RuntimeFamily.ONNX)}
+    nears = {one.name: one for one in read_weights((tmp_path / "int8.onnx").read_bytes(), RuntimeFamily.ONNX)}
+    assert set(reals) == set(weights) <= set(nears)
+    for name in ("conv.weight", "dense.weight"):
+        assert nears[name].stored == "int8"
+        real, near = reals[name].values, nears[name].values
+        steps = np.abs(real.reshape(len(real), -1)).max(axis=1) / 127
+        assert (np.abs(real - near).reshape(len(real), -1).max(axis=1) <= steps * 0.5001).all()
+    for name in ("conv.bias", "dense.bias"):
+        assert nears[name].stored == "int32"
+        np.testing.assert_allclose(nears[name].values, weights[name], atol=1e-3)
+
+
+def test_weights_that_share_a_scale_in_blocks_are_turned_back():
+    from onnx import TensorProto, helper, numpy_helper
+
+    stored = np.arange(24, dtype=np.int8).reshape(4, 6)
+    scales = np.array([[1.0, 10.0]] * 4, np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("DequantizeLinear", ["w_quantized", "w_scale"], ["y"], axis=1, block_size=3)],
+        "blocks",
+        [],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 6])],
+        [numpy_helper.from_array(stored, "w_quantized"), numpy_helper.from_array(scales, "w_scale")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    [weight] = read_weights(model.SerializeToString(), RuntimeFamily.ONNX)
+    np.testing.assert_array_equal(weight.values, stored * np.repeat(scales, 3, axis=1))
 
 
 @pytest.mark.parametrize("family", list(RuntimeFamily))

@@ -273,3 +273,11 @@ class TestCalibrating:
         ):
             with pytest.raises(ConfigError):
                 calibrate(pi, records, name)
+
+
+def test_where_numpy_is_missing_the_command_says_what_to_install(monkeypatch, packed):
+    monkeypatch.setattr("edgeml.cli.util.find_spec", lambda name: None)
+    error = invoke("measure", packed).exception
+    assert error.exit_code == 2
+    assert "numpy" in error.message
+    assert "edgeml-fleet[agent]" in error.hint
