@@ -194,6 +194,10 @@ def _refused(graph: Graph, runtime: DeviceRuntime | None) -> Iterator[Finding]:
 def _memory(graph: Graph, runtime: DeviceRuntime | None, profile: HardwareProfile) -> tuple[int, int]:
     """What it takes of `model_memory`, from and to, in bytes."""
     if _is_micro(profile):
+        if (
+            graph.family is not RuntimeFamily.TFLITE
+        ):  # nothing there loads it: what its activations take says enough
+            return peak_activation_bytes(graph), peak_activation_bytes(graph)
         space = arena(graph, kernels_of(profile.architecture))
         return space.low_bytes, space.high_bytes
     base = RUNTIME_BYTES.get(runtime, 0) if runtime is not None else 0
