@@ -126,6 +126,11 @@ def _tell(name: str, report: FitReport, profiles: list[HardwareProfile]) -> None
         table.add_row(*(Text(cell) for cell in _cells(one)))
     console.print(table)
     console.print("memory and latency: estimated, one request on one thread; nothing was run", soft_wrap=True)
+    if model.unknown_shapes:
+        console.print(
+            f"the shapes of {model.unknown_shapes} tensors are free or unknown: what they cost is not in these numbers",
+            soft_wrap=True,
+        )
     for one in report.fits:
         for finding in one.findings:
             console.print(

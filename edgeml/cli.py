@@ -25,6 +25,9 @@ NEEDS: Final = {
     "flash": ("tuf",),
     "convert": ("torch", "onnx", "onnxruntime"),
     "package": ("onnx", "onnxruntime"),
+    "check": ("numpy", "rich"),
+    "diff": ("onnx", "rich"),
+    "fit": ("onnx", "rich"),
     "sample": ("torch", "sklearn"),
     "keys": ("tuf", "cryptography"),
     "fleet": ("sqlalchemy", "paho", "tuf"),
@@ -33,6 +36,7 @@ NEEDS: Final = {
 """What must be importable for a command to work here; looked up without importing it."""
 EXTRAS: Final = {
     "agent": "agent", "infer": "agent", "measure": "agent", "flash": "agent", "convert": "converters", "package": "converters",
+    "check": "converters", "diff": "converters", "fit": "converters",
     "sample": "converters", "keys": "fleet", "fleet": "fleet", "demo": "agent,serve,converters,fleet",
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ memory_arena_threshold_test.cc (sizes of one model on x86-64); CMSIS-NN's and ES
 
 from __future__ import annotations
 
+import bisect
 import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from .graph import Arithmetic, Graph, Operator, OperatorKind, Role, arithmetic
 ALIGNMENT: Final = 16
 """TensorFlow Lite Micro aligns every buffer in the arena to so many bytes."""
 SUGGESTION_STEP: Final = 1024
+PLANNED_MAX: Final = 2048
+"""A model of more activations is for no microcontroller: its plan is not made, and the peak stands for it."""
 
 
 class Kernels(enum.Enum):
@@ -111,22 +114,22 @@ def plan(buffers: Sequence[Buffer]) -> Plan:
 
     The largest comes first, at the start, and of equal ones the last; each next one goes into the first gap that is large
     enough between those that are needed at the same time as it, or behind the last of them. Lengths are rounded up to the
-    alignment.
+    alignment. Takes time by the square of their number.
     """
     order = sorted(range(len(buffers)), key=lambda place: (-aligned(buffers[place].length_bytes), -place))
     offsets = [0] * len(buffers)
-    placed: list[tuple[int, int, Buffer]] = []  # where it starts, where it ends, which
+    placed: list[tuple[int, int, Buffer]] = []  # where it starts, where it ends, which; by where it starts
     for place in order:
         wanted = aligned(buffers[place].length_bytes)
         start = 0
-        for begin, end, other in sorted(placed, key=lambda one: one[0]):
+        for begin, end, other in placed:
             if not other.meets(buffers[place]):
                 continue
             if begin - start >= wanted:
                 break
             start = max(start, end)
         offsets[place] = start
-        placed.append((start, start + wanted, buffers[place]))
+        bisect.insort(placed, (start, start + wanted, buffers[place]), key=lambda one: one[0])
     return Plan(tuple(offsets), max((end for _, end, _ in placed), default=0))
 
 
@@ -154,8 +157,12 @@ def lifetimes(graph: Graph) -> tuple[Buffer, ...]:
 
 def peak_activation_bytes(graph: Graph) -> int:
     """The most that activations take at any operator, each rounded up to the alignment: no planner can do with less."""
-    steps = [0] * (len(graph.operators) + 2)
-    for buffer in lifetimes(graph):
+    return _peak(lifetimes(graph))
+
+
+def _peak(buffers: Sequence[Buffer]) -> int:
+    steps = [0] * (max((buffer.last for buffer in buffers), default=0) + 2)
+    for buffer in buffers:
         steps[buffer.first] += aligned(buffer.length_bytes)
         steps[buffer.last + 1] -= aligned(buffer.length_bytes)
     most = now = 0
@@ -175,7 +182,7 @@ def arena(graph: Graph, kernels: frozenset[Kernels] = ALL_KERNELS) -> Arena:
     low = _build(graph, _LOW, Kernels.REFERENCE)
     builds = (_build(graph, _HIGH, one) for one in sorted(kernels, key=lambda one: one.value))
     high = max(builds, key=lambda one: one.needed)
-    head = plan(lifetimes(graph)).length_bytes
+    head = _head(lifetimes(graph))
     parts = (
         Part("activations", low.head, low.head, "alive at the same time, as the greedy planner places them, 16-byte aligned"),
         Part("scratch of kernels", 0, high.head - low.head, f"the reference kernels take least; {high.kernels.value} most"),
@@ -189,6 +196,10 @@ def arena(graph: Graph, kernels: frozenset[Kernels] = ALL_KERNELS) -> Arena:
         Part("interpreter", _LOW.fixed, _HIGH.fixed, "its own objects; the high end is with recording"),
     )  # fmt: skip
     return Arena(low.used, high.needed, head, tuple(one for one in parts if one.high_bytes))
+
+
+def _head(buffers: Sequence[Buffer]) -> int:
+    return plan(buffers).length_bytes if len(buffers) <= PLANNED_MAX else _peak(buffers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +292,7 @@ def _build(graph: Graph, sizes: _Sizes, kernels: Kernels) -> _Build:
     )  # fmt: skip
     return _Build(
         kernels,
-        plan(buffers).length_bytes,
+        _head(buffers),
         sizes.planned * (len(graph.tensors) + len(scratch)) + sizes.buffer * len(buffers),
         sum(aligned(one.length_bytes) for one in graph.tensors if one.role is Role.VARIABLE),
         structures,

@@ -20,7 +20,7 @@ from ..steps.c_source import refusals
 from ..units import size
 from .arena import arena, kernels_of, peak_activation_bytes
 from .graph import Graph, macs, parameters, weight_bytes
-from .integer_graph import as_integers, int8_file_bytes, is_integer
+from .integer_graph import as_integers, can_be_integer, int8_file_bytes, is_integer
 from .roofline import Bound, can_estimate, estimate
 
 RUNTIME_BYTES: Final = {
@@ -97,6 +97,8 @@ class ModelFacts(msgspec.Struct, frozen=True):
     weight_bytes: int
     peak_activation_bytes: int
     integer: bool
+    unknown_shapes: int
+    """Tensors of which more than the batch is free or nothing could be said: then the estimates are of what is known."""
 
 
 class FitReport(msgspec.Struct, frozen=True):
@@ -116,6 +118,7 @@ def facts(graph: Graph, length_bytes: int) -> ModelFacts:
         weight_bytes(graph),
         peak_activation_bytes(graph),
         is_integer(graph),
+        len(graph.dynamic),
     )
 
 
@@ -191,6 +194,10 @@ def _refused(graph: Graph, runtime: DeviceRuntime | None) -> Iterator[Finding]:
 def _memory(graph: Graph, runtime: DeviceRuntime | None, profile: HardwareProfile) -> tuple[int, int]:
     """What it takes of `model_memory`, from and to, in bytes."""
     if _is_micro(profile):
+        if (
+            graph.family is not RuntimeFamily.TFLITE
+        ):  # nothing there loads it: what its activations take says enough
+            return peak_activation_bytes(graph), peak_activation_bytes(graph)
         space = arena(graph, kernels_of(profile.architecture))
         return space.low_bytes, space.high_bytes
     base = RUNTIME_BYTES.get(runtime, 0) if runtime is not None else 0
@@ -202,7 +209,7 @@ def _memory(graph: Graph, runtime: DeviceRuntime | None, profile: HardwareProfil
 
 def _smaller_file(graph: Graph, length_bytes: int, budget: float) -> str:
     least, words = length_bytes, []
-    if not is_integer(graph):
+    if can_be_integer(graph):
         least = int8_file_bytes(graph, length_bytes)
         words.append(f"static int8 would be about {size(least)} of {size(budget)}")
     if least > budget:
@@ -214,7 +221,7 @@ def _smaller_file(graph: Graph, length_bytes: int, budget: float) -> str:
 def _less_memory(graph: Graph, profile: HardwareProfile) -> str:
     budget = profile.model_memory.value
     least, words = graph, []
-    if not is_integer(graph):
+    if can_be_integer(graph):
         least = as_integers(graph)
         low, high = _memory(least, None, profile)
         words.append(

@@ -13,7 +13,17 @@ import msgspec
 
 from edgeml.manifest import RuntimeFamily
 
-from .graph import Arithmetic, ElementType, Graph, OperatorKind, Role, Tensor, arithmetic, weight_bytes
+from .graph import (
+    WEIGHTED,
+    Arithmetic,
+    ElementType,
+    Graph,
+    OperatorKind,
+    Role,
+    Tensor,
+    arithmetic,
+    weight_bytes,
+)
 
 _SCALE_BYTES: Final = {RuntimeFamily.TFLITE: 12, RuntimeFamily.ONNX: 5}
 """A scale and a zero point: float and int64 in a .tflite, float and int8 in ONNX."""
@@ -25,9 +35,17 @@ _TENSOR_BYTES: Final = 64
 
 
 def is_integer(graph: Graph) -> bool:
-    """Whether everything that multiplies does so in integers."""
-    return all(
-        arithmetic(graph, one) in {Arithmetic.INT8, Arithmetic.INT16} for one in graph.operators if one.macs
+    """Whether it multiplies, and always in integers."""
+    how = {arithmetic(graph, one) for one in graph.operators if one.macs}
+    return bool(how) and how <= {Arithmetic.INT8, Arithmetic.INT16}
+
+
+def can_be_integer(graph: Graph) -> bool:
+    """Whether int8 would bring anything: something multiplies by weights, and not in integers. Trees do not."""
+    return any(
+        one.kind in WEIGHTED and arithmetic(graph, one) not in {Arithmetic.INT8, Arithmetic.INT16}
+        for one in graph.operators
+        if one.macs
     )
 
 

@@ -8,8 +8,9 @@ are never opened. What each operator costs is in `onnx_work.py`.
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -77,6 +78,7 @@ def read_onnx(model: bytes) -> Graph:
             ) from error
         _check(proto)
         try:
+            _sort(proto.graph)
             return _folded(_read(proto, _types(proto)))
         except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
             raise BackendError(
@@ -91,6 +93,42 @@ def _check(proto: Any) -> None:
             f"the ONNX file has {len(graph.node)} operators, {len(graph.initializer)} constants and {len(graph.output)} outputs",
             hint="export the model again",
         )
+
+
+def _sort(graph: Any) -> None:
+    """Bring the operators into an order in which they can run; converters leave some at the end, as runtimes sort them anyway."""
+    writer = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
+    after = [{writer[name] for name in _reads(node) if name in writer} for node in graph.node]
+    readers: dict[int, list[int]] = {}
+    for place, before in enumerate(after):
+        for one in before:
+            readers.setdefault(one, []).append(place)
+    waiting = [len(before) for before in after]
+    ready = [place for place, count in enumerate(waiting) if not count]
+    order = []
+    while ready:
+        place = heapq.heappop(ready)  # the earliest in the file that can run
+        order.append(place)
+        for reader in readers.get(place, ()):
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                heapq.heappush(ready, reader)
+    if len(order) != len(graph.node):
+        raise ValueError("operators wait for one another in a circle")
+    nodes = [graph.node[place] for place in order]
+    if order != sorted(order):
+        copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(copies)
+
+
+def _reads(node: Any) -> Iterator[str]:
+    """Names that an operator reads, those of the graphs within it included."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield from _reads(inner)
 
 
 def _types(proto: Any) -> dict[str, Any]:

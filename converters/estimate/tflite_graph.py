@@ -24,10 +24,16 @@ BUFFERS_MAX: Final = 1 << 17
 RANK_MAX: Final = 16
 ELEMENTS_MAX: Final = 1 << 40
 OPERANDS_MAX: Final = 1 << 12
+OPERANDS_TOTAL_MAX: Final = 1 << 19
+"""Of a whole file: thousands of operators may point at the same operands, which costs the file nothing and the reader a lot."""
 NAME_MAX: Final = 400
 LEAST_BYTES: Final = 16
 _IDENTIFIER: Final = b"TFL3"
 _MAIN: Final = 0
+_NAME: Final = 10
+"""Where a tensor's table says where its name is: the fourth field of the schema."""
+_CUSTOM_CODE: Final = 6
+"""The same of an operator type's own name: the second field."""
 _SPARE: Final = 1
 """The first buffers of a file may be empty or hold no tensor; index 0 always means "none"."""
 
@@ -80,6 +86,7 @@ class _Reader:
         }
         self._model = schema.Model.GetRootAs(model, 0)
         self._length = len(model)
+        self._operands = 0
 
     def graph(self) -> Graph:
         """Read the main graph."""
@@ -115,10 +122,10 @@ class _Reader:
         native = self._natives.get(number)
         if native is None:
             raise _MalformedError(f"operator type {number} does not exist")
-        return (_text(code.CustomCode()) or native, True) if native == "CUSTOM" else (native, False)
+        return (_text(code, _CUSTOM_CODE) or native, True) if native == "CUSTOM" else (native, False)
 
     def _tensor(self, tensor: Any, dynamic: list[str]) -> Tensor:
-        name = _text(tensor.Name())
+        name = _text(tensor, _NAME)
         element = self._types.get(tensor.Type())
         if element is None:
             raise _MalformedError(f"tensor {name!r} has an unknown type")
@@ -171,6 +178,8 @@ class _Reader:
         origins: dict[int, int],
     ) -> Operator:
         native, is_custom = codes[operator.OpcodeIndex()]
+        self._operands += operator.InputsLength() + operator.OutputsLength()
+        _count(self._operands, OPERANDS_TOTAL_MAX, "operands")
         inputs = _indices(operator.InputsLength(), operator.Inputs, tensors)
         outputs = _indices(operator.OutputsLength(), operator.Outputs, tensors)
         kind = OperatorKind.OTHER if is_custom else KINDS.get(native, OperatorKind.OTHER)
@@ -220,8 +229,15 @@ def _indices(length: int, at: Callable[[int], int], tensors: Sequence[Tensor]) -
     return tuple(index for index in found if index != UNKNOWN)
 
 
-def _text(raw: bytes | None) -> str:
-    return "" if raw is None else raw[:NAME_MAX].decode("utf-8", "replace")
+def _text(found: Any, slot: int) -> str:
+    """Read the beginning of a text: the schema's own function would copy all of it, and many tensors may share a long one."""
+    table = found._tab  # noqa: SLF001  # what the generated code itself reads by
+    place = table.Offset(slot)
+    if not place:
+        return ""
+    start = table.Indirect(place + table.Pos)
+    (length,) = struct.unpack_from("<I", table.Bytes, start)
+    return bytes(table.Bytes[start + 4 : start + 4 + min(length, NAME_MAX)]).decode("utf-8", "replace")
 
 
 Work = tuple[int, int, int]

@@ -75,6 +75,14 @@ def test_a_tensor_lives_from_where_it_is_written_to_where_it_is_read_last():
     assert peak_activation_bytes(graph) == 576 + 256
 
 
+def test_a_model_of_very_many_activations_is_not_planned():
+    file = File("float32")
+    data = file.input([1, 4])
+    for _ in range(2100):
+        data = file.add("RELU", [data], [1, 4])
+    assert arena(read_tflite(file.bytes([data])), REFERENCE).head_bytes == 32
+
+
 def test_state_has_a_place_of_its_own():
     file = File("float32")
     data, state = file.input([1, 8]), file.tensor([1, 10], variable=True)

@@ -157,6 +157,25 @@ def test_a_float_graph_as_integers_takes_a_quarter():
     assert facts(smaller, 0).peak_activation_bytes * 4 == facts(graph, 0).peak_activation_bytes
 
 
+def test_trees_are_not_told_to_become_int8():
+    values = {
+        "nodes_values": [0.5] * 3, "nodes_featureids": [0] * 3, "nodes_nodeids": [0, 1, 2], "nodes_treeids": [0] * 3,
+        "nodes_modes": ["BRANCH_LEQ", "LEAF", "LEAF"], "nodes_truenodeids": [1, 0, 0], "nodes_falsenodeids": [2, 0, 0],
+        "target_ids": [0, 0], "target_nodeids": [1, 2], "target_treeids": [0, 0], "target_weights": [1.0, 2.0], "n_targets": 1,
+    }  # fmt: skip
+    graph = helper.make_graph(
+        [helper.make_node("TreeEnsembleRegressor", ["x"], ["y"], domain="ai.onnx.ml", **values)], "trees",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 1])],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    read = read_onnx(model)
+    assert not is_integer(read)
+    remedy = fit(read, len(model), with_budget(PI, model_storage=len(model) - 1)).findings[0].remedy
+    assert "int8" not in remedy
+
+
 @needs_mlperf
 @pytest.mark.parametrize(
     ("floats", "integers"),
@@ -190,6 +209,14 @@ class TestCommand:
         assert "net.tflite: " in shown
         assert all(name in shown for name in names())
         assert "estimated" in shown
+
+    def test_shapes_that_are_free_are_told(self, tmp_path):
+        proto = onnx.load_from_string(linear_onnx())
+        proto.graph.input[0].type.tensor_type.shape.dim.add().dim_param = "length"
+        proto.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 64
+        proto.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "length"
+        (tmp_path / "net.onnx").write_bytes(proto.SerializeToString())
+        assert "shapes of 2 tensors are free" in run(tmp_path / "net.onnx").output
 
     def test_json_holds_the_same(self, model):
         done = run(model, "--json")

@@ -217,6 +217,37 @@ def test_an_operator_that_runs_another_graph_is_told():
     assert graph.nested == ("If",)
 
 
+def test_operators_that_the_file_has_out_of_order_are_sorted():
+    proto = onnx.load_from_string(network())
+    nodes = [proto.graph.node[place] for place in (5, 1, 3, 0, 2, 4)]
+    shuffled = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del proto.graph.node[:]
+    proto.graph.node.extend(shuffled)
+    assert read_onnx(proto.SerializeToString()) == read_onnx(network())
+
+
+def test_operators_that_wait_for_one_another_are_refused():
+    node = helper.make_node
+    with pytest.raises(BackendError, match="circle"):
+        read_onnx(
+            model([node("Add", ["x", "b"], ["a"]), node("Add", ["a", "x"], ["b"])], [], {"x": [1, 4]}, ["b"])
+        )
+
+
+def test_float16_weights_count_as_the_float_ones(tmp_path):
+    """The converter leaves the casts of the model's input at the end of the file."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    from converters.quiet import quiet
+
+    with quiet():
+        half = convert_float_to_float16(onnx.load_from_string(network()), keep_io_types=True)
+    graph = read_onnx(half.SerializeToString())
+    assert (macs(graph), parameters(graph)) == (sum(MACS), PARAMETERS)
+    assert {arithmetic(graph, one) for one in weighted(graph)} == {Arithmetic.FLOAT16}
+    assert graph.dynamic == ()
+
+
 def test_constants_are_no_activations():
     graph = read_onnx(network())
     assert {graph.tensors[index].role for one in graph.operators for index in one.outputs} == {

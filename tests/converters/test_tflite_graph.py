@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from converters.estimate import tflite_graph
 from converters.estimate.arena import arena
 from converters.estimate.graph import (
     Arithmetic,
@@ -139,6 +140,19 @@ def test_bytes_that_are_no_model_are_refused(data):
     assert caught.value.hint
 
 
+def test_operators_that_share_long_lists_are_counted_before_they_are_read(monkeypatch):
+    monkeypatch.setattr(tflite_graph, "OPERANDS_TOTAL_MAX", 10)
+    with pytest.raises(BackendError, match="operands"):
+        read_tflite(SMALL)
+
+
+def test_a_long_name_is_cut():
+    file = File("float32")
+    file.tensors[file.input([1, 4])].name = b"n" * 100_000
+    graph = read_tflite(file.bytes([file.dense(0, 3)]))
+    assert len(graph.tensors[0].name) == 400
+
+
 def swallow(data):
     """Read hostile bytes, and use what could be read."""
     try:
@@ -155,7 +169,7 @@ def test_a_truncated_file_is_read_or_refused(length):
     swallow(SMALL[:length])
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.integers(8, len(SMALL) - 1), st.integers(0, 255)), min_size=1, max_size=12))
 def test_a_mutated_file_is_read_or_refused(changes):
     data = bytearray(SMALL)
