@@ -98,7 +98,8 @@ def check_step(step: Compression) -> None:
 def _spread(samples: Array) -> Array:
     count = len(samples)
     rows = np.unique(np.linspace(0, count - 1, min(count, CALIBRATION_MAX)).round().astype(int))
-    return samples[rows]
+    taken: Array = samples[rows]
+    return taken
 
 
 def _read(folder: Path) -> bytes:
