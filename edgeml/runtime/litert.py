@@ -94,8 +94,8 @@ def _load(wanted: DeviceRuntime | None) -> tuple[str, Any]:
     for name in names:
         if name not in _MODULES:
             raise BackendError(
-                f"{name} does not run in a Python process",
-                hint="it is estimated from what LiteRT's reference kernels answer, and measured on the device",
+                f"{name} does not load .tflite files in a Python process",
+                hint="ai-edge-litert and tflite-runtime do; for tflite-micro LiteRT's reference kernels stand in",
             )
         try:
             return name, importlib.import_module(_MODULES[name])
