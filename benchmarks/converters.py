@@ -1,7 +1,7 @@
 """Our ONNX recipes next to onnxruntime's own static quantization and NNCF with accuracy control, on two small nets.
 
 For each model: bytes and latency over the float export's, accuracy, agreement with it. Latencies are of one image, one
-thread, in rounds that take turns; a ratio is taken within a round, and the median of the rounds is shown. Selected is, of
+thread, in rounds that take turns; a round counts its fastest tenth, a ratio is taken within a round, and the median of the rounds is shown. Selected is, of
 ours within the floor and within 0.30 of the bytes, the fastest; among those within 3 % of it the smallest. Targets: 0.30 of the bytes,
 0.60 of the latency, and neither larger nor slower than the best peer within the floor.
 
@@ -45,6 +45,8 @@ HERE = Path(__file__).parent
 FLOOR = 0.005
 BYTES, LATENCY = 0.30, 0.60
 CALLS, WARM_UP = 100, 10
+UNDISTURBED = 0.1
+"""Which quantile of a round's calls is its figure: on a busy host the median tells of the neighbours."""
 NOISE = 0.03
 BASE = "fp32"
 
@@ -67,11 +69,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Search:
-    """What finding the candidates took: static integers with the scan and the mixed recipes it proposes."""
+    """What finding the candidates took: static integers with the scan and the mixed recipes it proposes.
+
+    `_processor_s` is what it takes where nothing else runs; wall time is longer the more others want the processor.
+    """
 
     net: str
     scan_s: float
+    scan_processor_s: float
     search_s: float
+    search_processor_s: float
     layers: int
     worst: str
     calibration_enough: int
@@ -90,7 +97,7 @@ class Feeds:
 
 def ours(name, model, data):
     """Make the candidates of our search: static integers, then the scan and what it proposes, then weights alone."""
-    began = time.perf_counter()
+    began, began_processor = time.perf_counter(), time.process_time()
     prepared = prepare(model)
     observed = observe(prepared, data.train_x[spread(len(data.train_x))])
     ranges = ranges_of(observed)
@@ -101,21 +108,20 @@ def ours(name, model, data):
         "s8s8": StaticInteger(s8),
         "u8s8 qdq": StaticInteger(u8, Encoding.QDQ),
     }
-    began_scan = time.perf_counter()
-    rows = samples_of(len(data.test_x))
-    images = data.test_x[rows]
-    judge = Judge(answers(model, images), data.test_y[rows])
-    layers = scan(prepared, observed, steps["u8s8"], Trial(images, judge.score))
-    scan_s = time.perf_counter() - began_scan
-    for left in dict.fromkeys((narrow_layers(prepared), *exclusions(layers))):
+    began_scan, began_scan_processor = time.perf_counter(), time.process_time()
+    chosen = samples_of(len(data.test_x))
+    images = data.test_x[chosen]
+    judge = Judge(answers(model, images), data.test_y[chosen])
+    rows = scan(prepared, observed, steps["u8s8"], Trial(images, judge.score))
+    taken = (time.perf_counter() - began_scan, time.process_time() - began_scan_processor)
+    for left in dict.fromkeys((narrow_layers(prepared), *exclusions(rows))):
         if left:
             steps[f"u8s8, float {'+'.join(left)}"] = StaticInteger(u8, float_layers=left)
             steps[f"u8s7, float {'+'.join(left)}"] = StaticInteger(u8, weight_bits=7, float_layers=left)
     made = {BASE: model, "fp32 compact": compact(model)}
     made |= {f"ours {word}": static(prepared, ranges, step) for word, step in steps.items()}
-    searched = Search(
-        name, scan_s, time.perf_counter() - began, len(layers), layers[0].layer, convergence(observed).enough
-    )
+    search = (time.perf_counter() - began, time.process_time() - began_processor)
+    searched = Search(name, *taken, *search, len(rows), rows[0].layer, convergence(observed).enough)
     for word, step in (("weights 8", WeightOnly(8)), ("weights 4", WeightOnly(4)), ("float16", Float16())):
         made[f"ours {word}"] = quantize(prepared, data.train_x[:1], step)
     return made, searched
@@ -180,7 +186,7 @@ def answers(model, images):
 
 
 def latencies(models, image, rounds):
-    """Time models in turns: microseconds [rounds] of each, medians of a round's calls."""
+    """Time models in turns: microseconds [rounds] of each, of a round's least disturbed calls."""
     calls = {}
     for name, model in models.items():
         session = session_of(model)
@@ -197,7 +203,7 @@ def latencies(models, image, rounds):
                 began = time.perf_counter_ns()
                 session.run(None, feed)
                 spans.append((time.perf_counter_ns() - began) / 1000)
-            taken[name].append(float(np.median(spans)))
+            taken[name].append(float(np.quantile(spans, UNDISTURBED)))
     return {name: np.array(spans) for name, spans in taken.items()}
 
 

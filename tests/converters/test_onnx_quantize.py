@@ -251,3 +251,17 @@ class TestLayers:
         after = prepare(model)
         assert "GlobalAveragePool" in operators(after)
         np.testing.assert_allclose(answers(after, x), answers(model, x), rtol=1e-5, atol=1e-6)
+
+
+def test_weights_that_float16_cannot_hold_stay_float32():
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], "layer")], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 8])],
+        [numpy_helper.from_array(np.eye(8, dtype=np.float32) * 1e5, "w")],
+    )  # fmt: skip
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10
+    ).SerializeToString()
+    eye = np.eye(8, dtype=np.float32)
+    np.testing.assert_array_equal(answers(quantize(prepare(model), eye, Float16()), eye), eye * 1e5)
