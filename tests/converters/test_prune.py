@@ -109,7 +109,7 @@ def test_what_is_recorded_is_the_race_of_the_module_that_is_kept(images):
 
 def test_a_larger_ratio_never_costs_more(images):
     model = model_of(net())
-    data = prepare(model, *images)
+    data = prepare(model, images[0][:128], images[1][:128])
     macs = [prune(model, Prune(ratio, 8, epochs=1), data).after.macs for ratio in (0.3, 0.5, 0.7, 0.95)]
     assert macs == sorted(macs, reverse=True)
     assert macs[-1] < macs[0]
