@@ -34,7 +34,6 @@ from .recipe import (
     Recipe,
     StaticInteger,
     Student,
-    TrainingStep,
     WeightOnly,
 )
 from .select import letters_for
@@ -242,8 +241,14 @@ def _training_stages(
     block = int(profile.channel_block.value)
     aware = Recipe(export, (QuantizationAwareTraining(static.weight_bits, static.activations),), static)
     found = [Stage("quantization-aware training", (aware,), 30.0, _ACCURACY)]
-    steps: list[TrainingStep] = [Prune(ratio, block) for ratio in PRUNE_RATIOS]
-    found.append(Stage("pruning", tuple(Recipe(export, (step,), static) for step in steps), 40.0, _COST))
-    students = tuple(Recipe(export, (Student(name),), static) for name in means.students)
-    found.append(Stage("students", students, 60.0, _COST))
+    smaller: list[Compression] = (
+        [static] if export.family is RuntimeFamily.TFLITE else [static, WeightOnly(8)]
+    )
+    for title, steps, cost_s in (
+        ("pruning", [Prune(ratio, block) for ratio in PRUNE_RATIOS], 40.0),
+        ("students", [Student(name) for name in means.students], 60.0),
+    ):
+        # Trained once a step. Where integers are no faster than floats, small weights keep the speed of a small network.
+        recipes = tuple(Recipe(export, (step,), one) for step in steps for one in smaller)
+        found.append(Stage(title, recipes, cost_s / len(smaller), _COST))
     return found

@@ -193,7 +193,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         >>> Recipe(Export(RuntimeFamily.ONNX), (), StaticInteger(Activations.UINT8)).name
         'onnx-int8-u8s8'
         >>> Recipe(Export(RuntimeFamily.ONNX), (Prune(0.5, 16),), Float16()).name
-        'onnx-pruned50-fp16'
+        'onnx-pruned50x16-fp16'
         """
         words = [self.family.value, *map(_training_word, self.training), _compression_word(self.compression)]
         if self.family is RuntimeFamily.ONNX and self.export.opset != OPSET:
@@ -219,7 +219,7 @@ def encode(recipe: Recipe) -> bytes:
 def _training_word(step: TrainingStep) -> str:
     match step:
         case Prune():
-            return f"pruned{step.ratio * 100:.0f}"
+            return f"pruned{step.ratio * 100:.0f}x{step.channel_block}"
         case Student():
             return "student"
         case QuantizationAwareTraining():

@@ -327,11 +327,12 @@ def summarise(said: dict[str, Any]) -> list[str]:
     lines = []
     for bundle in said["bundles"]:
         row = rows[bundle["variant"]]
+        run = next(one for one in row["runs"] if one["value"] is not None)
         reasons = {one["profile"]: one["reason"].rpartition("; ")[2] for one in row["verdicts"]}
         lines.append(
             f"for {', '.join(bundle['profiles'])}: {bundle['variant']}, {row['length_bytes'] / 1000:.1f} kB"
-            f" (fp32: {plain['length_bytes'] / 1000:.1f} kB), accuracy {row['value']:.3f} (before: {report['baseline']:.3f}),"
-            f" {row['latency_p50_ms'] * 1000:.0f} µs on this host"
+            f" (fp32: {plain['length_bytes'] / 1000:.1f} kB), accuracy {run['value']:.3f} (before: {report['baseline']:.3f}),"
+            f" {run['latency_p50_ms'] * 1000:.0f} µs on this host"
         )
         lines += [
             f"    {profile}: {reason}" for profile, reason in reasons.items() if profile in bundle["profiles"]

@@ -94,12 +94,11 @@ class TestAtFirstEffort:
         assert search(table)[0][-2:] == ["onnx-fp16", "onnx-qat-int8-s8s8"]
 
     def test_where_int8_is_good_and_too_large_only_pruning_follows(self):
-        names, _ = search(Table(), max_bytes=20_000)
-        assert names == [
-            "onnx-fp32",
-            "onnx-int8-s8s8",
-            *(f"onnx-pruned{ratio}-int8-s8s8" for ratio in (30, 50, 70)),
+        names, _ = search(Table(pruned=(0.966, 25_000, 0.5)), max_bytes=20_000)
+        pruned = [
+            f"onnx-pruned{ratio}x8-{form}" for ratio in (30, 50, 70) for form in ("int8-s8s8", "weights8")
         ]
+        assert names == ["onnx-fp32", "onnx-int8-s8s8", *pruned]
 
     def test_progress_never_says_more_than_all_is_done(self):
         _, said = search(Table(static=(0.90, 30_000, 1.0)))
@@ -113,7 +112,7 @@ class TestExploring:
     def test_everything_is_tried_once(self):
         names, _ = search(Table(), ARM, X86, effort=Effort.EXPLORE)
         assert len(set(names)) == len(names)
-        assert {"onnx-fp16", "onnx-weights8", "onnx-int8-s8s8-qdq", "onnx-pruned50-int8-s8s8"} <= set(names)
+        assert {"onnx-fp16", "onnx-weights8", "onnx-int8-s8s8-qdq", "onnx-pruned50x8-int8-s8s8"} <= set(names)
 
 
 class TestLack:
