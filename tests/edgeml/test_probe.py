@@ -23,7 +23,6 @@ pytestmark = pytest.mark.processes
 
 SAMPLES = np.random.default_rng(0).normal(size=(150, 4)).astype(np.float32)
 SHORT = ChildLimits(timeout_s=10)
-ROOT = Path(__file__).parents[2]
 MLPERF = Path(os.environ.get("EDGEML_MLPERF_TINY", "/nonexistent"))
 
 
@@ -229,7 +228,7 @@ class TestAChildThatDoesNotEndWell:
         code = f"""
 import os, signal
 from pathlib import Path
-from edgeml.child import ChildLimits, module_command, run_child
+from edgeml.child import ChildLimits, run_child
 
 signal.signal(signal.SIGALRM, signal.default_int_handler)
 for step in range(1, 60):
@@ -255,7 +254,7 @@ for step in range(1, 60):
         code = f"""
 import os, sys
 from pathlib import Path
-from edgeml.child import ChildLimits, module_command, run_child
+from edgeml.child import ChildLimits, run_child
 
 def interrupted_at(step):
     seen = 0

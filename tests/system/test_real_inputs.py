@@ -34,7 +34,7 @@ from fleet.store import Store
 pytestmark = pytest.mark.processes
 ROOT = Path(__file__).parents[2]
 MLPERF = Path(os.environ.get("EDGEML_MLPERF_TINY", "/nonexistent"))
-OLD_DEVICE = Path(os.environ.get("EDGEML_TFLITE_PYTHON", ROOT / ".venv-tflite" / "bin" / "python"))
+OLD_DEVICE = Path(os.environ.get("EDGEML_TFLITE_RUNTIME_PYTHON", ROOT / ".venv-tflite" / "bin" / "python"))
 TIMEOUT_S = 60
 if not MLPERF.is_dir():
     pytest.skip("EDGEML_MLPERF_TINY names no directory with MLPerf Tiny's models", allow_module_level=True)
