@@ -3,7 +3,7 @@
 Decides what of a file no runtime needs, and which shorter spelling means the same: names, equal weights, attributes at
 their defaults, a zero for every channel where one zero will do. It computes nothing anew, so answers are identical to
 the bit; weights that are stored with fewer bits are the business of `onnx_quantize.py`. A graph within a graph (If,
-Loop) may name any tensor of the outer one, so files with one lose their notes and nothing else.
+Loop) may name any tensor of the outer one, so files with one, or with sparse weights, lose their notes and nothing else.
 
 Biases that fit into 16 bits and scales that are float16 numbers are stored as such, all in one tensor that is cast and
 split; runtimes do that once, when they load the model, so it costs no time. It is only done where it takes off a
@@ -63,9 +63,8 @@ def compact(model: bytes) -> bytes:
     for field in ("producer_name", "producer_version", "domain", "model_version"):
         proto.ClearField(field)
     drop_unused_opsets(proto)
-    if not any(
-        attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute
-    ):
+    nested = any(one.HasField("g") or one.graphs for node in graph.node for one in node.attribute)
+    if not nested and not graph.sparse_initializer:
         _lift_constants(graph)
         drop_dead(graph)
         _drop_defaults(proto)

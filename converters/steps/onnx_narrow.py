@@ -20,6 +20,8 @@ _HALF_ERROR_MAX: Final = 2.0**-11
 """Rounding error of a number that float16 holds in full precision; smaller ones lose more, and are left as they are."""
 _SMALL: Final = 64
 """Weights with fewer numbers stay: what unpacks them is as long as they are."""
+_MANY_SCALES: Final = 32
+"""Fewer are as long in float32 as in float16 with a Cast."""
 _NIBBLE_OPSET: Final = 18
 """Since when ONNX has BitwiseAnd."""
 
@@ -73,7 +75,13 @@ def store_as_integers(prepared: bytes, bits: int) -> bytes:
         name = layer.weight
         values = numpy_helper.to_array(_take(graph, name)).astype(np.float32)
         integers, scale = _round(values, axes[name], bits)
-        graph.initializer.append(numpy_helper.from_array(scale, f"{name}/scale"))
+        if scale.dtype == np.float16:
+            graph.initializer.append(numpy_helper.from_array(scale, f"{name}/half"))
+            added.append(
+                helper.make_node("Cast", [f"{name}/half"], [f"{name}/scale"], to=onnx.TensorProto.FLOAT)
+            )
+        else:
+            graph.initializer.append(numpy_helper.from_array(scale, f"{name}/scale"))
         if bits == 4:
             added += _unpacking(graph, name, integers)
         else:
@@ -104,10 +112,10 @@ def halve_scales(graph: Any) -> None:
             continue
         scale = tensors[node.input[4]]
         values = numpy_helper.to_array(scale).astype(np.float32)
-        with np.errstate(over="ignore"):
-            half = values.astype(np.float16).astype(np.float32)
-        if (np.abs(half - values) > _HALF_ERROR_MAX * values).any():
+        rounded = _halved(values)
+        if rounded is None:
             continue
+        half = rounded.astype(np.float32)
         if len(node.input) > bias_place and node.input[bias_place]:
             bias = tensors.get(node.input[bias_place])
             if bias is None or readers[bias.name] > 1:
@@ -142,13 +150,29 @@ def _output_axes(graph: Any) -> dict[str, int]:
     return axes
 
 
-def _round(values: Floats, axis: int, bits: int) -> tuple[npt.NDArray[np.int8], Floats]:
-    """Round symmetrically: integers of `bits` bits of the same shape, and scales that broadcast over them."""
+def _round(
+    values: Floats, axis: int, bits: int
+) -> tuple[npt.NDArray[np.int8], Floats | npt.NDArray[np.float16]]:
+    """Round symmetrically: integers of `bits` bits of the same shape, and scales that broadcast over them.
+
+    Scales are float16 where there are many and none loses more than its rounding.
+    """
     highest = 2 ** (bits - 1) - 1
     others = tuple(one for one in range(values.ndim) if one != axis % values.ndim)
     greatest = np.abs(values).max(axis=others, keepdims=True)
     scale = np.where(greatest > 0, greatest / highest, 1.0).astype(np.float32)
-    return np.clip(np.round(values / scale), -highest, highest).astype(np.int8), scale
+    half = _halved(scale) if scale.size >= _MANY_SCALES else None
+    used = scale if half is None else half.astype(np.float32)
+    integers = np.clip(np.round(values / used), -highest, highest).astype(np.int8)
+    return integers, scale if half is None else half
+
+
+def _halved(scale: Floats) -> npt.NDArray[np.float16] | None:
+    """Round scales to float16; None if one is too small or too large for its full precision."""
+    with np.errstate(over="ignore"):
+        half = scale.astype(np.float16)
+    exact = np.abs(half.astype(np.float32) - scale) <= _HALF_ERROR_MAX * scale
+    return half if exact.all() else None
 
 
 def _unpacking(graph: Any, name: str, integers: npt.NDArray[np.int8]) -> list[Any]:

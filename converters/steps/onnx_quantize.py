@@ -138,7 +138,7 @@ def quantize_static(prepared: bytes, ranges: Ranges, step: StaticInteger) -> byt
         )
     proto = onnx.load_from_string(prepared)
     excluded = nodes_of(step.float_layers, layers(proto.graph))
-    result = build_static(proto, ranges, step, _Nodes((), tuple(excluded)))
+    result = build_static(proto, ranges, step, Nodes((), tuple(excluded)))
     hold_in_float(result.graph)
     if step.encoding is Encoding.QOPERATOR:
         answer_in_float(result.graph)
@@ -148,7 +148,7 @@ def quantize_static(prepared: bytes, ranges: Ranges, step: StaticInteger) -> byt
 
 
 @dataclass(frozen=True, slots=True)
-class _Nodes:
+class Nodes:
     """Which nodes are quantized: the first, or all if there are none, but for the second."""
 
     quantized: tuple[str, ...]
@@ -159,12 +159,12 @@ def build_one(prepared: bytes, ranges: Ranges, step: StaticInteger, node: str) -
     """Quantize one node by its name and leave all others in float: tensors keep their names."""
     import onnx
 
-    result = build_static(onnx.load_from_string(prepared), ranges, step, _Nodes((node,), ()))
+    result = build_static(onnx.load_from_string(prepared), ranges, step, Nodes((node,), ()))
     data: bytes = result.SerializeToString(deterministic=True)
     return data
 
 
-def build_static(proto: Any, ranges: Ranges, step: StaticInteger, nodes: _Nodes) -> Any:
+def build_static(proto: Any, ranges: Ranges, step: StaticInteger, nodes: Nodes) -> Any:
     """Run onnxruntime's quantizer on a prepared ModelProto and give another ModelProto."""
     with quiet():
         from onnxruntime.quantization import QuantizationMode, QuantType

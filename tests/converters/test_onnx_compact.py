@@ -7,10 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from skl2onnx import to_onnx
+from sklearn.datasets import load_breast_cancer
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from converters.recipe import Activations, DynamicInt8, Encoding, Float16, Layers, StaticInteger, WeightOnly
 from converters.steps.onnx_compact import compact
-from converters.steps.onnx_quantize import _Nodes, build_static, find_ranges, prepare, quantize
+from converters.steps.onnx_quantize import Nodes, build_static, find_ranges, prepare, quantize
 from edgeml.errors import ConfigError
 
 
@@ -39,7 +45,7 @@ def static(pooled, encoding):
     prepared = prepare(pooled[0])
     step = StaticInteger(Activations.UINT8, encoding, weight_bits=7)
     ranges = find_ranges(prepared, pooled[1][:64], step.calibration)
-    return build_static(onnx.load_from_string(prepared), ranges, step, _Nodes((), ())).SerializeToString()
+    return build_static(onnx.load_from_string(prepared), ranges, step, Nodes((), ())).SerializeToString()
 
 
 class TestRealModels:
@@ -88,6 +94,22 @@ class TestRealModels:
     def test_what_other_steps_write_is_compact_already(self, pooled, step):
         written = quantize(prepare(pooled[0]), pooled[1][:32], step)
         assert compact(written) == written
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [RandomForestClassifier(8, random_state=0), make_pipeline(StandardScaler(), LogisticRegression())],
+)
+def test_an_estimator_of_scikit_learn_answers_as_before(estimator):
+    """Trees are one operator of another domain, whose weights are attributes; labels are integers."""
+    rows, labels = load_breast_cancer(return_X_y=True)
+    rows = rows.astype(np.float32)
+    options = {"target_opset": {"": 18, "ai.onnx.ml": 3}, "options": {"zipmap": False}}
+    before = to_onnx(estimator.fit(rows, labels), rows[:1], **options).SerializeToString()
+    after = compact(before)
+    assert len(after) < len(before)
+    for old, new in zip(answers(before, rows), answers(after, rows), strict=True):
+        np.testing.assert_array_equal(old, new)
 
 
 class TestSpelling:
