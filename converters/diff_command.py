@@ -52,12 +52,12 @@ def diff(before: Path, after: Path, as_json: bool) -> None:
 def tell(result: BundleDiff) -> None:
     """Print the differences, the most important first."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
+    from .show import console_for_tables
     from .units import size
 
-    console = Console(highlight=False)
+    console = console_for_tables()
     console.print(f"{_plain(result.before)} -> {_plain(result.after)}", soft_wrap=True)
     if result.is_identical:
         console.print("the same bytes")

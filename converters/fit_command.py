@@ -106,14 +106,14 @@ def read(path: Path) -> tuple[Graph, int]:
 
 def _tell(name: str, report: FitReport, profiles: list[HardwareProfile]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from .show import console_for_tables
     from .units import size
 
     model = report.model
-    console = Console(highlight=False)
+    console = console_for_tables()
     console.print(
         f"{name}: {size(model.length_bytes)}, {model.parameters:,} parameters, {model.macs / 1e6:.2f} M MACs, "
         f"{size(model.peak_activation_bytes)} of activations at once, {'integer' if model.integer else 'float'}",

@@ -73,7 +73,9 @@ def convert(order: ConversionOrder, on_progress: OnProgress = lambda _: None) ->
     store.trim()
     for aim, view in zip(aims, views, strict=True):
         if view.selection.chosen is None:
-            raise nothing_left(view.placements, aim.profile, aim.constraints)
+            error = nothing_left(view.placements, aim.profile, aim.constraints)
+            error.hint = f"{error.hint}; {explained.page} shows every candidate"
+            raise error
     on_progress(Progress("writing bundles"))
     bundler = Bundler(order, source, data, judge, meaning, explained)
     return bundler.write(found, views)

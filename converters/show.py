@@ -87,7 +87,7 @@ def training(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 def tell_conversion(conversion: Conversion) -> None:
     """Show the candidates, what became of them, the bundles and what to do next."""
-    console = _console()
+    console = console_for_tables()
     tell_report(conversion.report, console)
     for warning in conversion.warnings:
         console.print(f"note: {warning}", soft_wrap=True)
@@ -104,7 +104,7 @@ def tell_conversion(conversion: Conversion) -> None:
     )
 
 
-def _console() -> Console:
+def console_for_tables() -> Console:
     """A console that is wide enough for a table where nobody looks at it."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=WIDTH)

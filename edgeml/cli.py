@@ -28,6 +28,7 @@ NEEDS: Final = {
     "check": ("numpy", "rich"),
     "diff": ("onnx", "rich"),
     "fit": ("onnx", "rich"),
+    "calibrate": ("onnx",),
     "sample": ("torch", "sklearn"),
     "keys": ("tuf", "cryptography"),
     "fleet": ("sqlalchemy", "paho", "tuf"),
@@ -36,7 +37,7 @@ NEEDS: Final = {
 """What must be importable for a command to work here; looked up without importing it."""
 EXTRAS: Final = {
     "agent": "agent", "infer": "agent", "measure": "agent", "flash": "agent", "convert": "converters", "package": "converters",
-    "check": "converters", "diff": "converters", "fit": "converters",
+    "check": "converters", "diff": "converters", "fit": "converters", "calibrate": "converters",
     "sample": "converters", "keys": "fleet", "fleet": "fleet", "demo": "agent,serve,converters,fleet",
 }  # fmt: skip
 
