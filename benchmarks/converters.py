@@ -1,9 +1,10 @@
 """Our ONNX recipes next to onnxruntime's own static quantization and NNCF with accuracy control, on two small nets.
 
 For each model: bytes and latency over the float export's, accuracy, agreement with it. Latencies are of one image, one
-thread, in rounds that take turns; a round counts its fastest tenth, a ratio is taken within a round, and the median of the rounds is shown. Selected is, of
-ours within the floor and within 0.30 of the bytes, the fastest; among those within 3 % of it the smallest. Targets: 0.30 of the bytes,
-0.60 of the latency, and neither larger nor slower than the best peer within the floor.
+thread, in rounds that take turns; a round counts its fastest tenth, a ratio is taken within a round, and the median of
+the rounds is shown. Selected is, of ours within the floor and within 0.30 of the bytes, the fastest; among those within
+3 % of it the smallest. Targets: 0.30 of the bytes, 0.60 of the latency (on a processor with VNNI), and neither larger nor
+slower than the best peer within the floor.
 
     python benchmarks/converters.py                       # peers of onnxruntime only
     python benchmarks/converters.py --peers /tmp/peers    # NNCF too, in an environment that is made there
