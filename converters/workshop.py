@@ -24,6 +24,7 @@ from .steps.cost import Cost
 from .steps.distill import Race
 from .steps.litert_export import export_tflite
 from .steps.litert_quantize import quantize_tflite
+from .steps.onnx_compact import compact
 from .steps.onnx_export import export_onnx
 from .steps.prune import prune
 from .steps.qat import train_quantized
@@ -31,7 +32,7 @@ from .steps.student import teach
 from .steps.training_data import prepare
 from .store import Key, Store, key_of
 
-FORM: Final = 2
+FORM: Final = 3
 """Changed when a step gives other bytes for the same settings, so that nothing older is taken for it."""
 OnFraction = Callable[[float], None]
 
@@ -103,7 +104,7 @@ class Workshop:
         assert isinstance(self.source, TorchModel)
         model = self._model(self.source, training)
         if export.family is RuntimeFamily.ONNX:
-            return export_onnx(model, self.data.calibration_x, self.output)
+            return compact(export_onnx(model, self.data.calibration_x, self.output))
         return export_tflite(model, self.data.calibration_x, self.output, export.layout)
 
     def _model(self, source: TorchModel, training: tuple[TrainingStep, ...]) -> TorchModel:

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from edgeml.profile import DeviceRuntime
+
 from ..candidate import Measured, Run
 from ..estimate.graph import WEIGHTED, Arithmetic, Graph, OperatorKind, arithmetic, macs
 from ..known_wrong import slowness
-from ..recipe import Recipe
+from ..recipe import Activations, Recipe, StaticInteger
 from ..select import NOISE_FRACTION, VNNI, Floor
 from .sensitivity import LayerSensitivity
 
@@ -103,6 +105,12 @@ def why_slow(
 def _reasons(int8: Shown, extensions: frozenset[str], block: int) -> list[str]:
     known = slowness(int8.recipe, int8.run.runtime)
     said = [f"{known[0].upper()}{known[1:]}."] if known else []
+    step = int8.recipe.compression
+    signed = isinstance(step, StaticInteger) and step.activations is Activations.INT8
+    if signed and int8.run.runtime is DeviceRuntime.ONNXRUNTIME and "sse4_2" in extensions:
+        said.append(
+            "onnxruntime has no fast kernels for int8 by int8 on x86; on ARM it has. u8s8 and u8s7 are the forms for x86."
+        )
     if "avx2" in extensions and not VNNI & extensions:
         said.append(
             "This processor has AVX2 and no VNNI: a product of int8 takes about as many instructions as one of floats. "
