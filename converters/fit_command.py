@@ -119,13 +119,18 @@ def _tell(name: str, report: FitReport, profiles: list[HardwareProfile]) -> None
         f"{size(model.peak_activation_bytes)} of activations at once, {'integer' if model.integer else 'float'}",
         soft_wrap=True, markup=False,
     )  # fmt: skip
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("profile", "", "runtime", "file", "memory", "latency"):
-        table.add_column(heading, no_wrap=heading in {"profile", "", "runtime"})
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("profile", "", "runtime"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("file", "of", "memory", "of", "latency"):
+        table.add_column(heading, justify="right")
     for one in report.fits:
         table.add_row(*(Text(cell) for cell in _cells(one)))
     console.print(table)
-    console.print("memory and latency: estimated, one request on one thread; nothing was run", soft_wrap=True)
+    console.print(
+        "memory (at most) and latency: estimated, one request on one thread; nothing was run",
+        soft_wrap=True,
+    )
     if model.unknown_shapes:
         console.print(
             f"the shapes of {model.unknown_shapes} tensors are free or unknown: what they cost is not in these numbers",
@@ -149,12 +154,13 @@ def _cells(one: Fit) -> tuple[str, ...]:
     from .select import size
 
     latency = "-" if one.latency_ms is None else f"{one.latency_ms:.3g} ms"
-    bound = "" if one.bound is None else f" ({one.bound.value})"
     return (
         one.profile,
         one.verdict.value,
         one.runtime or "none",
-        f"{size(one.storage_bytes)} of {size(one.storage_budget_bytes)}",
-        f"{size(one.memory_low_bytes)} to {size(one.memory_high_bytes)} of {size(one.memory_budget_bytes)}",
-        latency + bound,
+        size(one.storage_bytes),
+        size(one.storage_budget_bytes),
+        size(one.memory_high_bytes),
+        size(one.memory_budget_bytes),
+        latency,
     )
