@@ -123,7 +123,7 @@ def _tell(name: str, report: FitReport, profiles: list[HardwareProfile]) -> None
     for heading in ("profile", "", "runtime"):
         table.add_column(heading, no_wrap=True)
     for heading in ("file", "of", "memory", "of", "latency"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for one in report.fits:
         table.add_row(*(Text(cell) for cell in _cells(one)))
     console.print(table)
@@ -151,16 +151,27 @@ def _tell(name: str, report: FitReport, profiles: list[HardwareProfile]) -> None
 
 
 def _cells(one: Fit) -> tuple[str, ...]:
-    from .select import size
-
-    latency = "-" if one.latency_ms is None else f"{one.latency_ms:.3g} ms"
     return (
         one.profile,
         one.verdict.value,
         one.runtime or "none",
-        size(one.storage_bytes),
-        size(one.storage_budget_bytes),
-        size(one.memory_high_bytes),
-        size(one.memory_budget_bytes),
-        latency,
+        _short(one.storage_bytes),
+        _short(one.storage_budget_bytes),
+        _short(one.memory_high_bytes),
+        _short(one.memory_budget_bytes),
+        "-" if one.latency_ms is None else f"{one.latency_ms:.3g} ms",
     )
+
+
+def _short(count: int) -> str:
+    """Write a number of bytes in three digits, for a table that a narrow terminal shows.
+
+    >>> _short(812), _short(98_496), _short(12_000_000_000)
+    ('812 B', '98.5 kB', '12 GB')
+    """
+    value, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"
