@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .estimate.graph import Graph
 
 MODEL_BYTES_MAX: Final = 1 << 30
+TABLE_COLUMNS: Final = 100
 
 
 @click.command()
@@ -126,7 +127,8 @@ def _tell(name: str, report: FitReport, profiles: list[HardwareProfile]) -> None
         table.add_column(heading, justify="right", no_wrap=True)
     for one in report.fits:
         table.add_row(*(Text(cell) for cell in _cells(one)))
-    console.print(table)
+    # Names and numbers that are cut say nothing: on a narrow terminal the rows run on instead.
+    Console(highlight=False, width=max(console.width, TABLE_COLUMNS)).print(table)
     console.print(
         "memory (at most) and latency: estimated, one request on one thread; nothing was run",
         soft_wrap=True,
