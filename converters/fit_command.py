@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .estimate.graph import Graph
 
 MODEL_BYTES_MAX: Final = 1 << 30
+TABLE_COLUMNS: Final = 100
 
 
 @click.command()
@@ -106,29 +107,35 @@ def read(path: Path) -> tuple[Graph, int]:
 
 def _tell(name: str, report: FitReport, profiles: list[HardwareProfile]) -> None:
     from rich import box
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from .show import console_for_tables
     from .units import size
 
     model = report.model
-    console = console_for_tables()
+    console = Console(highlight=False)
     console.print(
         f"{name}: {size(model.length_bytes)}, {model.parameters:,} parameters, {model.macs / 1e6:.2f} M MACs, "
         f"{size(model.peak_activation_bytes)} of activations at once, {'integer' if model.integer else 'float'}",
         soft_wrap=True, markup=False,
     )  # fmt: skip
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("profile", "", "runtime", "file", "memory", "latency"):
-        table.add_column(heading, no_wrap=heading in {"profile", "", "runtime"})
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("profile", "", "runtime"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("file", "of", "memory", "of", "latency"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for one in report.fits:
         table.add_row(*(Text(cell) for cell in _cells(one)))
-    console.print(table)
-    console.print("memory and latency: estimated, one request on one thread; nothing was run", soft_wrap=True)
+    # Names and numbers that are cut say nothing: on a narrow terminal the rows run on instead.
+    Console(highlight=False, width=max(console.width, TABLE_COLUMNS)).print(table)
+    console.print(
+        "memory (at most) and latency: estimated, one request on one thread; nothing was run",
+        soft_wrap=True,
+    )
     if model.unknown_shapes:
         console.print(
-            f"the shapes of {model.unknown_shapes} tensors are free or unknown: what they cost is not in these numbers",
+            f"{model.unknown_shapes} tensors have free or unknown shapes: what they cost is not in these numbers",
             soft_wrap=True,
         )
     for one in report.fits:
@@ -146,15 +153,27 @@ def _tell(name: str, report: FitReport, profiles: list[HardwareProfile]) -> None
 
 
 def _cells(one: Fit) -> tuple[str, ...]:
-    from .units import size
-
-    latency = "-" if one.latency_ms is None else f"{one.latency_ms:.3g} ms"
-    bound = "" if one.bound is None else f" ({one.bound.value})"
     return (
         one.profile,
         one.verdict.value,
         one.runtime or "none",
-        f"{size(one.storage_bytes)} of {size(one.storage_budget_bytes)}",
-        f"{size(one.memory_low_bytes)} to {size(one.memory_high_bytes)} of {size(one.memory_budget_bytes)}",
-        latency + bound,
+        _short(one.storage_bytes),
+        _short(one.storage_budget_bytes),
+        _short(one.memory_high_bytes),
+        _short(one.memory_budget_bytes),
+        "-" if one.latency_ms is None else f"{one.latency_ms:.3g} ms",
     )
+
+
+def _short(count: int) -> str:
+    """Write a number of bytes in three digits, for a table that a narrow terminal shows.
+
+    >>> _short(812), _short(98_496), _short(12_000_000_000)
+    ('812 B', '98.5 kB', '12 GB')
+    """
+    value, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"
