@@ -32,7 +32,7 @@ from .steps.student import teach
 from .steps.training_data import prepare
 from .store import Key, Store, key_of
 
-FORM: Final = 3
+FORM: Final = 4
 """Changed when a step gives other bytes for the same settings, so that nothing older is taken for it."""
 OnFraction = Callable[[float], None]
 
@@ -78,13 +78,14 @@ class Workshop:
             ConfigError: As `make`.
             BackendError: As `make`.
         """
-        plain = Recipe(export, training)
-        key = key_of("prepared", self.key(plain))
-        return self._kept(key, lambda: onnx_quantize.prepare(self.make(plain)))
+        key = key_of("prepared", self.key(Recipe(export, training)))
+        return self._kept(key, lambda: onnx_quantize.prepare(self._export(export, training)))
 
     def _compressed(self, recipe: Recipe) -> bytes:
         if recipe.compression is None:
-            return self._exported(recipe.export, recipe.training)
+            exported = self._export(recipe.export, recipe.training)
+            is_ours = recipe.family is RuntimeFamily.ONNX and not isinstance(self.source, ModelFile)
+            return compact(exported) if is_ours else exported
         samples = self.data.calibration_x
         if recipe.family is RuntimeFamily.ONNX:
             return onnx_quantize.quantize(
@@ -98,13 +99,18 @@ class Workshop:
         found = self.store.get(self._note_key(recipe.training)) if recipe.training else None
         return "" if found is None else found.decode()
 
+    def _export(self, export: Export, training: tuple[TrainingStep, ...]) -> bytes:
+        """Return the model as its exporter writes it: with names that its source's layers have."""
+        key = key_of("export", self.key(Recipe(export, training)))
+        return self._kept(key, lambda: self._exported(export, training))
+
     def _exported(self, export: Export, training: tuple[TrainingStep, ...]) -> bytes:
         if isinstance(self.source, ModelFile):
             return self.source.model
         assert isinstance(self.source, TorchModel)
         model = self._model(self.source, training)
         if export.family is RuntimeFamily.ONNX:
-            return compact(export_onnx(model, self.data.calibration_x, self.output))
+            return export_onnx(model, self.data.calibration_x, self.output)
         return export_tflite(model, self.data.calibration_x, self.output, export.layout)
 
     def _model(self, source: TorchModel, training: tuple[TrainingStep, ...]) -> TorchModel:
