@@ -11,8 +11,10 @@ from pathlib import Path
 
 from edgeml import atomic
 from edgeml.ids import release_id
+from edgeml.manifest import RuntimeFamily
 from edgeml.profile import HOST, DeviceRuntime, load
 
+from .candidate import Failed
 from .explain import why
 from .explain.conversion_page import Shown, page_of
 from .explain.report_page import render
@@ -42,7 +44,10 @@ def explain(
     Raises:
         StorageError: The disk refused the page.
     """
-    static = next((one for one in found if _is_static(one)), None)
+    statics = [one for one in found if _is_static(one)]
+    # Layers are told apart in ONNX files alone.
+    statics.sort(key=lambda one: one.candidate.recipe.family is not RuntimeFamily.ONNX)
+    static = statics[0] if statics else None
     layers = bench.sensitivity(static.candidate.recipe) if static else ()
     release = release_id(order.release.model, order.release.version)
     report = Report(
@@ -79,8 +84,7 @@ def _answers(
     layers: Sequence[LayerSensitivity],
     floor: Floor,
 ) -> tuple[Answer, ...]:
-    plain = next((one for one in found if one.candidate.recipe.is_plain), None)
-    before, after = (_shown(bench, one) if one is not None else None for one in (plain, static))
+    before, after = _pair(bench, found, static)
     here = load(HOST)
     slow = why_slow(before, after, frozenset(here.extensions), int(here.channel_block.value))
     return (
@@ -89,10 +93,23 @@ def _answers(
     )
 
 
-def _shown(bench: Workbench, one: Verified) -> why.Shown | None:
-    if not one.candidate.runs:
-        return None
-    return why.Shown(one.candidate.recipe, bench.graph(one), one.candidate.runs[0])
+def _pair(
+    bench: Workbench, found: Sequence[Verified], static: Verified | None
+) -> tuple[why.Shown | None, why.Shown | None]:
+    """The float candidate that an int8 one was made of, and that one, as one runtime has them both."""
+    if static is None:
+        return None, None
+    export = Recipe(static.candidate.recipe.export)
+    plain = next((one for one in found if one.candidate.recipe == export), None)
+    runs = sorted(static.candidate.runs, key=lambda run: isinstance(run.outcome, Failed))
+    if plain is None or not runs:
+        return None, None
+    return _shown(bench, plain, runs[0].runtime), _shown(bench, static, runs[0].runtime)
+
+
+def _shown(bench: Workbench, one: Verified, runtime: DeviceRuntime) -> why.Shown | None:
+    run = next((run for run in one.candidate.runs if run.runtime is runtime), None)
+    return why.Shown(one.candidate.recipe, bench.graph(one), run) if run else None
 
 
 def _notes(bench: Workbench, found: Sequence[Verified]) -> dict[Recipe, str]:

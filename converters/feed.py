@@ -1,7 +1,7 @@
 """Turns samples as the source takes them into what a candidate takes, and its answers into the source's reals.
 
-Decides how an image gets its channels last and how a real becomes an integer; the steps that a bundle says for the same
-are `edgeml.steps`' business, and a test holds both against each other. Pure arithmetic on arrays.
+Decides how an image gets its channels last, and when a real becomes an integer: by the device's own arithmetic
+(`edgeml.kernels`), so that what is judged here is what runs there. Pure arithmetic on arrays.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from edgeml.columns import to_real
+from edgeml.kernels import quantise
 from edgeml.tensors import DType, TensorSpec
 
 from .recipe import Layout
@@ -31,9 +32,7 @@ def feed(samples: Array, spec: TensorSpec, layout: Layout) -> Array:
     samples = channels_to(samples, layout)
     kind = np.dtype(spec.dtype.value)
     if spec.dtype is not DType.FLOAT32 and spec.scale is not None and samples.dtype.kind == "f":
-        limits = np.iinfo(kind)
-        steps = np.round(samples.astype(np.float64) / spec.scale) + (spec.zero_point or 0)
-        samples = np.clip(steps, limits.min, limits.max).astype(kind)
+        samples = quantise(samples, spec.scale, spec.zero_point or 0, kind)
     return np.ascontiguousarray(samples)
 
 

@@ -218,6 +218,11 @@ class Judge:
         """Score real answers to the same samples."""
         return Score(self.metric.value(answers, self.evaluation), self.agreement(answers))
 
+    def worth(self, answers: Array) -> Score:
+        """Score a file's answers, of any shape with as many elements, by a value of which more is always better."""
+        score = self.score(answers.reshape(self.original.shape))
+        return score if self.metric.direction is Direction.HIGHER else Score(-score.value, score.agreement)
+
     def of_rows(self, rows: npt.NDArray[np.int64]) -> Judge:
         """Return the judge of some of the samples alone."""
         truth = None if self.evaluation.truth is None else self.evaluation.truth[rows]

@@ -29,7 +29,8 @@ from .sources.torch_model import Array
 from .store import Store, key_of
 
 LIMITS: Final = ProbeLimits(timeout_s=300.0, threads=1, memory_bytes=8 << 30)
-FORM: Final = 1
+FORM: Final = 2
+"""Changed when candidates are fed or asked in another way, so that nothing older is taken for it."""
 
 
 @dataclass(frozen=True, slots=True)

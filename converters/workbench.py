@@ -76,7 +76,7 @@ class Workbench:
         observed = self.observed(recipe)
         rows = samples_of(len(self.verifier.samples))
         judge = self.verifier.judge.of_rows(rows)
-        return scan(prepared, observed, step, Trial(self.verifier.samples[rows], judge.score))
+        return scan(prepared, observed, step, Trial(self.verifier.samples[rows], judge.worth))
 
     def observed(self, recipe: Recipe) -> tuple[Observed, ...]:
         """What the float model's tensors hold on the calibration samples, of an ONNX recipe."""

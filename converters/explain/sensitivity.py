@@ -64,7 +64,7 @@ class Trial:
 class LayerSensitivity:
     """What quantizing one layer alone does. Ranges are of the float model on the calibration samples.
 
-    `metric_drop` is the float model's metric less the metric with this layer quantized (negative if it rose);
+    `metric_drop` is by how much the metric gets worse with this layer quantized (negative if it gets better);
     `sqnr_db` is the power of the layer's output over the power of its error.
     """
 

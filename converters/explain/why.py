@@ -111,7 +111,12 @@ def _reasons(int8: Shown, extensions: frozenset[str], block: int) -> list[str]:
         said.append(
             "onnxruntime has no fast kernels for int8 by int8 on x86; on ARM it has. u8s8 and u8s7 are the forms for x86."
         )
-    if "avx2" in extensions and not VNNI & extensions:
+    is_stand_in = int8.run.runtime is DeviceRuntime.TFLITE_MICRO
+    if is_stand_in:
+        said.append(
+            "Plain reference kernels stand in for TensorFlow Lite Micro here: their time says nothing of the device."
+        )
+    elif "avx2" in extensions and not VNNI & extensions:
         said.append(
             "This processor has AVX2 and no VNNI: a product of int8 takes about as many instructions as one of floats. "
             "A processor with VNNI, or with dot product on ARM, gains more."
@@ -144,7 +149,7 @@ def _reasons(int8: Shown, extensions: frozenset[str], block: int) -> list[str]:
         for operator in graph.operators
         if operator.kind in WEIGHTED and operator.channels > block and operator.channels % block
     ]
-    if uneven:
+    if uneven and not is_stand_in:
         named = ", ".join(f"{one.name} ({one.channels})" for one in uneven[:LAYERS_TOLD])
         said.append(
             f"Channels are worked on {block} at a time, and these layers have other numbers of them: {named}."

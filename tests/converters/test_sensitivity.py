@@ -21,7 +21,7 @@ from converters.explain.sensitivity import (
     scan,
     sqnr_db,
 )
-from converters.metrics import Judge
+from converters.metrics import Evaluation, judge_of
 from converters.recipe import Activations, StaticInteger
 from converters.steps.onnx_quantize import prepare, quantize
 
@@ -54,7 +54,7 @@ def scanned(pooled, harmed):
     prepared = prepare(harmed)
     rows = samples_of(len(pooled[1]))
     images, labels = pooled[1][rows], pooled[2][rows]
-    judge = Judge(answers(harmed, images), labels)
+    judge = judge_of(None, answers(harmed, images), Evaluation(images, labels))
     told = []
     observed = observe(prepared, pooled[1][:64])
     found = scan(
