@@ -21,7 +21,7 @@ lint: $(VENV)/.installed-dev  ## Lint and format, without changing anything
 types: $(VENV)/.installed-dev  ## Types
 	$(BIN)/mypy
 
-check: $(VENV)/.installed-dev $(VENV)-tflite/.installed $(VENV)-litert/.installed  ## The tests alone
+check: $(VENV)/.installed-dev $(VENV)-tflite/.installed $(VENV)-litert/.installed $(VENV)-tflm/.installed  ## The tests alone
 	$(BIN)/pytest
 
 soak: $(VENV)/.installed-dev  ## Every kill point and a million schedules: about 40 minutes on two cores
@@ -35,7 +35,7 @@ bench: $(VENV)/.installed  ## Every figure of the benchmarks, next to its peer
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:  ## Remove the environment and caches
-	rm -rf $(VENV) $(VENV)-tflite $(VENV)-litert .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-tflite $(VENV)-litert $(VENV)-tflm .mypy_cache .ruff_cache .pytest_cache
 
 # torch first and alone: anything that depends on it would bring the CUDA build and gigabytes with it.
 $(VENV)/.installed: pyproject.toml scripts/make-venv
@@ -56,4 +56,9 @@ $(VENV)-tflite/.installed: pyproject.toml scripts/make-venv-tflite
 # torch to .tflite: litert-torch holds other libraries at old versions. Where it has no wheels its tests are skipped.
 $(VENV)-litert/.installed: scripts/make-venv-litert
 	scripts/make-venv-litert $(VENV)-litert
+	touch $@
+
+# TensorFlow Lite Micro on this processor. Where it has no wheels its tests are skipped.
+$(VENV)-tflm/.installed: pyproject.toml scripts/make-venv-tflm
+	scripts/make-venv-tflm $(VENV)-tflm
 	touch $@

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgeml.errors import ConfigError
+from edgeml.probe import Place
 from edgeml.profile import DeviceRuntime, HardwareProfile
 from edgeml.runtime import installed_runtimes
 
@@ -28,5 +29,11 @@ def _seat(runtime: DeviceRuntime) -> Seat | None:
         place = place_of(runtime)
     except ConfigError:
         return None
-    is_here = place.python is not None or (place.runtime or runtime).value in installed_runtimes()
-    return Seat(runtime, place) if is_here else None
+    return Seat(runtime, place) if _is_here(place) else None
+
+
+def _is_here(place: Place) -> bool:
+    if place.python is not None or place.runtime is None:
+        return True
+    # No device has TensorFlow Lite Micro as a package, so it is not among the runtimes: `place_of` has found it.
+    return place.runtime is DeviceRuntime.TFLITE_MICRO or place.runtime.value in installed_runtimes()

@@ -7,6 +7,7 @@ is a failed candidate, not a failed conversion. Whether figures are good enough 
 from __future__ import annotations
 
 import io
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -79,9 +80,7 @@ class Verifier:
             result = self._probed(recipe, model, seat.place)
         except (BackendError, BudgetError) as error:
             return Run(seat.runtime, "", Failed(error.message)), None
-        version = result.runtime
-        if seat.runtime is DeviceRuntime.TFLITE_MICRO:
-            version = f"{version}, reference kernels (TensorFlow Lite Micro itself was not run)"
+        version = said_of(seat, result.runtime)
         answers = real(result.answers[0], result.outputs[0])
         if not np.isfinite(answers).all():
             return Run(seat.runtime, version, Failed("answers NaN or infinity")), None
@@ -113,6 +112,21 @@ class Verifier:
         result = probe(model, recipe.family, [samples], limits=LIMITS, place=place)
         self.store.put(key, encode_result(result))
         return result
+
+
+def said_of(seat: Seat, runtime: str) -> str:
+    """Say what a candidate was run on: of a microcontroller's runtime also how far that is from a chip.
+
+    Args:
+        seat: it was run on.
+        runtime: the library's name and version.
+    """
+    if seat.runtime is not DeviceRuntime.TFLITE_MICRO:
+        return runtime
+    if seat.place.runtime is DeviceRuntime.TFLITE_MICRO:
+        machine, version = platform.machine().replace("_", "-"), runtime.partition(" ")[2]
+        return f"TensorFlow Lite Micro {version} on this {machine} host with its reference kernels (no microcontroller)"
+    return f"{runtime}, reference kernels (TensorFlow Lite Micro itself was not run)"
 
 
 def not_made(recipe: Recipe, reason: str) -> Verified:

@@ -1,6 +1,6 @@
 """Guests: libraries that live in a Python interpreter of their own, because they do not bear the others here.
 
-Decides which two there are, the environment variables that name their interpreters, and that nothing is searched for:
+Decides which there are, the environment variables that name their interpreters, and that nothing is searched for:
 what is neither here nor named is not there. What runs in such an interpreter is the caller's business (`edgeml.child`).
 """
 
@@ -27,6 +27,8 @@ class Guest(enum.Enum):
     """torch to .tflite: 2 GB, and it holds other libraries at old versions."""
     TFLITE_RUNTIME = "tflite-runtime"
     """What old and 32-bit devices have: needs numpy 1 and Python 3.11 or older."""
+    TFLITE_MICRO = "tflite-micro"
+    """What firmware is built with, on this machine's processor: daily builds without releases, x86-64 wheels alone."""
 
     @property
     def variable(self) -> str:
@@ -42,6 +44,8 @@ class Guest(enum.Enum):
                 make = f"python3 -m venv {venv} && {venv}/bin/pip install 'edgeml-fleet[tflite]'"
             case Guest.TFLITE_RUNTIME:
                 make = f"python3.11 -m venv {venv} && {venv}/bin/pip install 'edgeml-fleet[agent-tflite-runtime]'"
+            case Guest.TFLITE_MICRO:
+                make = f"python3 -m venv {venv} && {venv}/bin/pip install 'edgeml-fleet[tflite-micro]'"
         return f"{make} && export {self.variable}=$PWD/{venv}/bin/python"
 
 

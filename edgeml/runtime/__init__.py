@@ -35,7 +35,7 @@ class KernelSet(enum.Enum):
     """What it takes by itself."""
     REFERENCE = "reference"
     """LiteRT's plain loops. TensorFlow Lite Micro's own came from them, yet they are not the same code: agreement
-    here is a hint for a microcontroller, no proof."""
+    here is a hint for a microcontroller, no proof, and stands in where `tflite-micro` is not to be had."""
 
 
 class Session(Protocol):
@@ -77,8 +77,8 @@ def open_session(
     Args:
         model: the model file's bytes.
         family: which kind of runtime loads it.
-        threads: that it may use.
-        runtime: the one library to use; with None, whichever of the family is installed.
+        threads: that it may use; TensorFlow Lite Micro has one.
+        runtime: the one library to use; with None, whichever of the family a device would have is installed.
         kernels: reference kernels are for `ai-edge-litert` and `tflite-runtime` alone.
 
     Raises:
@@ -93,6 +93,14 @@ def open_session(
         from .onnx import OnnxSession
 
         return OnnxSession(model, threads)
+    if runtime is not None and runtime.value == "tflite-micro":
+        if kernels is not KernelSet.OPTIMIZED:
+            raise BackendError(
+                f"tflite-micro has no {kernels.value} kernels to choose", hint="it has one set of its own"
+            )
+        from .tflite_micro import TfliteMicroSession
+
+        return TfliteMicroSession(model)
     from .litert import LiteRtSession
 
     return LiteRtSession(model, threads, runtime, kernels)

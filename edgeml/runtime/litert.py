@@ -55,8 +55,8 @@ class LiteRtSession:
             self._output_details = self._interpreter.get_output_details()
         except Exception as error:  # the library raises ValueError, RuntimeError and others
             raise BackendError(f"{self.runtime} cannot load the model: {str(error).strip()[:300]}") from error
-        self._inputs = tuple(_spec(one) for one in self._input_details)
-        self._outputs = tuple(_spec(one) for one in self._output_details)
+        self._inputs = tuple(spec_of(one) for one in self._input_details)
+        self._outputs = tuple(spec_of(one) for one in self._output_details)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -95,7 +95,7 @@ def _load(wanted: DeviceRuntime | None) -> tuple[str, Any]:
         if name not in _MODULES:
             raise BackendError(
                 f"{name} does not load .tflite files in a Python process",
-                hint="ai-edge-litert and tflite-runtime do; for tflite-micro LiteRT's reference kernels stand in",
+                hint="ai-edge-litert and tflite-runtime do, and tflite-micro with its own kernels alone",
             )
         try:
             return name, importlib.import_module(_MODULES[name])
@@ -107,7 +107,12 @@ def _load(wanted: DeviceRuntime | None) -> tuple[str, Any]:
     )
 
 
-def _spec(detail: dict[str, Any]) -> TensorSpec:
+def spec_of(detail: dict[str, Any]) -> TensorSpec:
+    """Read what these libraries tell of a tensor: its name, NumPy type, shape and quantization.
+
+    Raises:
+        BackendError: It has a type that is not served.
+    """
     try:
         dtype = DType(np.dtype(detail["dtype"]).name)
     except ValueError as error:

@@ -8,7 +8,11 @@ import pytest
 from edgeml.guest import Guest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = {Guest.LITERT_TORCH: ".venv-litert", Guest.TFLITE_RUNTIME: ".venv-tflite"}
+FOLDERS = {
+    Guest.LITERT_TORCH: ".venv-litert",
+    Guest.TFLITE_RUNTIME: ".venv-tflite",
+    Guest.TFLITE_MICRO: ".venv-tflm",
+}
 
 
 def python_of(guest):

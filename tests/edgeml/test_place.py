@@ -40,7 +40,7 @@ def test_the_runtime_that_is_asked_for_is_the_one_that_answers():
         (RuntimeFamily.ONNX, probe.Place(kernels=KernelSet.REFERENCE), "with reference kernels"),
         (RuntimeFamily.TFLITE, probe.Place(DeviceRuntime.ONNXRUNTIME), "does not load .tflite files"),
         (RuntimeFamily.TFLITE, probe.Place(DeviceRuntime.TFLITE_RUNTIME), "no tflite-runtime"),
-        (RuntimeFamily.TFLITE, probe.Place(DeviceRuntime.TFLITE_MICRO), "does not load .tflite files"),
+        (RuntimeFamily.TFLITE, probe.Place(DeviceRuntime.TFLITE_MICRO), "no tflite-micro"),
     ],
 )
 def test_another_runtime_never_answers_in_its_place(family, place, said):
