@@ -34,7 +34,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from benchmarks.side_by_side import nets
 from converters.calibration import convergence, observe, spread
 from converters.explain.sensitivity import Trial, exclusions, narrow_layers, samples_of, scan
-from converters.metrics import Judge
+from converters.metrics import Evaluation, judge_of
 from converters.quiet import quiet
 from converters.recipe import Activations, Encoding, Float16, StaticInteger, WeightOnly
 from converters.steps.onnx_compact import compact
@@ -112,7 +112,7 @@ def ours(name, model, data):
     began_scan, began_scan_processor = time.perf_counter(), time.process_time()
     chosen = samples_of(len(data.test_x))
     images = data.test_x[chosen]
-    judge = Judge(answers(model, images), data.test_y[chosen])
+    judge = judge_of(None, answers(model, images), Evaluation(images, data.test_y[chosen]))
     rows = scan(prepared, observed, steps["u8s8"], Trial(images, judge.score))
     taken = (time.perf_counter() - began_scan, time.process_time() - began_scan_processor)
     for left in dict.fromkeys((narrow_layers(prepared), *exclusions(rows))):
@@ -211,7 +211,7 @@ def latencies(models, image, rounds):
 def compare(net, made, data, rounds):
     """Measure all models of one net."""
     original = answers(made[BASE], data.test_x)
-    judge = Judge(original, data.test_y)
+    judge = judge_of(None, original, Evaluation(data.test_x, data.test_y))
     taken = latencies(made, data.test_x[:1], rounds)
     rows = []
     for name, model in made.items():

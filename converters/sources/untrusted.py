@@ -133,7 +133,7 @@ class UntrustedFile:
         """Run the child; return how it was stopped, to be raised unless something better is known."""
         command = [sys.executable, "-P", "-m", _MODULE, str(folder), str(os.getpid())]
         try:
-            run_child(command, folder, self.limits)
+            run_child(command, folder, self.limits, "opened it")
         except BudgetError as error:
             return BudgetError(
                 f"{self.name} was stopped: it takes more memory than {error.budget:.0f} bytes",

@@ -67,7 +67,7 @@ def test_a_name_that_is_no_source(text, words, hint):
         ("model = 1", r"mine\.py has no function model"),
         ("def model(width): return width", r"mine\.py:model\(\) fails: TypeError"),
         ("def model(): raise FileNotFoundError('weights.npz')", r"mine\.py:model\(\) fails: FileNotFoundError: weights\.npz"),
-        ("def model(): return 7", r"mine\.py:model returned int, not a torch\.nn\.Module"),
+        ("def model(): return 7", r"mine\.py:model returned int, which is no model"),
         (NET.replace("64", "63"), r"calibration_x has float32 samples of shape \[8, 8\], which the model refuses: RuntimeError"),
         (HEAD + "class M(nn.Module):\n    def forward(self, x): return x, x\nmodel = M", "the model answers 2 samples with a tuple"),
         (HEAD + "class M(nn.Module):\n    def forward(self, x): return x.sum()\nmodel = M", r"the model answers 2 samples with a tensor of shape \[\]"),
@@ -145,7 +145,7 @@ def test_a_model_in_training_mode_is_put_into_evaluation_mode(desk):
     del arrays["evaluation_y"]
     np.savez(desk / "unlabelled.npz", **arrays)
     conversion = converting(desk, text, data=desk / "unlabelled.npz")
-    assert conversion.report.candidates[0].agreement == 1.0
+    assert conversion.report.candidates[0].ran.agreement == 1.0
 
 
 def test_what_the_users_code_prints_does_not_spoil_the_json(desk):

@@ -121,7 +121,10 @@ def test_a_pickle_that_sleeps_for_ever_is_stopped():
     error = refused(Call(time.sleep, 1e6), limits=ChildLimits(2.0, 1, 512 << 20))
     assert time.monotonic() - begun < 20
     assert error.exit_code == 3
-    assert "was stopped while it was opened: the model did not finish within 2 s" in error.message
+    assert (
+        "was stopped while it was opened: the process that opened it did not finish within 2 s"
+        in error.message
+    )
 
 
 def test_a_pickle_that_goes_around_python_does_nothing_and_is_no_model(tmp_path):
