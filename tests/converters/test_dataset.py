@@ -64,7 +64,7 @@ def test_packaging_needs_no_calibration_samples_and_takes_any_type(tmp_path):
         ({"evaluation_y": Y[:5]}, r"evaluation_y has shape \[5\], evaluation_x has 64 samples"),
         ({"evaluation_y": Y[:, None]}, r"evaluation_y has shape \[64, 1\]"),
         ({"evaluation_y": Y.astype(complex)}, "evaluation_y has type complex128"),
-        ({"evaluation_y": with_nan(Y[:, None].astype(float), 3)}, "evaluation_y holds NaN or infinity"),
+        ({"evaluation_y": np.full((64, 1), np.nan)}, "evaluation_y holds NaN or infinity"),
         ({"train_x": X}, "the data have train_x and no train_y"),
         ({"train_x": X, "train_y": Y.astype(float)}, "train_y has float64, evaluation_y has int64"),
         ({"train_x": X[:, :3], "train_y": Y}, r"train_x has float32 samples of shape \[3\]"),
