@@ -147,8 +147,11 @@ class OwnMetric:
     direction: Direction = Direction.HIGHER
 
     def value(self, answers: Array, evaluation: Evaluation) -> float:
-        """Ask the user's function."""
-        given = call_user(lambda: self.function(answers, evaluation.truth, evaluation.samples), self.name)
+        """Ask the user's function. Answers of as many numbers as the truth come in its shape: [n, 1] less [n] is [n, n]."""
+        truth = evaluation.truth
+        if truth is not None and truth.size == answers.size:
+            answers = answers.reshape(truth.shape)
+        given = call_user(lambda: self.function(answers, truth, evaluation.samples), self.name)
         try:
             value = float(given)
         except (TypeError, ValueError) as error:

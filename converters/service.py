@@ -16,7 +16,7 @@ from .assemble import Meaning, check_shape
 from .bundling import Bundler
 from .dataset import Array, Dataset, check_classes, read_dataset
 from .explanation import explain
-from .metrics import Direction, Evaluation, Judge, Metric, check_scores, judge_of, parse_metric
+from .metrics import ACCURACY, Evaluation, Judge, Metric, check_scores, judge_of, parse_metric
 from .order import ConversionOrder, check_order
 from .plan import RUNTIMES, Means, family_for, stages
 from .report import Conversion, View
@@ -109,8 +109,8 @@ def _meaning(order: ConversionOrder, source: Source, data: Dataset, answers: Arr
 
 def _check_resolution(data: Dataset, floor: Floor) -> None:
     count = len(data.evaluation_x)
-    if floor.direction is Direction.LOWER or data.evaluation_y is None:
-        return
+    if floor.metric != ACCURACY:
+        return  # The others do not count samples: an area under a curve counts pairs.
     if floor.max_drop > 0 and count * floor.max_drop < 1 - 1e-9:
         raise ConfigError(
             f"evaluation_x has {count} samples: one of them is {1 / count:.2%}, more than the drop of {floor.max_drop:.2%} that is to be told",

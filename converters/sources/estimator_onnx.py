@@ -19,7 +19,7 @@ from ..quiet import first_line, quiet
 from ..recipe import OPSET
 from ..steps.onnx_export import strip
 from .estimator import TRANSLATION_HINT, Answering, Array, Estimator
-from .surgery import keep_last_output, mirror_column, number_names, state_shapes, swap_columns
+from .surgery import keep_last_output, mirror_column, number_names, state_shapes, swap_columns, unfold_scalers
 
 INPUT: Final = "input"
 ML_OPSET: Final = 3
@@ -52,6 +52,7 @@ def translate(estimator: Estimator, samples: Array) -> bytes:
     first = _run(proto, samples[:ORIENTING_SAMPLES])
     if estimator.is_classifier and estimator.answering is Answering.DECISIONS:
         _orient(proto, first, estimator.answers(samples[:ORIENTING_SAMPLES], "the data"))
+    unfold_scalers(proto)
     number_names(proto)
     state_shapes(proto, _run(proto, samples[:2]).shape[-1])
     return _finished(proto)

@@ -10,6 +10,8 @@ import copy
 from collections.abc import Iterator
 from typing import Any, Final
 
+import numpy as np
+
 BATCH_NAME: Final = "batch"
 
 
@@ -28,6 +30,28 @@ def keep_last_output(proto: Any, name: str) -> None:
     _refill(graph.initializer, [one for one in graph.initializer if one.name in needed])
     del graph.value_info[:]
     _rename_all(graph, {old: name})
+
+
+def unfold_scalers(proto: Any) -> None:
+    """Write each Scaler as the difference and the product that it stands for: onnx infers no shapes through a Scaler.
+
+    What follows it could not be counted then, and some recipes not be made.
+    """
+    import onnx
+
+    graph = proto.graph
+    nodes: list[Any] = []
+    for place, node in enumerate(graph.node):
+        values = {one.name: np.array(one.floats, np.float32) for one in node.attribute}
+        if node.op_type != "Scaler" or set(values) != {"offset", "scale"}:
+            nodes.append(node)
+            continue
+        offset, scale, between = (f"scaler_{place}_{word}" for word in ("offset", "scale", "centred"))
+        graph.initializer.append(onnx.numpy_helper.from_array(values["offset"], offset))
+        graph.initializer.append(onnx.numpy_helper.from_array(values["scale"], scale))
+        nodes.append(onnx.helper.make_node("Sub", [node.input[0], offset], [between], between))
+        nodes.append(onnx.helper.make_node("Mul", [between, scale], [node.output[0]], node.name))
+    _refill(graph.node, nodes)
 
 
 def number_names(proto: Any) -> None:

@@ -36,7 +36,7 @@ from ..sources.torch_model import Array
 from .onnx_compact import compact, drop_dead, drop_unused_opsets
 from .onnx_layers import layers, nodes_of
 from .onnx_narrow import halve_scales, store_as_float16, store_as_integers
-from .onnx_rewrite import answer_in_float, hold_in_float, name_nodes, pool_means
+from .onnx_rewrite import answer_in_float, flatten_biases, hold_in_float, name_nodes, pool_means
 
 _LINEAR: Final = ("Gemm", "MatMul")
 _KEPT_FLOAT: Final = frozenset({"Softmax", "ArgMax", "EmbedLayerNormalization", "Attention", "LSTM"})
@@ -52,7 +52,7 @@ class Ranges:
 
 
 def prepare(model: bytes) -> bytes:
-    """Infer shapes, fold constants, name nodes and write means as poolings, all of which the quantizers rely on.
+    """Infer shapes, fold constants, name nodes, write means as poolings and biases flat: the quantizers rely on all of it.
 
     Raises:
         BackendError: onnxruntime cannot.
@@ -69,6 +69,7 @@ def prepare(model: bytes) -> bytes:
             proto = onnx.load(str(prepared))
             name_nodes(proto.graph)
             pool_means(proto.graph)
+            flatten_biases(proto.graph)
             drop_dead(proto.graph)
             drop_unused_opsets(proto)
             proto = onnx.shape_inference.infer_shapes(proto)

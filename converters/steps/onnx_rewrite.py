@@ -57,6 +57,20 @@ def pool_means(graph: Any) -> None:
     graph.node.extend(copies)
 
 
+def flatten_biases(graph: Any) -> None:
+    """Write a bias [1, n] of a linear layer as [n], as integer layers want it; scikit-learn's become two-dimensional."""
+    biases = {node.input[2] for node in graph.node if node.op_type == "Gemm" and len(node.input) > 2}
+    others = {
+        name
+        for node in graph.node
+        for place, name in enumerate(node.input)
+        if node.op_type != "Gemm" or place != 2
+    }
+    for tensor in graph.initializer:
+        if tensor.name in biases - others and len(tensor.dims) == 2 and tensor.dims[0] == 1:
+            del tensor.dims[0]
+
+
 def answer_in_float(graph: Any) -> None:
     """Let an integer linear layer that nothing integer follows answer in float: one operator less, and no rounding."""
     readers: dict[str, list[Any]] = {}

@@ -1,6 +1,7 @@
 """Small models to convert: a linear classifier that converts in a second, and the sample's digits."""
 
 import textwrap
+import warnings
 
 import numpy as np
 import pytest
@@ -110,3 +111,59 @@ def pooled():
     nodes.append(made("Gemm", ["h", "last.weight", "last.bias"], ["logits"], "n9", transB=1))
     weights |= {"last.weight": fitted[:-1].T / spread, "last.bias": fitted[-1]}
     return model(nodes, weights, "logits", [classes]), images, labels
+
+
+@pytest.fixture(scope="session")
+def desk(pooled, tmp_path_factory):
+    """A directory with `net.onnx` and a `data.npz` of the four digits: a source that converts without torch."""
+    directory = tmp_path_factory.mktemp("desk")
+    model, images, labels = pooled
+    (directory / "net.onnx").write_bytes(model)
+    np.savez(
+        directory / "data.npz", calibration_x=images[:100], evaluation_x=images[400:], evaluation_y=labels[400:]
+    )  # fmt: skip
+    return directory
+
+
+ESTIMATORS = textwrap.dedent(
+    """
+    from sklearn.datasets import load_breast_cancer, load_diabetes
+    from sklearn.neural_network import MLPClassifier, MLPRegressor
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    def cancer():
+        x, y = load_breast_cancer(return_X_y=True)
+        last = MLPClassifier((24,), max_iter=60, random_state=0, tol=0.0, n_iter_no_change=60)
+        return make_pipeline(StandardScaler(), last).fit(x[::2].astype("float32"), y[::2])
+
+    def diabetes():
+        x, y = load_diabetes(return_X_y=True)
+        last = MLPRegressor(hidden_layer_sizes=(24,), max_iter=80, random_state=0, learning_rate_init=0.05, tol=0.0, n_iter_no_change=80)
+        return make_pipeline(StandardScaler(), last).fit(x[::2].astype("float32"), y[::2])
+    """
+)
+
+
+@pytest.fixture(scope="session")
+def clinic(tmp_path_factory):
+    """A directory with `estimators.py` (two fitted pipelines), `cancer.pkl` of one, `cancer.npz` and `diabetes.npz`."""
+    import joblib
+    from sklearn.datasets import load_breast_cancer, load_diabetes
+    from sklearn.exceptions import ConvergenceWarning
+
+    directory = tmp_path_factory.mktemp("clinic")
+    text = "import warnings\nwarnings.simplefilter('ignore')\n" + ESTIMATORS
+    (directory / "estimators.py").write_text(text)
+    space: dict = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        exec(ESTIMATORS, space)  # our own text, above
+        joblib.dump(space["cancer"](), directory / "cancer.pkl")
+    for name, load in (("cancer", load_breast_cancer), ("diabetes", load_diabetes)):
+        x, y = load(return_X_y=True)
+        x = x.astype(np.float32)
+        np.savez(
+            directory / f"{name}.npz", calibration_x=x[::2][:120], evaluation_x=x[1::2], evaluation_y=y[1::2]
+        )
+    return directory
