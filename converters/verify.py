@@ -80,7 +80,7 @@ class Verifier:
             result = self._probed(recipe, model, seat.place)
         except (BackendError, BudgetError) as error:
             return Run(seat.runtime, "", Failed(error.message)), None
-        version = said_of(seat, result.runtime)
+        version = said_of(seat, result)
         answers = real(result.answers[0], result.outputs[0])
         if not np.isfinite(answers).all():
             return Run(seat.runtime, version, Failed("answers NaN or infinity")), None
@@ -114,19 +114,17 @@ class Verifier:
         return result
 
 
-def said_of(seat: Seat, runtime: str) -> str:
-    """Say what a candidate was run on: of a microcontroller's runtime also how far that is from a chip.
-
-    Args:
-        seat: it was run on.
-        runtime: the library's name and version.
-    """
+def said_of(seat: Seat, result: ProbeResult) -> str:
+    """Say what a candidate was run on; for a microcontroller, also how far that is from one."""
     if seat.runtime is not DeviceRuntime.TFLITE_MICRO:
-        return runtime
-    if seat.place.runtime is DeviceRuntime.TFLITE_MICRO:
-        machine, version = platform.machine().replace("_", "-"), runtime.partition(" ")[2]
-        return f"TensorFlow Lite Micro {version} on this {machine} host with its reference kernels (no microcontroller)"
-    return f"{runtime}, reference kernels (TensorFlow Lite Micro itself was not run)"
+        return result.runtime
+    if seat.place.runtime is not DeviceRuntime.TFLITE_MICRO:
+        return f"{result.runtime}, reference kernels (TensorFlow Lite Micro itself was not run)"
+    machine, version = platform.machine().replace("_", "-"), result.runtime.partition(" ")[2]
+    return (
+        f"TensorFlow Lite Micro {version} on this {machine} host with its reference kernels, which is no microcontroller; "
+        f"arena used here: {result.arena_used_bytes} bytes"
+    )
 
 
 def not_made(recipe: Recipe, reason: str) -> Verified:
@@ -142,13 +140,14 @@ class _Record(msgspec.Struct, frozen=True):
     peak_memory_bytes: int
     runtime: str
     host: str
+    arena_used_bytes: int = 0
 
 
 def encode_result(result: ProbeResult) -> bytes:
     """Write what a runtime said; no pickles."""
     record = _Record(
         result.inputs, result.outputs, result.latency_p50_ms, result.latency_p95_ms, result.peak_memory_bytes,
-        result.runtime, result.host,
+        result.runtime, result.host, result.arena_used_bytes,
     )  # fmt: skip
     file = io.BytesIO()
     arrays = {f"answer_{index}": answer for index, answer in enumerate(result.answers)}
@@ -163,5 +162,5 @@ def decode_result(data: bytes) -> ProbeResult:
         answers = tuple(file[f"answer_{index}"] for index in range(len(record.outputs)))
     return ProbeResult(
         record.inputs, record.outputs, answers, record.latency_p50_ms, record.latency_p95_ms,
-        record.peak_memory_bytes, record.runtime, record.host,
+        record.peak_memory_bytes, record.runtime, record.host, arena_used_bytes=record.arena_used_bytes,
     )  # fmt: skip

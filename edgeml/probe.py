@@ -32,6 +32,7 @@ from .machine_facts import read_facts
 from .manifest import RuntimeFamily
 from .profile import DeviceRuntime
 from .runtime import KernelSet, Session, open_session
+from .runtime.tflite_micro import TfliteMicroSession
 from .tensors import BATCH, TensorSpec
 
 Array = npt.NDArray[np.generic]
@@ -98,7 +99,8 @@ class ProbeResult:
     """What a model answered and what it cost on the machine named in `host`.
 
     `answers[i]` is [samples, ...] of output i. Latency is of one request with one sample. `peak_memory_bytes` is the
-    child's largest resident set while it served such requests: interpreter, numpy, runtime and model.
+    child's largest resident set while it served such requests: interpreter, numpy, runtime and model. `arena_used_bytes`
+    is TensorFlow Lite Micro's count of its tensor arena, with the pointers of this machine; 0: the runtime has none.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -110,6 +112,7 @@ class ProbeResult:
     runtime: str
     host: str
     timing: Timing = _UNTIMED
+    arena_used_bytes: int = 0
 
 
 class _Job(enum.Enum):
@@ -136,6 +139,7 @@ class _Report(msgspec.Struct, frozen=True):
     latency_p95_ms: float = 0.0
     peak_memory_bytes: int = 0
     timing: Timing = Timing()
+    arena_used_bytes: int = 0
     refusal: str = ""
     hint: str = ""
 
@@ -181,7 +185,7 @@ def probe(
         )
     return ProbeResult(
         report.inputs, report.outputs, answers, report.latency_p50_ms, report.latency_p95_ms,
-        report.peak_memory_bytes, report.runtime, host(), report.timing,
+        report.peak_memory_bytes, report.runtime, host(), report.timing, report.arena_used_bytes,
     )  # fmt: skip
 
 
@@ -235,7 +239,8 @@ def _read_report(path: Path) -> _Report:
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _garbage() from error
     figures = (
-        report.latency_p50_ms, report.latency_p95_ms, report.peak_memory_bytes, *msgspec.structs.astuple(report.timing),
+        report.latency_p50_ms, report.latency_p95_ms, report.peak_memory_bytes, report.arena_used_bytes,
+        *msgspec.structs.astuple(report.timing),
     )  # fmt: skip
     if not report.refusal and not (
         report.inputs and report.outputs and all(math.isfinite(one) and one >= 0 for one in figures)
@@ -324,7 +329,8 @@ def _measure(session: Session, samples: Sequence[Array], folder: Path, runs: int
     quarter = max(1, len(latencies) // 4)
     trend = float(np.median(latencies[-quarter:]) / np.median(latencies[:quarter]))
     timing = Timing(first_call_ms=first_ms, latency_p99_ms=p99, trend=trend, runs=len(latencies))
-    return _Report(session.inputs, session.outputs, session.runtime, p50, p95, peak, timing)
+    arena = session.arena_used_bytes if isinstance(session, TfliteMicroSession) else 0
+    return _Report(session.inputs, session.outputs, session.runtime, p50, p95, peak, timing, arena)
 
 
 def _check_samples(specs: Sequence[TensorSpec], samples: Sequence[Array]) -> None:

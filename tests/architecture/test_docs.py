@@ -131,9 +131,17 @@ def test_the_package_metadata_name_every_room_and_script():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["name"] == "edgeml-fleet"
     assert set(project["scripts"]) == {"edgeml", "edgeml-agent"}
-    assert {"agent", "agent-tflite-runtime", "serve", "converters", "tflite", "fleet", "tools", "dev"} == set(
-        project["optional-dependencies"]
-    )
+    assert {
+        "agent",
+        "agent-tflite-runtime",
+        "serve",
+        "converters",
+        "tflite",
+        "tflite-micro",
+        "fleet",
+        "tools",
+        "dev",
+    } == set(project["optional-dependencies"])
 
 
 def public_functions():

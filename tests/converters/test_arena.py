@@ -20,13 +20,14 @@ from converters.estimate.arena import (
 )
 from converters.estimate.graph import ElementType, Graph, Operator, OperatorKind, Role, Tensor
 from converters.estimate.tflite_graph import read_tflite
+from edgeml.guest import Guest
 from edgeml.manifest import RuntimeFamily
 from edgeml.profile import Architecture
 
+from .guests import needs, python_of
 from .tflite_file import File, convolutional, person_detection
 
 MLPERF = Path(os.environ.get("EDGEML_MLPERF_TINY", "/nonexistent"))
-MICRO = Path(os.environ.get("EDGEML_TFLITE_MICRO_PYTHON", "/nonexistent"))
 REFERENCE = frozenset({Kernels.REFERENCE})
 CMSIS = frozenset({Kernels.REFERENCE, Kernels.CMSIS_NN})
 BUFFERS = st.lists(
@@ -195,7 +196,7 @@ def test_float_models_need_no_scratch_of_a_makers_kernels():
     assert arena(graph) == arena(graph, REFERENCE)
 
 
-@pytest.mark.skipif(not MICRO.exists(), reason="EDGEML_TFLITE_MICRO_PYTHON names no Python with tflite-micro")
+@needs(Guest.TFLITE_MICRO)
 @pytest.mark.parametrize("dtype", ["int8", "float32"])
 def test_the_real_interpreter_needs_an_arena_within_the_range(dtype, tmp_path):
     model = convolutional(dtype)
@@ -209,7 +210,9 @@ def test_the_real_interpreter_needs_an_arena_within_the_range(dtype, tmp_path):
             f"it.set_input(np.zeros((1, 8, 8, 3), '{dtype}'), 0)\nit.invoke()\nassert it.get_output(0).size == 5"
         )
         done = subprocess.run(
-            [MICRO, "-c", code, tmp_path / "model.tflite", str(length)], check=False, capture_output=True
+            [python_of(Guest.TFLITE_MICRO), "-c", code, tmp_path / "model.tflite", str(length)],
+            check=False,
+            capture_output=True,
         )
         return done.returncode == 0
 

@@ -1,11 +1,9 @@
 """C++ source for TensorFlow Lite Micro: it compiles, holds the file byte for byte, and is refused where the chip would fail."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 from ai_edge_litert import schema_py_generated as schema
@@ -13,11 +11,12 @@ from ai_edge_litert import schema_py_generated as schema
 from converters.estimate.tflite_graph import read_tflite
 from converters.steps.c_source import OPERATORS, refusals, write_c_source
 from edgeml.errors import BackendError
+from edgeml.guest import Guest
 
+from .guests import needs, python_of
 from .tflite_file import File, convolutional
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
-MICRO = Path(os.environ.get("EDGEML_TFLITE_MICRO_PYTHON", "/nonexistent"))
 compiles = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 MODEL = convolutional()
 
@@ -172,7 +171,7 @@ def test_a_model_that_it_takes_has_no_refusals():
     assert refusals(read_tflite(convolutional("float32"))) == ()
 
 
-@pytest.mark.skipif(not MICRO.exists(), reason="EDGEML_TFLITE_MICRO_PYTHON names no Python with tflite-micro")
+@needs(Guest.TFLITE_MICRO)
 def test_the_real_interpreter_does_get_weights_by_channel_wrong(tmp_path):
     (tmp_path / "model.tflite").write_bytes(stored_by_channel())
     code = (
@@ -180,6 +179,9 @@ def test_the_real_interpreter_does_get_weights_by_channel_wrong(tmp_path):
         "it.set_input(np.ones((1, 4), 'float32'), 0)\nit.invoke()\nprint(it.get_output(0).ravel().tolist())"
     )
     said = subprocess.run(
-        [MICRO, "-c", code, tmp_path / "model.tflite"], check=True, capture_output=True, text=True
+        [python_of(Guest.TFLITE_MICRO), "-c", code, tmp_path / "model.tflite"],
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
     assert json.loads(said.splitlines()[-1]) == [4.0, 4.0, 4.0]
