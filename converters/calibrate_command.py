@@ -56,7 +56,7 @@ def calibrate(profile: str, records: tuple[Path, ...], bundles: tuple[Path, ...]
     from .fit_command import read
 
     graphs = {_model_digest(path): read(path)[0] for path in bundles}
-    found = [_record(path) for path in records]
+    found = [read_record(path) for path in records]
     click.echo(encode(fitted(profiles.load(profile), found, graphs, name)), nl=False)
 
 
@@ -104,7 +104,13 @@ def _model_digest(path: Path) -> str:
         return digest_of(bundle.model())
 
 
-def _record(path: Path) -> MeasurementRecord:
+def read_record(path: Path) -> MeasurementRecord:
+    """Read what `edgeml measure --out` wrote.
+
+    Raises:
+        ConfigError: It cannot be read.
+        ManifestError: It is no measurement.
+    """
     from edgeml.measurement import RECORD_BYTES_MAX, decode
 
     try:

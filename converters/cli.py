@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from .order import ConversionOrder
+    from .order import ConversionOrder, DeviceMeasurement
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 OUT = click.option(
@@ -60,6 +60,11 @@ OUT = click.option(
     help="What is better among those that keep to every constraint.",
 )
 @click.option("--student", "students", multiple=True, help="file.py:factory of a smaller network to train.")
+@click.option(
+    "--measured",
+    multiple=True,
+    help="PROFILE=FILE of `edgeml measure` on such a device: stands for an estimate. May be repeated.",
+)
 @click.option("--parent", default="", help="The release that this one follows, as digits@1.0.0.")
 @click.option("--labels", default="", help="Names of the classes, with commas between.")
 @click.option(
@@ -134,7 +139,23 @@ def _order(model: str, profiles: tuple[str, ...], options: dict[str, Any]) -> Co
         students=options["students"],
         work=options["work"],
         parent=options["parent"],
+        measurements=tuple(map(_measurement, options["measured"])),
     )
+
+
+def _measurement(text: str) -> DeviceMeasurement:
+    from edgeml.errors import ConfigError
+
+    from .calibrate_command import read_record
+    from .order import DeviceMeasurement
+
+    profile, equals, path = text.partition("=")
+    if not equals or not path:
+        raise ConfigError(
+            f"{text!r} names no measurement",
+            hint="write --measured raspberry-pi-4=pi.json, with what `edgeml measure --out` wrote there",
+        )
+    return DeviceMeasurement(profile, read_record(Path(path)))
 
 
 @click.command()

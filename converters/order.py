@@ -11,6 +11,7 @@ from pathlib import Path
 from edgeml.errors import ConfigError
 from edgeml.ids import parse_name, parse_release
 from edgeml.manifest import RuntimeFamily, ScoreKind
+from edgeml.measurement import MeasurementRecord
 from edgeml.profile import HardwareProfile
 
 from .assemble import ReleaseName
@@ -28,6 +29,14 @@ class Limits:
     max_memory_bytes: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceMeasurement:
+    """What `edgeml measure` measured of one model file on a device of a profile."""
+
+    profile: str
+    record: MeasurementRecord
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversionOrder:
     """What to convert, for whom, and how much accuracy may be lost.
@@ -36,7 +45,8 @@ class ConversionOrder:
     `evaluation_y`, and to train on `train_x` and `train_y`. Bundles are written into `out`. `metric` is a name or
     `file.py:function`, or empty: it depends on the data. `target` None means: what each profile runs best.
     `students` are factories of smaller networks. `work` holds what was made already; None is the user's cache.
-    `parent` is the release that this one follows, or empty.
+    `parent` is the release that this one follows, or empty. `measurements` are of candidates that were tried on a device
+    before: they stand in place of estimates.
     """
 
     source: str
@@ -54,6 +64,7 @@ class ConversionOrder:
     students: tuple[str, ...] = ()
     work: Path | None = None
     parent: str = ""
+    measurements: tuple[DeviceMeasurement, ...] = ()
 
 
 def check_order(order: ConversionOrder) -> None:
@@ -70,6 +81,13 @@ def check_order(order: ConversionOrder) -> None:
         raise ConfigError(
             "give each profile once, and at least one", hint="`edgeml profiles list` shows them"
         )
+    known = {profile.name for profile in order.profiles}
+    for one in order.measurements:
+        if one.profile not in known:
+            raise ConfigError(
+                f"a measurement is for {one.profile}, which is no profile of this conversion",
+                hint=f"one of {', '.join(sorted(known))}",
+            )
     limits = order.limits
     for value, what in (
         (limits.max_latency_ms, "latency"),

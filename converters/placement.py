@@ -1,7 +1,8 @@
 """How a profile sees a candidate: on which runtimes it was run for it, how fast it would be, what memory it would take.
 
 Decides where each figure comes from. A latency that was measured on this host counts for a profile only if the profile is
-this host; elsewhere it is an estimate, of which the profile's numbers are the source. On Linux, memory is that of the
+this host; elsewhere it is what `edgeml measure` measured of the same file on such a device, or else an estimate, of which the
+profile's numbers are the source. On Linux, memory is that of the
 process that was measured here, for interpreter, runtime and model weigh about the same on every Linux; on a
 microcontroller it is the upper end of the arena's range.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from edgeml.errors import BackendError
 from edgeml.manifest import RuntimeFamily
+from edgeml.measurement import MeasurementRecord
 from edgeml.profile import HOST, DeviceRuntime, HardwareProfile
 
 from .candidate import Basis, Candidate, Failed, Figure, Measured, Placement, Run
@@ -34,10 +36,18 @@ def graph_of(verified: Verified) -> Graph | None:
         return None
 
 
-def place(candidate: Candidate, graph: Graph | None, profile: HardwareProfile) -> Placement:
-    """Say how a profile sees a candidate."""
+def place(
+    candidate: Candidate,
+    graph: Graph | None,
+    profile: HardwareProfile,
+    record: MeasurementRecord | None = None,
+) -> Placement:
+    """Say how a profile sees a candidate; `record` is of its file, from a device of the profile."""
     runs = tuple(run for run in candidate.runs if run.runtime in profile.runtimes)
     known = next((said for run in runs if (said := refusal(candidate.recipe, run.runtime))), "")
+    if record is not None and _measured(runs) is not None:
+        latency = Figure(record.latency_p50_ms, Basis.DEVICE)
+        return Placement(candidate, runs, latency, Figure(record.peak_memory_bytes, Basis.DEVICE), known)
     return Placement(candidate, runs, _latency(runs, graph, profile), _memory(runs, graph, profile), known)
 
 

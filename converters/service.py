@@ -61,6 +61,7 @@ def convert(order: ConversionOrder, on_progress: OnProgress = lambda _: None) ->
         Workshop(source, data, store, "output" if meaning.task is Task.OTHER else "scores"),
         Verifier(data.evaluation_x, judge, store),
         seats_for(order.profiles),
+        order.measurements,
     )
     aims = _aims(order, source, data, floor)
     found = Search(bench, order.effort, on_progress).run(aims)

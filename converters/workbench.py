@@ -17,6 +17,7 @@ from .calibration import Observed, observe, spread
 from .candidate import Placement
 from .estimate.graph import Graph
 from .explain.sensitivity import LayerSensitivity, Trial, exclusions, samples_of, scan
+from .order import DeviceMeasurement
 from .placement import graph_of, place
 from .plan import RUNTIMES
 from .recipe import Recipe, StaticInteger
@@ -31,6 +32,7 @@ class Workbench:
     workshop: Workshop
     verifier: Verifier
     seats: Sequence[Seat]
+    measurements: tuple[DeviceMeasurement, ...] = ()
     layers: dict[Recipe, tuple[LayerSensitivity, ...]] = field(default_factory=dict)
     _graphs: dict[Recipe, Graph | None] = field(default_factory=dict)
 
@@ -56,7 +58,16 @@ class Workbench:
 
     def place(self, verified: Verified, profile: HardwareProfile) -> Placement:
         """Say how a profile sees a candidate."""
-        return place(verified.candidate, self.graph(verified), profile)
+        candidate = verified.candidate
+        record = next(
+            (
+                one.record
+                for one in self.measurements
+                if one.profile == profile.name and one.record.model_sha256 == candidate.sha256
+            ),
+            None,
+        )
+        return place(candidate, self.graph(verified), profile, record)
 
     def graph(self, verified: Verified) -> Graph | None:
         """What a candidate's file computes; None where it cannot be read."""
