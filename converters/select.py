@@ -123,7 +123,7 @@ def select(
     good = [one for one, refused in zip(placements, refusals, strict=True) if not refused]
     chosen = _best(good, profile, preference) if good else None
     judgements = tuple(
-        Judgement(one.candidate.recipe, *_verdict(one, refused, chosen, good, profile))
+        Judgement(one.candidate.recipe, *_verdict(one, refused, _Choice(chosen, good, profile, preference)))
         for one, refused in zip(placements, refusals, strict=True)
     )
     return Selection(profile.name, chosen.candidate.recipe if chosen else None, judgements)
@@ -235,19 +235,23 @@ def _latency(one: Placement) -> float:
     return one.latency_ms.value
 
 
-def _verdict(
-    one: Placement,
-    refused: str,
-    chosen: Placement | None,
-    good: Sequence[Placement],
-    profile: HardwareProfile,
-) -> tuple[Verdict, str]:
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """What was chosen, of what, for whom, and by what."""
+
+    chosen: Placement | None
+    good: Sequence[Placement]
+    profile: HardwareProfile
+    preference: Preference
+
+
+def _verdict(one: Placement, refused: str, choice: _Choice) -> tuple[Verdict, str]:
     if refused:
         return Verdict.REFUSED, refused
-    assert chosen is not None
-    if one is chosen:
-        return Verdict.CHOSEN, _why(one, good, profile)
-    return Verdict.PASSED_OVER, _why_not(one, chosen, profile)
+    assert choice.chosen is not None
+    if one is choice.chosen:
+        return Verdict.CHOSEN, _why(one, choice.good, choice.profile)
+    return Verdict.PASSED_OVER, _why_not(one, choice.chosen, choice.profile, choice.preference)
 
 
 def _why(chosen: Placement, good: Sequence[Placement], profile: HardwareProfile) -> str:
@@ -265,16 +269,21 @@ def _why(chosen: Placement, good: Sequence[Placement], profile: HardwareProfile)
     return "; ".join(said)
 
 
-def _why_not(one: Placement, chosen: Placement, profile: HardwareProfile) -> str:
+def _why_not(one: Placement, chosen: Placement, profile: HardwareProfile, preference: Preference) -> str:
     mine, theirs = one.candidate.length_bytes, chosen.candidate.length_bytes
     name = chosen.candidate.name
+    slow = ""
+    if one.latency_ms and chosen.latency_ms and slower(one.latency_ms.value, chosen.latency_ms.value):
+        slow = f"slower than {name} ({one.latency_ms.basis.value})"
+    if slow and preference is Preference.LATENCY:
+        return slow
     if mine > theirs * (1 + ALIKE_FRACTION):
         return f"larger than {name}: {size(mine)} against {size(theirs)}"
     if not suits(one.candidate.recipe, profile) and suits(chosen.candidate.recipe, profile):
         return f"{name} suits the instruction set better ({_instructions(profile)})"
-    if one.latency_ms and chosen.latency_ms and slower(one.latency_ms.value, chosen.latency_ms.value):
-        return f"slower than {name} ({one.latency_ms.basis.value})"
-    return f"not smaller than {name}" if mine >= theirs else f"hardly smaller than {name}, and no faster"
+    return slow or (
+        f"not smaller than {name}" if mine >= theirs else f"hardly smaller than {name}, and no faster"
+    )
 
 
 def _instructions(profile: HardwareProfile) -> str:
