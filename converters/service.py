@@ -29,7 +29,7 @@ from .sources.source_name import parse_source
 from .store import Store, default_folder
 from .verify import Verified, Verifier
 from .workbench import Workbench
-from .workshop import Workshop
+from .workshop import Workshop, fingerprint_of
 
 
 def convert(order: ConversionOrder, on_progress: OnProgress = lambda _: None) -> Conversion:
@@ -58,7 +58,13 @@ def convert(order: ConversionOrder, on_progress: OnProgress = lambda _: None) ->
     _check_resolution(data, floor)
     store = Store(order.work or default_folder())
     bench = Workbench(
-        Workshop(source, data, store, "output" if meaning.task is Task.OTHER else "scores"),
+        Workshop(
+            source,
+            fingerprint_of(source, judge.original),
+            data,
+            store,
+            "output" if meaning.task is Task.OTHER else "scores",
+        ),
         Verifier(data.evaluation_x, judge, store),
         seats_for(order.profiles),
         order.measurements,

@@ -6,14 +6,18 @@ libraries. What each step does is its own file's business, in `steps/`. What a r
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
+
 from edgeml.errors import ConfigError
+from edgeml.ids import Digest
 from edgeml.manifest import RuntimeFamily
 
-from .dataset import Dataset
+from .dataset import Array, Dataset
 from .feed import channels_to
 from .provenance import CONVERSION_LIBRARIES, libraries
 from .recipe import Export, Prune, QuantizationAwareTraining, Recipe, Student, TrainingStep
@@ -39,9 +43,13 @@ OnFraction = Callable[[float], None]
 
 @dataclass(slots=True)
 class Workshop:
-    """Makes the results of recipes from one source with one data set."""
+    """Makes the results of recipes from one source with one data set.
+
+    `fingerprint` tells the source from every other one. Its file does not: a factory may load weights that lie beside it.
+    """
 
     source: Source
+    fingerprint: Digest
     data: Dataset
     store: Store
     output: str
@@ -60,9 +68,7 @@ class Workshop:
 
     def key(self, recipe: Recipe) -> Key:
         """Name everything that a recipe's result depends on."""
-        return key_of(
-            "model", FORM, self.source.sha256, self.data.sha256, self.output, recipe, self._libraries
-        )
+        return key_of("model", FORM, self.fingerprint, self.data.sha256, self.output, recipe, self._libraries)
 
     def _kept(self, key: Key, make: Callable[[], bytes]) -> bytes:
         found = self.store.get(key)
@@ -123,7 +129,7 @@ class Workshop:
         return self._trained[training]
 
     def _note_key(self, training: tuple[TrainingStep, ...]) -> Key:
-        return key_of("note", FORM, self.source.sha256, self.data.sha256, training, self._libraries)
+        return key_of("note", FORM, self.fingerprint, self.data.sha256, training, self._libraries)
 
     def _train(self, model: TorchModel, step: TrainingStep) -> tuple[TorchModel, str]:
         given = self.data.training
@@ -142,6 +148,17 @@ class Workshop:
             case QuantizationAwareTraining():
                 accustomed = train_quantized(model, step, data, self.on_fraction)
                 return accustomed.model, _race(accustomed.race)
+
+
+def fingerprint_of(source: Source, answers: Array) -> Digest:
+    """Tell a source from every other one: by its file, its weights and its answers [samples, ...] to the evaluation samples."""
+    found = hashlib.sha256(source.sha256.encode())
+    found.update(np.ascontiguousarray(answers).tobytes())
+    if isinstance(source, TorchModel):
+        for name, value in sorted(source.module.state_dict().items()):
+            found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            found.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return Digest(found.hexdigest())
 
 
 def _cost(before: Cost, after: Cost) -> str:

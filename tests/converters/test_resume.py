@@ -152,3 +152,41 @@ def test_another_drop_starts_from_the_same_results(desk, tmp_path, whole):
         )
     )  # fmt: skip
     assert set(kept(tmp_path)) == before
+
+
+FACTORY = """
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def model():
+    layer = torch.nn.Linear(4, 3)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(np.load(Path(__file__).with_name("weights.npy"))))
+        layer.bias.zero_()
+    return layer
+"""
+
+
+def test_a_model_of_the_same_file_with_other_weights_is_another_one(tmp_path):
+    """Weights lie beside the factory's file, whose digest says nothing of them: nothing kept may be taken for theirs."""
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    samples = generator.normal(size=(400, 4)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", calibration_x=samples[:100], evaluation_x=samples[100:])
+    (tmp_path / "net.py").write_text(FACTORY)
+    made = []
+    for turn in range(2):
+        np.save(tmp_path / "weights.npy", generator.normal(size=(3, 4)).astype(np.float32))
+        order = ConversionOrder(
+            source=f"{tmp_path}/net.py:model", data=tmp_path / "data.npz", profiles=(profile.load("raspberry-pi-4"),),
+            release=ReleaseName("net", f"1.0.{turn}"), limits=Limits(max_drop=0.1), out=tmp_path / "out", work=tmp_path / "work",
+        )  # fmt: skip
+        conversion = convert(order)
+        plain = next(one for one in conversion.report.candidates if one.variant == "onnx-fp32")
+        assert plain.runs[0].agreement == 1.0
+        made.append(plain.sha256)
+    assert made[0] != made[1]
