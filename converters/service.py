@@ -24,7 +24,7 @@ from .search import Aim, OnProgress, Progress, Search
 from .seats import seats_for
 from .select import Constraints, Floor, nothing_left, select
 from .sources.load import load
-from .sources.source import Source
+from .sources.source import ModelFile, Source
 from .sources.source_name import parse_source
 from .store import Store, default_folder
 from .verify import Verified, Verifier
@@ -147,4 +147,6 @@ def _means(order: ConversionOrder, source: Source, data: Dataset) -> Means:
         raise ConfigError(
             f"students cannot be trained: {reason}", hint="leave --student, or give what is missing"
         )
-    return Means(families, trains, order.students, is_image=data.evaluation_x.ndim == 4)
+    # A file has its layout for good; what is still a module gets the one that suits.
+    is_image = data.evaluation_x.ndim == 4 and not isinstance(source, ModelFile)
+    return Means(families, trains, order.students, is_image=is_image)

@@ -111,10 +111,10 @@ def _reasons(int8: Shown, extensions: frozenset[str], block: int) -> list[str]:
         said.append(
             "onnxruntime has no fast kernels for int8 by int8 on x86; on ARM it has. u8s8 and u8s7 are the forms for x86."
         )
-    is_stand_in = int8.run.runtime is DeviceRuntime.TFLITE_MICRO
-    if is_stand_in:
+    is_for_a_chip = int8.run.runtime is DeviceRuntime.TFLITE_MICRO
+    if is_for_a_chip:
         said.append(
-            "Plain reference kernels stand in for TensorFlow Lite Micro here: their time says nothing of the device."
+            "Plain reference kernels ran here, a chip has its own or a maker's: their time says nothing of it."
         )
     elif "avx2" in extensions and not VNNI & extensions:
         said.append(
@@ -149,7 +149,7 @@ def _reasons(int8: Shown, extensions: frozenset[str], block: int) -> list[str]:
         for operator in graph.operators
         if operator.kind in WEIGHTED and operator.channels > block and operator.channels % block
     ]
-    if uneven and not is_stand_in:
+    if uneven and not is_for_a_chip:
         named = ", ".join(f"{one.name} ({one.channels})" for one in uneven[:LAYERS_TOLD])
         said.append(
             f"Channels are worked on {block} at a time, and these layers have other numbers of them: {named}."

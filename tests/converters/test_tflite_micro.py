@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import converters
+from converters.assemble import ReleaseName
 from converters.estimate.arena import Kernels, arena
 from converters.estimate.tflite_graph import read_tflite
 from converters.interpreters import STAND_IN, place_of
+from converters.order import ConversionOrder, Limits
 from converters.seats import seats_for
 from converters.steps.tflite_schema import pack, unpack
 from converters.verify import decode_result, encode_result, said_of
@@ -24,6 +27,7 @@ from edgeml.runtime import KernelSet
 from .guests import needs, python_of
 from .test_c_source import custom, hybrid, unknown
 from .tflite_file import File, convolutional, person_detection
+from .tflite_net import digits_net
 
 pytestmark = pytest.mark.processes
 MICRO = DeviceRuntime.TFLITE_MICRO
@@ -46,7 +50,7 @@ def micro(monkeypatch):
 
 
 def answers(model, samples, place):
-    return probe(model, RuntimeFamily.TFLITE, [samples], place=place)
+    return probe(model, RuntimeFamily.TFLITE, [samples], place=place, runs=2)
 
 
 def numbers(shape, dtype="int8", count=24):
@@ -59,7 +63,7 @@ def numbers(shape, dtype="int8", count=24):
     ("model", "shape"), [(convolutional, (8, 8, 3)), (person_detection, (96, 96, 1))], ids=["small", "mobile"]
 )
 def test_an_integer_model_answers_as_on_litert(model, shape, micro):
-    samples, content = numbers(shape), model()
+    samples, content = numbers(shape, count=8), model()
     here, there = answers(content, samples, STAND_IN), answers(content, samples, micro)
     assert there.runtime == f"tflite-micro {version_in(micro.python, Guest.TFLITE_MICRO)}"
     assert (here.inputs, here.outputs) == (there.inputs, there.outputs)
@@ -162,6 +166,36 @@ def test_without_it_litert_stands_in_and_says_so(named, monkeypatch):
     said = said_of(seat, answers(convolutional(), numbers((8, 8, 3)), seat.place))
     assert said.startswith("ai-edge-litert ")
     assert said.endswith("reference kernels (TensorFlow Lite Micro itself was not run)")
+
+
+@pytest.mark.parametrize(
+    ("python", "said"),
+    [
+        pytest.param(python_of(Guest.TFLITE_MICRO), "TensorFlow Lite Micro 0", id="real", marks=HAS_MICRO),
+        pytest.param("", "ai-edge-litert ", id="stand-in"),
+    ],
+)
+def test_a_tflite_file_becomes_what_a_chip_takes_and_keeps_its_layout(python, said, monkeypatch, tmp_path):
+    monkeypatch.setenv(Guest.TFLITE_MICRO.variable, str(python))
+    net = digits_net()
+    (tmp_path / "net.tflite").write_bytes(net.model)
+    np.savez(
+        tmp_path / "data.npz",
+        calibration_x=net.calibration, evaluation_x=net.samples, evaluation_y=net.labels.astype(np.int64),
+    )  # fmt: skip
+    made = converters.convert(
+        ConversionOrder(
+            source=f"{tmp_path}/net.tflite", data=tmp_path / "data.npz", profiles=(load_profile("esp32-s3"),),
+            release=ReleaseName("net", "1.0.0"), limits=Limits(max_drop=0.03), out=tmp_path, work=tmp_path / "work",
+        )
+    )  # fmt: skip
+    runs = {one.variant: one.ran for one in made.report.candidates}
+    assert {"tflite-fp32", "tflite-int8-s8s8"} <= set(runs)
+    assert all(one.version.startswith(said) for one in runs.values())
+    assert runs["tflite-int8-s8s8"].value > net.accuracy - 0.03
+    [bundle] = made.bundles
+    assert Path(bundle.path).name == "net-1.0.0-tflite-int8-s8s8.edgeml"
+    assert {Path(one).suffix for one in made.files} == {".h", ".cc"}
 
 
 @HAS_MICRO

@@ -28,7 +28,7 @@ REASONS = {
     "conversions": "only turn floats into integers and back",
     "floats": "of its MACs are still in float",
     "channels": "Channels are worked on",
-    "stand-in": "reference kernels",
+    "microcontroller": "reference kernels",
 }
 NOTHING = "Nothing in the file explains it"
 
@@ -132,10 +132,10 @@ class TestWhySlow:
         int8 = shown(Recipe(ONNX, (), StaticInteger(activations)), GOOD, runtime=runtime)
         assert reasons(why_slow(shown(FP32, GOOD, runtime=runtime), int8, extensions, 16)) == causes
 
-    def test_kernels_that_stand_in_for_a_microcontrollers_say_so_and_nothing_of_this_processor(self):
+    def test_what_ran_for_a_microcontroller_has_reference_kernels_and_nothing_of_this_processor(self):
         made = graph(layer(channels=17))
         before, after = (shown(recipe, made, runtime=MICRO) for recipe in (FP32, INT8))
-        assert reasons(why_slow(before, after, frozenset({"avx2"}), 16)) == {"stand-in"}
+        assert reasons(why_slow(before, after, frozenset({"avx2"}), 16)) == {"microcontroller"}
 
     def test_the_figures_are_the_two_latencies_and_their_ratio(self):
         [first, *_] = why_slow(shown(FP32, GOOD, 2.0), shown(INT8, GOOD, 3.0), VNNI, 16)
