@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgeml.errors import ConfigError
-from edgeml.probe import Place
+from edgeml.guest import Guest, version_here, version_in
 from edgeml.profile import DeviceRuntime, HardwareProfile
 from edgeml.runtime import installed_runtimes
 
@@ -29,11 +29,10 @@ def _seat(runtime: DeviceRuntime) -> Seat | None:
         place = place_of(runtime)
     except ConfigError:
         return None
-    return Seat(runtime, place) if _is_here(place) else None
-
-
-def _is_here(place: Place) -> bool:
-    if place.python is not None or place.runtime is None:
-        return True
-    # No device has TensorFlow Lite Micro as a package, so it is not among the runtimes: `place_of` has found it.
-    return place.runtime is DeviceRuntime.TFLITE_MICRO or place.runtime.value in installed_runtimes()
+    if place.python is not None:
+        return Seat(runtime, place, version_in(place.python, Guest(runtime.value)))
+    name = (place.runtime or runtime).value
+    version = installed_runtimes().get(name, "") or (
+        version_here(Guest(name)) if name in {one.value for one in Guest} else ""
+    )
+    return Seat(runtime, place, version) if version else None

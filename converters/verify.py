@@ -40,6 +40,8 @@ class Seat:
 
     runtime: DeviceRuntime
     place: Place
+    version: str = ""
+    """Of the library there, by which kept results are told from those of another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class Verifier:
 
     def _run(self, recipe: Recipe, model: bytes, seat: Seat) -> tuple[Run, ProbeResult | None]:
         try:
-            result = self._probed(recipe, model, seat.place)
+            result = self._probed(recipe, model, seat)
         except (BackendError, BudgetError) as error:
             return Run(seat.runtime, "", Failed(error.message)), None
         version = said_of(seat, result)
@@ -97,8 +99,9 @@ class Verifier:
         )
         return Run(seat.runtime, version, outcome), result
 
-    def _probed(self, recipe: Recipe, model: bytes, place: Place) -> ProbeResult:
-        where = f"{place.runtime} {place.kernels} {place.python}"
+    def _probed(self, recipe: Recipe, model: bytes, seat: Seat) -> ProbeResult:
+        place = seat.place
+        where = f"{seat.version} {place.runtime} {place.kernels} {place.python}"
         key = key_of(
             "probe", FORM, digest_of(model), where, host(), digest_of(self.samples.tobytes()), recipe.export
         )

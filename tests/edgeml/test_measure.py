@@ -30,7 +30,7 @@ from edgeml.testing import sample_bundle
 
 pytestmark = pytest.mark.processes
 ROOT = Path(__file__).parents[2]
-OLD_DEVICE = Path(os.environ.get("EDGEML_TFLITE_PYTHON", ROOT / ".venv-tflite" / "bin" / "python"))
+OLD_DEVICE = Path(os.environ.get("EDGEML_TFLITE_RUNTIME_PYTHON") or ROOT / ".venv-tflite" / "bin" / "python")
 MLPERF = Path(os.environ.get("EDGEML_MLPERF_TINY", "/nonexistent"))
 
 
