@@ -143,7 +143,7 @@ class TestAnEstimator:
         assert [one.sha256 for one in first] == [one.sha256 for one in second]
 
     def test_it_cannot_become_what_a_microcontroller_runs_nor_be_trained(self, clinic, tmp_path):
-        with pytest.raises(ConfigError, match="students cannot be trained: .*cannot be trained"):
+        with pytest.raises(ConfigError, match=r"students cannot be trained: .*cannot be trained"):
             converted(
                 f"{clinic}/estimators.py:cancer",
                 clinic / "cancer.npz",
