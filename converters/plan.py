@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
@@ -156,6 +156,13 @@ def stages(
     )
     planned += _training_stages(profile, means, export, static)
     return tuple(stage for stage in planned if stage.recipes)
+
+
+def as_it_is(planned: Sequence[Stage]) -> tuple[Stage, ...]:
+    """Leave of a plan what can be done with a file that is quantized already: nothing but its own verification."""
+    first = planned[0]
+    recipes = tuple(Recipe(msgspec.structs.replace(one.export, is_quantized=True)) for one in first.recipes)
+    return (replace(first, recipes=recipes),)
 
 
 def mixed(recipe: Recipe, exclusions: Sequence[tuple[str, ...]]) -> tuple[Recipe, ...]:

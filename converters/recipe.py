@@ -111,11 +111,15 @@ class QuantizationAwareTraining(Step, frozen=True, tag="qat"):
 
 
 class Export(Step, frozen=True, tag="export"):
-    """Write the model as a file of its family. `opset` is for ONNX alone, `layout` for .tflite alone."""
+    """Write the model as a file of its family. `opset` is for ONNX alone, `layout` for .tflite alone.
+
+    `is_quantized` is whether the source is a file that holds integers already, which stays as it is.
+    """
 
     family: RuntimeFamily
     opset: int = OPSET
     layout: Layout = Layout.SOURCE
+    is_quantized: bool = False
 
 
 class StaticInteger(Step, frozen=True, tag="static"):
@@ -195,7 +199,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         >>> Recipe(Export(RuntimeFamily.ONNX), (Prune(0.5, 16),), Float16()).name
         'onnx-pruned50x16-fp16'
         """
-        words = [self.family.value, *map(_training_word, self.training), _compression_word(self.compression)]
+        last = "as-is" if self.export.is_quantized else _compression_word(self.compression)
+        words = [self.family.value, *map(_training_word, self.training), last]
         if self.family is RuntimeFamily.ONNX and self.export.opset != OPSET:
             words.append(f"opset{self.export.opset}")
         return "-".join(words)
@@ -237,6 +242,8 @@ def _training_said(step: TrainingStep) -> str:
 
 
 def _export_said(step: Export) -> str:
+    if step.is_quantized:
+        return "as it is: quantized already"
     return f"ONNX opset {step.opset}" if step.family is RuntimeFamily.ONNX else "TFLite"
 
 

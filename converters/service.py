@@ -18,7 +18,7 @@ from .dataset import Array, Dataset, check_classes, read_dataset
 from .explanation import explain
 from .metrics import ACCURACY, Evaluation, Judge, Metric, check_scores, judge_of, parse_metric
 from .order import ConversionOrder, check_order
-from .plan import RUNTIMES, Means, family_for, stages
+from .plan import RUNTIMES, Means, as_it_is, family_for, stages
 from .report import Conversion, View
 from .search import Aim, OnProgress, Progress, Search
 from .seats import seats_for
@@ -134,7 +134,7 @@ def _aims(order: ConversionOrder, source: Source, data: Dataset, floor: Floor) -
         family = family_for(profile, means, order.target)
         planned = stages(profile, means, family, order.effort)
         if source.can_be_quantized(family):
-            planned = planned[:1]
+            planned = as_it_is(planned)
         aims.append(Aim(profile, planned, constraints))
     return tuple(aims)
 

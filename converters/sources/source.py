@@ -12,11 +12,13 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgeml.columns import to_real
 from edgeml.errors import BackendError, ConfigError
 from edgeml.ids import Digest
+from edgeml.kernels import quantise
 from edgeml.manifest import RuntimeFamily, ScoreKind
 from edgeml.probe import ProbeLimits, probe
-from edgeml.tensors import TensorSpec
+from edgeml.tensors import DType, TensorSpec
 
 from .layout import layout_hint
 
@@ -111,19 +113,26 @@ class ModelFile:
         return self.file_answers(samples, what)
 
     def file_answers(self, samples: Array, what: str) -> Array:
-        """Return the file's own answers [samples, ...], computed by its runtime in a child.
+        """Return the file's own answers [samples, ...] as reals, computed by its runtime in a child.
+
+        Floats for a file that takes integers become these by its own scale.
 
         Raises:
             ConfigError: The samples do not fit, or an answer is NaN or infinite.
             BackendError: The runtime refuses the model or dies of it.
         """
+        taken = self.input
+        if taken.scale is not None and samples.dtype.kind == "f" and taken.dtype is not DType.FLOAT32:
+            samples = quantise(samples, taken.scale, taken.zero_point or 0, np.dtype(taken.dtype.value))
         self._check(samples, what)
-        found = probe(self.model, self.family, [samples], limits=LIMITS).answers
-        if len(found) != 1:
+        found = probe(self.model, self.family, [samples], limits=LIMITS)
+        if len(found.answers) != 1:
             raise BackendError(
-                f"the model has {len(found)} outputs", hint="only models with one output can be converted"
+                f"the model has {len(found.answers)} outputs",
+                hint="only models with one output can be converted",
             )
-        return finite(found[0], what)
+        answers, spec = found.answers[0], found.outputs[0]
+        return finite(answers if spec.scale is None else to_real(answers, spec), what)
 
     def can_become(self, family: RuntimeFamily) -> str:
         """Empty if it can become a file of that family, else why not."""

@@ -127,6 +127,7 @@ def desk(pooled, tmp_path_factory):
 
 ESTIMATORS = textwrap.dedent(
     """
+    import numpy as np
     from sklearn.datasets import load_breast_cancer, load_diabetes
     from sklearn.neural_network import MLPClassifier, MLPRegressor
     from sklearn.pipeline import make_pipeline
@@ -135,7 +136,8 @@ ESTIMATORS = textwrap.dedent(
     def cancer():
         x, y = load_breast_cancer(return_X_y=True)
         last = MLPClassifier((24,), max_iter=60, random_state=0, tol=0.0, n_iter_no_change=60)
-        return make_pipeline(StandardScaler(), last).fit(x[::2].astype("float32"), y[::2])
+        named = np.array(["ill", "well"])[y]
+        return make_pipeline(StandardScaler(), last).fit(x[::2].astype("float32"), named[::2])
 
     def diabetes():
         x, y = load_diabetes(return_X_y=True)
