@@ -15,6 +15,7 @@ import msgspec
 
 from edgeml import atomic
 from edgeml.manifest import Manifest, Provenance, Quality
+from edgeml.probe import ProbeResult
 from edgeml.profile import DeviceRuntime
 
 from .assemble import Content, Meaning, check_storage, measurement_of, members_of, write
@@ -61,7 +62,7 @@ class Bundler:
         files: list[str] = []
         for manifest, members in ready:
             bundles.append(write(self.order.out, manifest, members))
-            if DeviceRuntime.TFLITE_MICRO in self._runtimes(manifest):
+            if DeviceRuntime.TFLITE_MICRO in self._runtimes(manifest.profiles):
                 files += self._c_files(manifest, members[manifest.runtime.model_member])
         return Conversion(
             report=self.explained.report, bundles=tuple(bundles), warnings=self.source.warnings,
@@ -69,13 +70,11 @@ class Bundler:
         )  # fmt: skip
 
     def _bundle(self, one: Verified, views: Sequence[View]) -> tuple[Manifest, dict[str, bytes]]:
-        assert one.result is not None
         recipe = one.candidate.recipe
         takers = [view.selection for view in views if view.selection.chosen == recipe]
-        measured = one.candidate.measured()
-        assert isinstance(measured, Measured)
         names = tuple(sorted(each.profile for each in takers))
-        specs = one.result.inputs
+        measured, result = self._ran(one, names)
+        specs = result.inputs
         fed = feed(self.data.evaluation_x, specs[0], recipe.export.layout)
         manifest = Manifest(
             model=self.order.release.model,
@@ -84,9 +83,9 @@ class Bundler:
             runtime=recipe.family,
             profiles=names,
             inputs=specs,
-            outputs=one.result.outputs,
+            outputs=result.outputs,
             files=(),
-            measurement=measurement_of(one.result, LIMITS.threads),
+            measurement=measurement_of(result, LIMITS.threads),
             provenance=self._provenance(recipe, "; ".join(f"{each.profile}: {each.reason}" for each in takers)),
             task=self.meaning.task,
             scores=self.meaning.scores,
@@ -98,7 +97,7 @@ class Bundler:
         )  # fmt: skip
         manifest = msgspec.structs.replace(manifest, expected=expected_of(manifest, (fed,), None))
         report = msgspec.json.format(msgspec.json.encode(self.explained.report), indent=2) + b"\n"
-        content = Content(one.model, (fed,), (fed,), one.result, report, with_monitor=True)
+        content = Content(one.model, (fed,), (fed,), result, report, with_monitor=True)
         members = members_of(manifest, content)
         check_storage(members, [profile for profile in self.order.profiles if profile.name in names])
         return manifest, members
@@ -120,8 +119,17 @@ class Bundler:
             parent=self.order.parent,
         )
 
-    def _runtimes(self, manifest: Manifest) -> set[DeviceRuntime]:
-        profiles = [profile for profile in self.order.profiles if profile.name in manifest.profiles]
+    def _ran(self, one: Verified, names: Sequence[str]) -> tuple[Measured, ProbeResult]:
+        """What the first runtime said that the profiles have of these names."""
+        runtimes = self._runtimes(names)
+        ran = zip(one.candidate.runs, one.results, strict=True)
+        run, result = next(pair for pair in ran if pair[0].runtime in runtimes and pair[1] is not None)
+        assert isinstance(run.outcome, Measured)
+        assert result is not None
+        return run.outcome, result
+
+    def _runtimes(self, names: Sequence[str]) -> set[DeviceRuntime]:
+        profiles = [profile for profile in self.order.profiles if profile.name in names]
         return {runtime for profile in profiles for runtime in profile.runtimes}
 
     def _c_files(self, manifest: Manifest, model: bytes) -> list[str]:

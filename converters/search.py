@@ -15,7 +15,7 @@ from edgeml.profile import HardwareProfile
 
 from .candidate import Measured, Placement
 from .plan import Effort, Lack, Need, Stage, mixed
-from .recipe import Recipe
+from .recipe import Export, Recipe
 from .select import Constraints, Floor, Preference, select
 from .verify import Verified
 
@@ -56,6 +56,15 @@ class Aim:
     stages: tuple[Stage, ...]
     constraints: Constraints
 
+    @property
+    def export(self) -> Export:
+        """What the profile gets is written so; what is written otherwise for another profile is none of its business."""
+        return self.stages[0].recipes[0].export
+
+    def is_for(self, one: Verified) -> bool:
+        """Whether a candidate may be chosen for the profile, whichever profile it was made for."""
+        return one.candidate.recipe.export == self.export
+
 
 @dataclass(slots=True)
 class Search:
@@ -76,14 +85,14 @@ class Search:
                     self._try(aim, index)
         return tuple(self._made.values())
 
-    def placements(self, profile: HardwareProfile) -> tuple[Placement, ...]:
+    def placements(self, aim: Aim) -> tuple[Placement, ...]:
         """Say how a profile sees everything that was tried for it."""
-        return tuple(self.bench.place(one, profile) for one in self._made.values())
+        return tuple(self.bench.place(one, aim.profile) for one in self._made.values() if aim.is_for(one))
 
     def _needed(self, stage: Stage, aim: Aim) -> bool:
         if self.effort is Effort.EXPLORE:
             return True
-        return lack(self.placements(aim.profile), aim.profile, aim.constraints) in stage.helps
+        return lack(self.placements(aim), aim.profile, aim.constraints) in stage.helps
 
     def _try(self, aim: Aim, index: int) -> None:
         stage = aim.stages[index]
@@ -102,7 +111,7 @@ class Search:
             yield from mixed(recipe, self.bench.exclusions(recipe))
 
     def _settled(self, aim: Aim) -> bool:
-        return lack(self.placements(aim.profile), aim.profile, aim.constraints) is Lack.NOTHING
+        return lack(self.placements(aim), aim.profile, aim.constraints) is Lack.NOTHING
 
     def _progress(self, recipe: Recipe, left: Sequence[Stage]) -> Progress:
         done_s = time.monotonic() - self._begun_s

@@ -10,7 +10,6 @@ import numpy as np
 
 from edgeml.errors import ConfigError
 from edgeml.manifest import RuntimeFamily, ScoreKind, Task
-from edgeml.profile import HardwareProfile
 
 from .assemble import Meaning, check_shape
 from .bundling import Bundler
@@ -18,7 +17,7 @@ from .dataset import Array, Dataset, check_classes, read_dataset
 from .explanation import explain
 from .metrics import ACCURACY, Evaluation, Judge, Metric, check_scores, judge_of, parse_metric
 from .order import ConversionOrder, check_order
-from .plan import RUNTIMES, Means, as_it_is, family_for, stages
+from .plan import Means, as_it_is, family_for, stages
 from .report import Conversion, View
 from .search import Aim, OnProgress, Progress, Search
 from .seats import seats_for
@@ -27,7 +26,7 @@ from .sources.load import load
 from .sources.source import ModelFile, Source
 from .sources.source_name import parse_source
 from .store import Store, default_folder
-from .verify import Verified, Verifier
+from .verify import Verifier
 from .workbench import Workbench
 from .workshop import Workshop, fingerprint_of
 
@@ -57,6 +56,7 @@ def convert(order: ConversionOrder, on_progress: OnProgress = lambda _: None) ->
     floor = Floor(judge.metric.name, judge.baseline, order.limits.max_drop, judge.metric.direction)
     _check_resolution(data, floor)
     store = Store(order.work or default_folder())
+    aims = _aims(order, source, data, floor)
     bench = Workbench(
         Workshop(
             source,
@@ -66,14 +66,16 @@ def convert(order: ConversionOrder, on_progress: OnProgress = lambda _: None) ->
             "output" if meaning.task is Task.OTHER else "scores",
         ),
         Verifier(data.evaluation_x, judge, store),
-        seats_for(order.profiles),
+        {
+            export: seats_for([aim.profile for aim in aims if aim.export == export])
+            for export in {aim.export for aim in aims}
+        },
         order.measurements,
     )
-    aims = _aims(order, source, data, floor)
     found = Search(bench, order.effort, on_progress).run(aims)
     views = []
     for aim in aims:
-        placements = tuple(bench.place(one, aim.profile) for one in found if _is_for(one, aim.profile))
+        placements = tuple(bench.place(one, aim.profile) for one in found if aim.is_for(one))
         views.append(View(placements, select(placements, aim.profile, aim.constraints, order.preference)))
     on_progress(Progress("explaining"))
     explained = explain(order, bench, found, views, floor)
@@ -86,10 +88,6 @@ def convert(order: ConversionOrder, on_progress: OnProgress = lambda _: None) ->
     on_progress(Progress("writing bundles"))
     bundler = Bundler(order, source, data, judge, meaning, explained)
     return bundler.write(found, views)
-
-
-def _is_for(one: Verified, profile: HardwareProfile) -> bool:
-    return bool(RUNTIMES[one.candidate.recipe.family] & set(profile.runtimes))
 
 
 def _judged(

@@ -1,12 +1,12 @@
 """The workbench of one conversion: makes candidates, runs them, looks into them, tells their layers apart.
 
 Composes the workshop, the verifier and the estimates into what a search asks for. Decides which runtimes a candidate is
-run on: all that can be reached here of those that the profiles have.
+run on: all that can be reached here of those that the profiles have which get files written so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edgeml.errors import BackendError, ConfigError
@@ -20,7 +20,7 @@ from .explain.sensitivity import LayerSensitivity, Trial, exclusions, samples_of
 from .order import DeviceMeasurement
 from .placement import graph_of, place
 from .plan import RUNTIMES
-from .recipe import Recipe, StaticInteger
+from .recipe import Export, Recipe, StaticInteger
 from .verify import Seat, Verified, Verifier, not_made
 from .workshop import Workshop
 
@@ -31,7 +31,7 @@ class Workbench:
 
     workshop: Workshop
     verifier: Verifier
-    seats: Sequence[Seat]
+    seats: Mapping[Export, Sequence[Seat]]
     measurements: tuple[DeviceMeasurement, ...] = ()
     layers: dict[Recipe, tuple[LayerSensitivity, ...]] = field(default_factory=dict)
     _graphs: dict[Recipe, Graph | None] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Workbench:
             if recipe.is_plain:
                 raise  # Without the plain export there is nothing to compare with, and the error says what to do.
             return not_made(recipe, error.message)
-        return self.verifier.verify(recipe, model, self._seats(recipe.family))
+        return self.verifier.verify(recipe, model, self._seats(recipe.export))
 
     def exclusions(self, recipe: Recipe) -> tuple[tuple[str, ...], ...]:
         """Growing sets of layers to leave in float, worst first; empty where nothing can tell."""
@@ -76,8 +76,8 @@ class Workbench:
             self._graphs[recipe] = graph_of(verified)
         return self._graphs[recipe]
 
-    def _seats(self, family: RuntimeFamily) -> list[Seat]:
-        return [seat for seat in self.seats if seat.runtime in RUNTIMES[family]]
+    def _seats(self, export: Export) -> list[Seat]:
+        return [seat for seat in self.seats[export] if seat.runtime in RUNTIMES[export.family]]
 
     def _scanned(self, recipe: Recipe) -> tuple[LayerSensitivity, ...]:
         step = recipe.compression
