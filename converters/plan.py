@@ -101,7 +101,7 @@ class Means:
 
     families: tuple[RuntimeFamily, ...]
     can_train: bool = False
-    students: tuple[str, ...] = ()
+    students: tuple[Student, ...] = ()
     is_image: bool = False
 
 
@@ -253,7 +253,7 @@ def _training_stages(
     )
     for title, steps, cost_s in (
         ("pruning", [Prune(ratio, block) for ratio in PRUNE_RATIOS], 40.0),
-        ("students", [Student(name) for name in means.students], 60.0),
+        ("students", list(means.students), 60.0),
     ):
         # Trained once a step. Where integers are no faster than floats, small weights keep the speed of a small network.
         recipes = tuple(Recipe(export, (step,), one) for step in steps for one in smaller)

@@ -8,6 +8,7 @@ tried, of `plan.py`; which are known to be wrong on a runtime, of `known_wrong.p
 from __future__ import annotations
 
 import enum
+import re
 from typing import Final, TypeAlias
 
 import msgspec
@@ -16,6 +17,8 @@ from edgeml.manifest import RuntimeFamily
 
 OPSET: Final = 18
 """Opset that is asked for unless a profile's runtime is older: what the exporter of torch writes without conversion."""
+SLUG_MAX: Final = 24
+"""So much of a student's name is in the variant's, which may have 63 characters."""
 
 
 class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -89,12 +92,16 @@ class Prune(Step, frozen=True, tag="prune"):
 
 
 class Student(Step, frozen=True, tag="student"):
-    """Train a smaller network that the user's file names, plain and by distillation; the better one is kept."""
+    """Train a smaller network that the user's file names, plain and by distillation; the better one is kept.
+
+    `factory` is `file.py:factory` without directories, `sha256` the digest of that file: what it makes depends on it.
+    """
 
     factory: str
     epochs: int = 20
     learning_rate: float = 3e-3
     seed: int = 0
+    sha256: str = ""
 
 
 class QuantizationAwareTraining(Step, frozen=True, tag="qat"):
@@ -226,9 +233,19 @@ def _training_word(step: TrainingStep) -> str:
         case Prune():
             return f"pruned{step.ratio * 100:.0f}x{step.channel_block}"
         case Student():
-            return "student"
+            return f"student-{_slug(step.factory)}"
         case QuantizationAwareTraining():
             return "qat"
+
+
+def _slug(factory: str) -> str:
+    """Write `file.py:factory` as a part of a name.
+
+    >>> _slug("small_net.py:model")
+    'small-net-model'
+    """
+    words = re.findall("[a-z0-9]+", factory.replace(".py:", " ").lower())
+    return "-".join(words)[:SLUG_MAX].strip("-")
 
 
 def _training_said(step: TrainingStep) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgeml.errors import ConfigError
+from edgeml.ids import digest_of_file
 from edgeml.manifest import RuntimeFamily, ScoreKind, Task
 
 from .assemble import Meaning, check_shape
@@ -18,6 +19,7 @@ from .explanation import explain
 from .metrics import ACCURACY, Evaluation, Judge, Metric, check_scores, judge_of, parse_metric
 from .order import ConversionOrder, check_order
 from .plan import Means, as_it_is, family_for, stages
+from .recipe import Student
 from .report import Conversion, View
 from .search import Aim, OnProgress, Progress, Search
 from .seats import seats_for
@@ -64,6 +66,7 @@ def convert(order: ConversionOrder, on_progress: OnProgress = lambda _: None) ->
             data,
             store,
             "output" if meaning.task is Task.OTHER else "scores",
+            _students(order),
         ),
         Verifier(data.evaluation_x, judge, store),
         {
@@ -147,4 +150,10 @@ def _means(order: ConversionOrder, source: Source, data: Dataset) -> Means:
         )
     # A file has its layout for good; what is still a module gets the one that suits.
     is_image = data.evaluation_x.ndim == 4 and not isinstance(source, ModelFile)
-    return Means(families, trains, order.students, is_image=is_image)
+    return Means(families, trains, tuple(_students(order)), is_image=is_image)
+
+
+def _students(order: ConversionOrder) -> dict[Student, str]:
+    """Name the students as recipes do, each with where its factory lies."""
+    named = [(parse_source(text), text) for text in order.students]
+    return {Student(one.text, sha256=digest_of_file(one.path)): text for one, text in named}

@@ -7,10 +7,11 @@ libraries. What each step does is its own file's business, in `steps/`. What a r
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from edgeml.errors import ConfigError
@@ -46,6 +47,7 @@ class Workshop:
     """Makes the results of recipes from one source with one data set.
 
     `fingerprint` tells the source from every other one. Its file does not: a factory may load weights that lie beside it.
+    `students` says where the factory of each student lies, for no recipe names a directory.
     """
 
     source: Source
@@ -53,6 +55,7 @@ class Workshop:
     data: Dataset
     store: Store
     output: str
+    students: Mapping[Student, str] = field(default_factory=dict)
     on_fraction: OnFraction = lambda _: None
     _trained: dict[tuple[TrainingStep, ...], TorchModel] = field(default_factory=dict)
     _libraries: tuple[str, ...] = field(default_factory=lambda: libraries(CONVERSION_LIBRARIES))
@@ -143,7 +146,8 @@ class Workshop:
                 pruned = prune(model, step, data, self.on_fraction)
                 return pruned.model, f"{_cost(pruned.before, pruned.after)}; {_race(pruned.race)}"
             case Student():
-                taught = teach(model, step, data, self.on_fraction)
+                placed = msgspec.structs.replace(step, factory=self.students.get(step, step.factory))
+                taught = teach(model, placed, data, self.on_fraction)
                 return taught.model, f"{_cost(taught.before, taught.after)}; {_race(taught.race)}"
             case QuantizationAwareTraining():
                 accustomed = train_quantized(model, step, data, self.on_fraction)

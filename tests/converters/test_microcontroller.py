@@ -29,7 +29,7 @@ from converters.sources.source_name import parse_source
 from converters.store import Store
 from converters.verify import Verifier
 from converters.workbench import Workbench
-from converters.workshop import Workshop
+from converters.workshop import Workshop, fingerprint_of
 from edgeml import golden, profile
 from edgeml.bundle import GOLDEN, Bundle
 from edgeml.guest import Guest
@@ -200,10 +200,11 @@ def tried(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(Guest.TFLITE_RUNTIME.variable, str(python_of(Guest.TFLITE_RUNTIME)))
         source = load(parse_source(str(folder / "net.tflite")), net.calibration)
-        judge = judge_of(None, source.answers(net.samples, "it"), Evaluation(net.samples, data.truth))
+        answers = source.answers(net.samples, "it")
+        judge = judge_of(None, answers, Evaluation(net.samples, data.truth))
         store = Store(folder / "work")
         bench = Workbench(
-            Workshop(source, data, store, "scores"), Verifier(net.samples, judge, store), {export: seats_for([board])}
+            Workshop(source, fingerprint_of(source, answers), data, store, "scores"), Verifier(net.samples, judge, store), {export: seats_for([board])}
         )  # fmt: skip
         floor = Floor("accuracy", judge.baseline, 0.05)
         aim = Aim(board, (Stage("all", tuple(recipes), 1.0),), Constraints(floor))

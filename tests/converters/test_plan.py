@@ -12,6 +12,7 @@ from converters.recipe import (
     Prune,
     QuantizationAwareTraining,
     StaticInteger,
+    Student,
 )
 from edgeml import profile
 from edgeml.errors import IncompatibleError
@@ -20,7 +21,7 @@ from edgeml.profile import DeviceRuntime
 
 ONNX, TFLITE = RuntimeFamily.ONNX, RuntimeFamily.TFLITE
 BOTH = Means((ONNX, TFLITE))
-TRAINED = Means((ONNX, TFLITE), can_train=True, students=("small.py:model",))
+TRAINED = Means((ONNX, TFLITE), can_train=True, students=(Student("small.py:model"),))
 PROFILES = [profile.load(name) for name in profile.names()]
 
 
