@@ -227,10 +227,11 @@ class Judge:
         return score if self.metric.direction is Direction.HIGHER else Score(-score.value, score.agreement)
 
     def of_rows(self, rows: npt.NDArray[np.int64]) -> Judge:
-        """Return the judge of some of the samples alone."""
+        """Return the judge of some of the samples alone; of one class there is no area, and agreement tells as much."""
         truth = None if self.evaluation.truth is None else self.evaluation.truth[rows]
         original = self.original[rows]
-        metric = Agreement(original) if isinstance(self.metric, Agreement) else self.metric
+        lacks_a_class = isinstance(self.metric, AreaUnderCurve) and len(np.unique(truth)) < 2
+        metric = Agreement(original) if lacks_a_class or isinstance(self.metric, Agreement) else self.metric
         return Judge(metric, original, Evaluation(self.evaluation.samples[rows], truth))
 
     def agreement(self, answers: Array) -> float:

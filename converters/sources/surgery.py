@@ -33,9 +33,10 @@ def keep_last_output(proto: Any, name: str) -> None:
 
 
 def unfold_scalers(proto: Any) -> None:
-    """Write each Scaler as the difference and the product that it stands for: onnx infers no shapes through a Scaler.
+    """Write each Scaler as the difference and the quotient that it stands for: onnx infers no shapes through a Scaler.
 
-    What follows it could not be counted then, and some recipes not be made.
+    What follows it could not be counted then, and some recipes not be made. A quotient has no integer form, a product has:
+    it would squeeze features of all sizes into one scale.
     """
     import onnx
 
@@ -43,14 +44,14 @@ def unfold_scalers(proto: Any) -> None:
     nodes: list[Any] = []
     for place, node in enumerate(graph.node):
         values = {one.name: np.array(one.floats, np.float32) for one in node.attribute}
-        if node.op_type != "Scaler" or set(values) != {"offset", "scale"}:
+        if node.op_type != "Scaler" or set(values) != {"offset", "scale"} or not values["scale"].all():
             nodes.append(node)
             continue
         offset, scale, between = (f"scaler_{place}_{word}" for word in ("offset", "scale", "centred"))
         graph.initializer.append(onnx.numpy_helper.from_array(values["offset"], offset))
-        graph.initializer.append(onnx.numpy_helper.from_array(values["scale"], scale))
+        graph.initializer.append(onnx.numpy_helper.from_array(1 / values["scale"], scale))
         nodes.append(onnx.helper.make_node("Sub", [node.input[0], offset], [between], between))
-        nodes.append(onnx.helper.make_node("Mul", [between, scale], [node.output[0]], node.name))
+        nodes.append(onnx.helper.make_node("Div", [between, scale], [node.output[0]], node.name))
     _refill(graph.node, nodes)
 
 

@@ -131,3 +131,20 @@ class TestPublishedScores:
         assert not floor.holds(int8)
         assert floor.said(floor.drop(int8)) == "3.45 points"
         assert Floor("AUC", baseline, 0.04).holds(int8)
+
+
+def test_rows_of_one_class_have_no_area_and_are_judged_by_agreement():
+    """Of a rare fault, the samples that layers are told apart by may hold none."""
+    answers = np.linspace(0, 1, 8, dtype=np.float32)
+    judge = judge_of(AreaUnderCurve(), answers, Evaluation(np.zeros((8, 1)), np.array([0] * 7 + [1])))
+    rows = np.arange(4)
+    assert judge.of_rows(rows).metric.name == "agreement"
+    assert judge.of_rows(rows).worth(answers[rows]).value == 1.0
+    assert judge.of_rows(np.arange(8)).metric.name == "AUC"
+
+
+def test_worth_is_always_more_when_better():
+    judge = judge_of(
+        MeanAbsoluteError(), np.zeros((2, 1)), Evaluation(np.zeros((2, 1)), np.array([1.0, 1.0]))
+    )
+    assert judge.worth(np.array([1.0, 1.0])).value > judge.worth(np.array([0.5, 0.5])).value

@@ -85,7 +85,7 @@ def test_scaling_before_boosted_histograms_moves_few_samples_over_a_threshold_an
     answers = open_session(translate(estimator, x), RuntimeFamily.ONNX).run([x])[0]
     found = agreement_of(answers, estimator.answers(x, "x"), has_classes=True)
     assert found.classes >= 0.99
-    assert check_agreement(found, "m", has_classes=True)
+    assert found.close >= 0.99, "features are divided, as scikit-learn does it"
 
 
 def test_what_skl2onnx_does_not_know_goes_by_way_of_torch():
