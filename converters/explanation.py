@@ -88,7 +88,10 @@ def _answers(
     here = load(HOST)
     slow = why_slow(before, after, frozenset(here.extensions), int(here.channel_block.value))
     return (
-        Answer(question=WHICH_LAYER, answer="\n".join(which_layer(layers, floor, after))),
+        Answer(
+            question=WHICH_LAYER,
+            answer="\n".join((*which_layer(layers, floor, after), *bench.unscanned.values())),
+        ),
         Answer(question=WHY_SLOW, answer="\n".join(slow)),
     )
 

@@ -230,7 +230,9 @@ class Judge:
         """Return the judge of some of the samples alone; of one class there is no area, and agreement tells as much."""
         truth = None if self.evaluation.truth is None else self.evaluation.truth[rows]
         original = self.original[rows]
-        lacks_a_class = isinstance(self.metric, AreaUnderCurve) and len(np.unique(truth)) < 2
+        lacks_a_class = isinstance(self.metric, AreaUnderCurve) and (
+            truth is None or len(np.unique(truth)) < 2
+        )
         metric = Agreement(original) if lacks_a_class or isinstance(self.metric, Agreement) else self.metric
         return Judge(metric, original, Evaluation(self.evaluation.samples[rows], truth))
 

@@ -34,6 +34,8 @@ class Workbench:
     seats: Mapping[Export, Sequence[Seat]]
     measurements: tuple[DeviceMeasurement, ...] = ()
     layers: dict[Recipe, tuple[LayerSensitivity, ...]] = field(default_factory=dict)
+    unscanned: dict[Recipe, str] = field(default_factory=dict)
+    """Why the layers of a recipe could not be told apart."""
     _graphs: dict[Recipe, Graph | None] = field(default_factory=dict)
 
     def candidate(self, recipe: Recipe) -> Verified:
@@ -87,7 +89,13 @@ class Workbench:
         observed = self.observed(recipe)
         rows = samples_of(len(self.verifier.samples))
         judge = self.verifier.judge.of_rows(rows)
-        return scan(prepared, observed, step, Trial(self.verifier.samples[rows], judge.worth))
+        try:
+            return scan(prepared, observed, step, Trial(self.verifier.samples[rows], judge.worth))
+        except BackendError as error:
+            self.unscanned[recipe] = (
+                error.message
+            )  # Told in the report: a conversion does not end for want of a picture.
+            return ()
 
     def observed(self, recipe: Recipe) -> tuple[Observed, ...]:
         """What the float model's tensors hold on the calibration samples, of an ONNX recipe."""

@@ -93,7 +93,8 @@ class Workshop:
     def _compressed(self, recipe: Recipe) -> bytes:
         if recipe.compression is None:
             exported = self._export(recipe.export, recipe.training)
-            is_ours = recipe.family is RuntimeFamily.ONNX and not isinstance(self.source, ModelFile)
+            is_theirs = isinstance(self.source, ModelFile) and self.source.original is None
+            is_ours = recipe.family is RuntimeFamily.ONNX and not is_theirs
             return compact(exported) if is_ours else exported
         samples = self.data.calibration_x
         if recipe.family is RuntimeFamily.ONNX:

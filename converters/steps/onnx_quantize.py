@@ -93,6 +93,13 @@ def quantize(prepared: bytes, samples: Array, step: Compression) -> bytes:
         BackendError: onnxruntime cannot.
         ConfigError: `step` names layers that the model has not, or bits that there are not.
     """
+    import onnx
+
+    if not layers(onnx.load_from_string(prepared).graph):
+        raise BackendError(
+            "it has no convolution and no linear layer, so there is nothing to store in fewer bits",
+            hint="bundle it as it is",
+        )
     match step:
         case StaticInteger():
             return quantize_static(prepared, find_ranges(prepared, samples, step.calibration), step)
