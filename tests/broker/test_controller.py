@@ -65,7 +65,7 @@ def controller(running, store):
     transport.close()
 
 
-def step_until(controller, done, timeout_s=12.0):
+def step_until(controller, done, timeout_s=40.0):
     until = time.monotonic() + timeout_s
     while not done():
         assert time.monotonic() < until
