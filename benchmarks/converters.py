@@ -7,7 +7,7 @@ the rounds is shown. Selected is, of ours within the floor and within 0.30 of th
 slower than the best peer within the floor.
 
     python benchmarks/converters.py                       # peers of onnxruntime only
-    python benchmarks/converters.py --peers /tmp/peers    # NNCF too, in an environment that is made there
+    python benchmarks/converters.py --peers peers    # NNCF too, in an environment that is made there
 """
 
 # ruff: noqa: E402 - the directory of this file must not be looked into: its converters.py is no room

@@ -21,9 +21,10 @@ from edgeml.pipeline import Pipeline
 from edgeml.tensors import TensorSpec
 
 from . import data_splits
+from .array_file import Array
 from .convergence import Convergence, extremes, watch
 from .data_drift import ColumnVerdict, check_drift, judge
-from .data_file import Array, NamedArray
+from .data_file import NamedArray
 from .data_finding import Finding, Kind, Severity, gravest_first
 from .data_shape import check_shape, check_type, layout_of, mended
 from .data_splits import CALIBRATION, EVALUATION, TRAINING, Role, role_of, sample_keys, split_of

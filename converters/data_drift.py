@@ -26,7 +26,7 @@ from edgeml.monitor import Monitor
 from edgeml.observer import Observer
 from edgeml.tensors import TensorSpec
 
-from .data_file import Array
+from .array_file import Array
 from .data_finding import Finding, Kind, Severity
 
 COLUMNS_SHOWN = 5

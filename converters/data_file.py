@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from edgeml.errors import ConfigError
 
+from .array_file import Array, read_array
 from .dataset import DATA_BYTES_MAX
 
 ARRAYS_MAX: Final = 64
@@ -27,9 +26,6 @@ CSV_BYTES_MAX: Final = 256 << 20
 COLUMNS_MAX: Final = 4096
 CELLS_KEPT: Final = 100
 LABEL_NAMES: Final = frozenset({"label", "labels", "class", "classes", "target", "targets", "y"})
-_HEADERS: Final = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-
-Array = npt.NDArray[np.generic]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +65,7 @@ def read_arrays(path: Path) -> tuple[NamedArray, ...]:
                 return _npz(path)
             case ".npy":
                 with path.open("rb") as file:
-                    return (NamedArray("x", _npy(file, path.stat().st_size, path.name)),)
+                    return (NamedArray("x", read_array(file, path.stat().st_size, path.name)),)
             case ".csv":
                 return _csv(path)
     except OSError as error:
@@ -93,43 +89,10 @@ def _npz(path: Path) -> tuple[NamedArray, ...]:
             for info in infos:
                 name = info.filename.removesuffix(".npy")
                 with archive.open(info) as member:
-                    arrays.append(NamedArray(name, _npy(member, info.file_size, name)))
+                    arrays.append(NamedArray(name, read_array(member, info.file_size, name)))
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, zlib.error) as error:
         raise ConfigError(f"{path} is no .npz file: {error}", hint="write it with numpy.savez") from error
     return tuple(arrays)
-
-
-def _npy(file: IO[bytes], length_bytes: int, name: str) -> Array:
-    """Read one array whose header states exactly what is there: it is allocated before it is read."""
-    if length_bytes > DATA_BYTES_MAX:
-        raise ConfigError(f"{name} has {length_bytes} bytes, more than {DATA_BYTES_MAX}")
-    try:
-        shape, is_fortran, dtype = _header(file)
-        header_bytes = file.tell()
-        if dtype.hasobject:
-            raise ConfigError(
-                f"{name} holds Python objects", hint="give it a numeric type before you save it"
-            )
-        stated = math.prod(shape) * dtype.itemsize
-        if stated + header_bytes != length_bytes:
-            raise ConfigError(
-                f"{name} states {stated} bytes and has {length_bytes - header_bytes}",
-                hint="write the file again",
-            )
-        flat: npt.NDArray[Any] = np.frombuffer(file.read(stated), dtype)
-    except ValueError as error:
-        raise ConfigError(
-            f"{name} cannot be read: {error}", hint="write the file again with numpy.savez"
-        ) from error
-    array: Array = flat.reshape(shape, order="F" if is_fortran else "C")
-    return array
-
-
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(file)
-    if version not in _HEADERS:
-        raise ValueError(f"unknown array format {version}")
-    return _HEADERS[version](file)
 
 
 def _csv(path: Path) -> tuple[NamedArray, ...]:

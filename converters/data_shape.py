@@ -14,7 +14,8 @@ import numpy as np
 
 from edgeml.tensors import BATCH, TensorSpec
 
-from .data_file import Array, NamedArray
+from .array_file import Array
+from .data_file import NamedArray
 from .data_finding import Finding, Kind, Severity
 
 CHANNELS_LIKELY: Final = 4

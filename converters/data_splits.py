@@ -14,7 +14,8 @@ from typing import Final
 
 import numpy as np
 
-from .data_file import LABEL_NAMES, Array, NamedArray
+from .array_file import Array
+from .data_file import LABEL_NAMES, NamedArray
 from .data_finding import Finding, Kind, Severity
 
 FEW_FRACTION: Final = 0.01

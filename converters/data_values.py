@@ -21,7 +21,8 @@ from edgeml.expectation import InputExpectation, Policy
 from edgeml.monitor import Column, Statistic
 from edgeml.reference import MARGIN_FRACTION
 
-from .data_file import Array, NamedArray
+from .array_file import Array
+from .data_file import NamedArray
 from .data_finding import Finding, Kind, Severity
 from .data_shape import layout_of
 

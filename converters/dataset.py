@@ -6,12 +6,11 @@ allocated for it. Whether the samples fit the model is told by the model (`sourc
 
 from __future__ import annotations
 
-import math
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,9 @@ from edgeml.ids import Digest, digest_of_file
 from edgeml.reference import ROWS_MIN
 from edgeml.tensors import DType
 
-DATA_BYTES_MAX: Final = 4 << 30
+from .array_file import ARRAY_BYTES_MAX, Array, read_array
+
+DATA_BYTES_MAX: Final = ARRAY_BYTES_MAX
 CALIBRATION_MIN: Final = 16
 EVALUATION_MIN: Final = ROWS_MIN
 CALIBRATION_X: Final = "calibration_x"
@@ -31,9 +32,7 @@ TRAIN_X: Final = "train_x"
 TRAIN_Y: Final = "train_y"
 TRAINING_MIN: Final = 64
 """Fewer samples than these teach a network nothing but themselves."""
-_HEADERS: Final = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
-Array = npt.NDArray[np.generic]
 Labels = npt.NDArray[np.int64]
 Targets = npt.NDArray[np.float64]
 
@@ -130,44 +129,18 @@ def _read(path: Path, names: tuple[str, ...]) -> dict[str, Array]:
                     f"the arrays in {path.name} take {total} bytes, more than {DATA_BYTES_MAX}",
                     hint="some thousand samples are enough",
                 )
-            return {name: _array(archive, present[name], name) for name in names if name in present}
+            arrays = {}
+            for name in names:
+                if name in present:
+                    with archive.open(present[name]) as member:
+                        arrays[name] = read_array(member, present[name].file_size, name)
+            return arrays
     except OSError as error:
         raise ConfigError(
             f"cannot read data {path}: {error.strerror or error}", hint="check the path"
         ) from error
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, zlib.error) as error:
         raise ConfigError(f"{path} is no .npz file: {error}", hint="write it with numpy.savez") from error
-
-
-def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Array:
-    try:
-        with archive.open(info) as member:
-            shape, dtype, header_bytes = _header(member)
-        if dtype.hasobject:
-            raise ConfigError(
-                f"{name} holds Python objects", hint="give it a numeric type before you save it"
-            )
-        stated = math.prod(shape) * dtype.itemsize
-        if stated + header_bytes != info.file_size:
-            raise ConfigError(
-                f"{name} states {stated} bytes and has {info.file_size - header_bytes}",
-                hint="write the file again",
-            )
-        with archive.open(info) as member:
-            array: Array = np.lib.format.read_array(member, allow_pickle=False)
-    except ValueError as error:
-        raise ConfigError(
-            f"{name} cannot be read: {error}", hint="write the file again with numpy.savez"
-        ) from error
-    return array
-
-
-def _header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    version = np.lib.format.read_magic(member)
-    if version not in _HEADERS:
-        raise ValueError(f"unknown array format {version}")
-    shape, _, dtype = _HEADERS[version](member)
-    return shape, dtype, member.tell()
 
 
 _MODEL_TYPES: Final = frozenset({DType.FLOAT32, DType.INT64, DType.INT32, DType.UINT8})

@@ -65,7 +65,7 @@ def explain(
     )
     observed = bench.observed(static.candidate.recipe) if layers and static else ()
     wanted = {runtime for profile in order.profiles for runtime in profile.runtimes}
-    reached = {seat.runtime for seats in bench.seats.values() for seat in seats}
+    reached = {venue.runtime for venues in bench.venues.values() for venue in venues}
     unreachable = tuple(runtime.value for runtime in DeviceRuntime if runtime in wanted - reached)
     page = order.out / f"{order.release.model}-{order.release.version}-report.html"
     atomic.write_bytes(page, render(page_of(Shown(report, floor, observed, unreachable))), mode=0o644)

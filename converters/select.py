@@ -9,7 +9,7 @@ of the profile that it was run on, and must have run on one. Pure: figures in, v
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -324,7 +324,9 @@ def nothing_left(
 
 
 def _too_inaccurate(ran: Sequence[Placement], profile: HardwareProfile, floor: Floor) -> SelectionError:
-    worst: Callable[[Placement], float] = lambda one: max(floor.drop(value) for value in _values(one))  # noqa: E731
+    def worst(one: Placement) -> float:
+        return max(floor.drop(value) for value in _values(one))
+
     nearest = sorted(ran, key=worst)
     shown = ", ".join(f"{one.candidate.name} drops {floor.said(worst(one))}" for one in nearest[:NEAREST])
     return SelectionError(

@@ -12,9 +12,10 @@ from edgeml.errors import ConfigError
 from edgeml.ids import digest_of_file
 from edgeml.manifest import RuntimeFamily, ScoreKind, Task
 
+from .array_file import Array
 from .assemble import Meaning, check_shape
 from .bundling import Bundler
-from .dataset import Array, Dataset, check_classes, read_dataset
+from .dataset import Dataset, check_classes, read_dataset
 from .explanation import explain
 from .metrics import ACCURACY, Evaluation, Judge, Metric, check_scores, judge_of, parse_metric
 from .order import ConversionOrder, check_order
@@ -22,12 +23,12 @@ from .plan import Means, as_it_is, family_for, stages
 from .recipe import Student
 from .report import Conversion, View
 from .search import Aim, OnProgress, Progress, Search
-from .seats import seats_for
 from .select import Constraints, Floor, nothing_left, select
 from .sources.load import load
 from .sources.source import ModelFile, Source
 from .sources.source_name import parse_source
 from .store import Store, default_folder
+from .venues import venues_for
 from .verify import Verifier
 from .workbench import Workbench
 from .workshop import Workshop, fingerprint_of
@@ -67,10 +68,11 @@ def convert(order: ConversionOrder, on_progress: OnProgress = lambda _: None) ->
             store,
             "output" if meaning.task is Task.OTHER else "scores",
             _students(order),
+            lambda fraction: on_progress(Progress(f"training: {fraction:.0%}", fraction, 1.0)),
         ),
         Verifier(data.evaluation_x, judge, store),
         {
-            export: seats_for([aim.profile for aim in aims if aim.export == export])
+            export: venues_for([aim.profile for aim in aims if aim.export == export])
             for export in {aim.export for aim in aims}
         },
         order.measurements,

@@ -35,7 +35,7 @@ FORM: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class Venue:
     """A runtime that candidates are judged on, and where it is to be had here."""
 
     runtime: DeviceRuntime
@@ -66,29 +66,29 @@ class Verifier:
     judge: Judge
     store: Store
 
-    def verify(self, recipe: Recipe, model: bytes, seats: Sequence[Seat]) -> Verified:
-        """Run a candidate on each of the seats."""
+    def verify(self, recipe: Recipe, model: bytes, venues: Sequence[Venue]) -> Verified:
+        """Run a candidate on each of the venues."""
         runs: list[Run] = []
         results: list[ProbeResult | None] = []
-        for seat in seats:
-            run, result = self._run(recipe, model, seat)
+        for venue in venues:
+            run, result = self._run(recipe, model, venue)
             runs.append(run)
             results.append(result)
         candidate = Candidate(recipe, len(model), digest_of(model), tuple(runs))
         return Verified(candidate, model, tuple(results))
 
-    def _run(self, recipe: Recipe, model: bytes, seat: Seat) -> tuple[Run, ProbeResult | None]:
+    def _run(self, recipe: Recipe, model: bytes, venue: Venue) -> tuple[Run, ProbeResult | None]:
         try:
-            result = self._probed(recipe, model, seat)
+            result = self._probed(recipe, model, venue)
         except (BackendError, BudgetError) as error:
-            return Run(seat.runtime, "", Failed(error.message)), None
-        version = said_of(seat, result)
+            return Run(venue.runtime, "", Failed(error.message)), None
+        version = said_of(venue, result)
         answers = real(result.answers[0], result.outputs[0])
         if not np.isfinite(answers).all():
-            return Run(seat.runtime, version, Failed("answers NaN or infinity")), None
+            return Run(venue.runtime, version, Failed("answers NaN or infinity")), None
         if answers.size != self.judge.original.size:
             shape = list(answers.shape[1:])
-            return Run(seat.runtime, version, Failed(f"answers with shape {shape}, not the source's")), None
+            return Run(venue.runtime, version, Failed(f"answers with shape {shape}, not the source's")), None
         score = self.judge.score(answers.reshape(self.judge.original.shape))
         outcome = Measured(
             score.value,
@@ -97,11 +97,11 @@ class Verifier:
             result.latency_p95_ms,
             result.peak_memory_bytes,
         )
-        return Run(seat.runtime, version, outcome), result
+        return Run(venue.runtime, version, outcome), result
 
-    def _probed(self, recipe: Recipe, model: bytes, seat: Seat) -> ProbeResult:
-        place = seat.place
-        where = f"{seat.version} {place.runtime} {place.kernels} {place.python}"
+    def _probed(self, recipe: Recipe, model: bytes, venue: Venue) -> ProbeResult:
+        place = venue.place
+        where = f"{venue.version} {place.runtime} {place.kernels} {place.python}"
         key = key_of(
             "probe", FORM, digest_of(model), where, host(), digest_of(self.samples.tobytes()), recipe.export
         )
@@ -117,11 +117,11 @@ class Verifier:
         return result
 
 
-def said_of(seat: Seat, result: ProbeResult) -> str:
+def said_of(venue: Venue, result: ProbeResult) -> str:
     """Say what a candidate was run on; for a microcontroller, also how far that is from one."""
-    if seat.runtime is not DeviceRuntime.TFLITE_MICRO:
+    if venue.runtime is not DeviceRuntime.TFLITE_MICRO:
         return result.runtime
-    if seat.place.runtime is not DeviceRuntime.TFLITE_MICRO:
+    if venue.place.runtime is not DeviceRuntime.TFLITE_MICRO:
         return f"{result.runtime}, reference kernels (TensorFlow Lite Micro itself was not run)"
     machine, version = platform.machine().replace("_", "-"), result.runtime.partition(" ")[2]
     return (

@@ -21,7 +21,7 @@ from .order import DeviceMeasurement
 from .placement import graph_of, place
 from .plan import RUNTIMES
 from .recipe import Export, Recipe, StaticInteger
-from .verify import Seat, Verified, Verifier, not_made
+from .verify import Venue, Verified, Verifier, not_made
 from .workshop import Workshop
 
 
@@ -31,7 +31,7 @@ class Workbench:
 
     workshop: Workshop
     verifier: Verifier
-    seats: Mapping[Export, Sequence[Seat]]
+    venues: Mapping[Export, Sequence[Venue]]
     measurements: tuple[DeviceMeasurement, ...] = ()
     layers: dict[Recipe, tuple[LayerSensitivity, ...]] = field(default_factory=dict)
     unscanned: dict[Recipe, str] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Workbench:
             if recipe.is_plain:
                 raise  # Without the plain export there is nothing to compare with, and the error says what to do.
             return not_made(recipe, error.message)
-        return self.verifier.verify(recipe, model, self._seats(recipe.export))
+        return self.verifier.verify(recipe, model, self._venues(recipe.export))
 
     def exclusions(self, recipe: Recipe) -> tuple[tuple[str, ...], ...]:
         """Growing sets of layers to leave in float, worst first; empty where nothing can tell."""
@@ -78,8 +78,8 @@ class Workbench:
             self._graphs[recipe] = graph_of(verified)
         return self._graphs[recipe]
 
-    def _seats(self, export: Export) -> list[Seat]:
-        return [seat for seat in self.seats[export] if seat.runtime in RUNTIMES[export.family]]
+    def _venues(self, export: Export) -> list[Venue]:
+        return [venue for venue in self.venues[export] if venue.runtime in RUNTIMES[export.family]]
 
     def _scanned(self, recipe: Recipe) -> tuple[LayerSensitivity, ...]:
         step = recipe.compression

@@ -18,7 +18,8 @@ from edgeml.errors import ConfigError
 from edgeml.ids import Digest
 from edgeml.manifest import RuntimeFamily
 
-from .dataset import Array, Dataset
+from .array_file import Array
+from .dataset import Dataset
 from .feed import channels_to
 from .provenance import CONVERSION_LIBRARIES, libraries
 from .recipe import Export, Prune, QuantizationAwareTraining, Recipe, Student, TrainingStep

@@ -17,6 +17,7 @@ from edgeml.errors import BackendError, ConfigError
 from edgeml.ids import Digest, digest_of, digest_of_file
 from edgeml.manifest import ScoreKind
 
+from ..calibration import spread
 from .agreement import agreement_of, check_agreement
 from .estimator import TRANSLATION_HINT, Answering, Estimator, estimator_of, is_estimator
 from .onnx_file import model_file, read_bounded, read_onnx, with_warnings
@@ -47,7 +48,7 @@ def load(name: SourceName, samples: Array) -> Source:
         BackendError: It cannot be translated, or its translation answers something else.
         BudgetError: An untrusted file took too much memory.
     """
-    few = _evenly(samples)
+    few = np.ascontiguousarray(samples[spread(len(samples), COMPARED_MAX)])
     match name.kind:
         case SourceKind.FACTORY:
             return _from_factory(name, few)
@@ -59,11 +60,6 @@ def load(name: SourceName, samples: Array) -> Source:
             return read_tflite(name.path)
         case SourceKind.TORCHSCRIPT | SourceKind.PICKLE:
             return _from_untrusted(name, few)
-
-
-def _evenly(samples: Array) -> Array:
-    rows = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), COMPARED_MAX)).round().astype(int))
-    return np.ascontiguousarray(samples[rows])
 
 
 def _from_factory(name: SourceName, samples: Array) -> Source:

@@ -21,12 +21,12 @@ from converters.recipe import (
     Recipe,
 )
 from converters.search import Aim, Search
-from converters.seats import seats_for
 from converters.select import Constraints, Floor, Preference, Verdict, select
 from converters.service import convert
 from converters.sources.load import load
 from converters.sources.source_name import parse_source
 from converters.store import Store
+from converters.venues import venues_for
 from converters.verify import Verifier
 from converters.workbench import Workbench
 from converters.workshop import Workshop, fingerprint_of
@@ -206,7 +206,7 @@ def tried(tmp_path_factory):
         judge = judge_of(None, answers, Evaluation(net.samples, data.truth))
         store = Store(folder / "work")
         bench = Workbench(
-            Workshop(source, fingerprint_of(source, answers), data, store, "scores"), Verifier(net.samples, judge, store), {export: seats_for([board])}
+            Workshop(source, fingerprint_of(source, answers), data, store, "scores"), Verifier(net.samples, judge, store), {export: venues_for([board])}
         )  # fmt: skip
         floor = Floor("accuracy", judge.baseline, 0.05)
         aim = Aim(board, (Stage("all", tuple(recipes), 1.0),), Constraints(floor))

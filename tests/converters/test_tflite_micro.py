@@ -12,8 +12,8 @@ from converters.estimate.arena import Kernels, arena
 from converters.estimate.tflite_graph import read_tflite
 from converters.interpreters import STAND_IN, place_of
 from converters.order import ConversionOrder, Limits
-from converters.seats import seats_for
 from converters.steps.tflite_schema import pack, unpack
+from converters.venues import venues_for
 from converters.verify import decode_result, encode_result, said_of
 from edgeml.errors import BackendError
 from edgeml.guest import Guest, version_in
@@ -149,10 +149,10 @@ def test_it_has_one_set_of_kernels(micro):
 
 @HAS_MICRO
 def test_a_report_says_that_it_was_the_real_one_and_no_microcontroller(micro):
-    [seat] = seats_for([load_profile("esp32-s3")])
-    assert seat.place == micro
-    result = answers(convolutional(), numbers((8, 8, 3)), seat.place)
-    said = said_of(seat, decode_result(encode_result(result)))
+    [venue] = venues_for([load_profile("esp32-s3")])
+    assert venue.place == micro
+    result = answers(convolutional(), numbers((8, 8, 3)), venue.place)
+    said = said_of(venue, decode_result(encode_result(result)))
     assert said.startswith(f"TensorFlow Lite Micro {version_in(micro.python, Guest.TFLITE_MICRO)} on this ")
     assert "no microcontroller" in said
     assert said.endswith(f"arena used here: {result.arena_used_bytes} bytes")
@@ -161,9 +161,9 @@ def test_a_report_says_that_it_was_the_real_one_and_no_microcontroller(micro):
 @pytest.mark.parametrize("named", ["", "/bin/true", "/nonexistent/python"])
 def test_without_it_litert_stands_in_and_says_so(named, monkeypatch):
     monkeypatch.setenv(Guest.TFLITE_MICRO.variable, named)
-    [seat] = seats_for([load_profile("esp32-s3")])
-    assert seat.place == STAND_IN
-    said = said_of(seat, answers(convolutional(), numbers((8, 8, 3)), seat.place))
+    [venue] = venues_for([load_profile("esp32-s3")])
+    assert venue.place == STAND_IN
+    said = said_of(venue, answers(convolutional(), numbers((8, 8, 3)), venue.place))
     assert said.startswith("ai-edge-litert ")
     assert said.endswith("reference kernels (TensorFlow Lite Micro itself was not run)")
 

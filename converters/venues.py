@@ -14,25 +14,25 @@ from edgeml.profile import DeviceRuntime, HardwareProfile
 from edgeml.runtime import installed_runtimes
 
 from .interpreters import place_of
-from .verify import Seat
+from .verify import Venue
 
 
-def seats_for(profiles: Sequence[HardwareProfile]) -> tuple[Seat, ...]:
-    """Find a seat for each runtime of the profiles, in the order of `DeviceRuntime`."""
+def venues_for(profiles: Sequence[HardwareProfile]) -> tuple[Venue, ...]:
+    """Find a venue for each runtime of the profiles, in the order of `DeviceRuntime`."""
     wanted = {runtime for profile in profiles for runtime in profile.runtimes}
-    found = [_seat(runtime) for runtime in DeviceRuntime if runtime in wanted]
-    return tuple(seat for seat in found if seat is not None)
+    found = [_venue(runtime) for runtime in DeviceRuntime if runtime in wanted]
+    return tuple(venue for venue in found if venue is not None)
 
 
-def _seat(runtime: DeviceRuntime) -> Seat | None:
+def _venue(runtime: DeviceRuntime) -> Venue | None:
     try:
         place = place_of(runtime)
     except ConfigError:
         return None
     if place.python is not None:
-        return Seat(runtime, place, version_in(place.python, Guest(runtime.value)))
+        return Venue(runtime, place, version_in(place.python, Guest(runtime.value)))
     name = (place.runtime or runtime).value
     version = installed_runtimes().get(name, "") or (
         version_here(Guest(name)) if name in {one.value for one in Guest} else ""
     )
-    return Seat(runtime, place, version) if version else None
+    return Venue(runtime, place, version) if version else None
