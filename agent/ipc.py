@@ -245,8 +245,10 @@ def decode_tensors(payload: memoryview, start: int = 0) -> tuple[TensorBytes, ..
     """
     layout = read_layout(payload, start)
     return tuple(
-        TensorBytes(dtype, shape, bytes(payload[start + first : start + end]))
-        for dtype, shape, (first, end) in zip(layout.dtypes, layout.shapes, layout.spans, strict=True)
+        [
+            TensorBytes(dtype, shape, bytes(payload[start + first : start + end]))
+            for dtype, shape, (first, end) in zip(layout.dtypes, layout.shapes, layout.spans, strict=True)
+        ]
     )
 
 

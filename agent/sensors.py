@@ -55,8 +55,7 @@ class Sensors:
 
     def memory_available_bytes(self) -> int | None:
         """Memory that processes could still get without swapping."""
-        value = _fields(read_kernel_file(self._proc / "meminfo")).get("MemAvailable")
-        return None if value is None else value << 10
+        return _bytes(read_kernel_file(self._proc / "meminfo"), "MemAvailable")
 
     def memory_pressure_percent(self) -> float | None:
         """Part of the last 10 s in which some process waited for memory; None where the kernel does not count it."""
@@ -87,8 +86,7 @@ class Sensors:
         return cpu_temperature_c(self._sys)
 
     def _status_bytes(self, pid: int, field: str) -> int | None:
-        value = _fields(read_kernel_file(self._proc / str(pid) / "status")).get(field)
-        return None if value is None else value << 10
+        return _bytes(read_kernel_file(self._proc / str(pid) / "status"), field)
 
 
 def disk_free_bytes(path: Path) -> int | None:
@@ -97,6 +95,14 @@ def disk_free_bytes(path: Path) -> int | None:
         return shutil.disk_usage(path).free
     except OSError:
         return None
+
+
+def _bytes(text: str, name: str) -> int | None:
+    """Read one line like `VmRSS:     1234 kB`; the other lines, of which there are sixty, are not looked at."""
+    start = f"\n{text}".find(f"\n{name}:")
+    if start < 0:
+        return None
+    return next((value << 10 for value in _fields(text[start:].split("\n", 1)[0]).values()), None)
 
 
 def _fields(text: str) -> dict[str, int]:

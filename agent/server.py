@@ -116,12 +116,14 @@ class Server:
         """
         try:
             import uvicorn
+
+            from .http_host import HttpHost
         except ImportError as error:
             raise ConfigError(
                 "the local endpoint needs starlette and uvicorn", hint="pip install 'edgeml-fleet[serve]'"
             ) from error
         self._address = parse_listen(listen, exposure)
-        self._server = uvicorn.Server(
+        self._server = HttpHost(
             uvicorn.Config(
                 make_app(inference, metrics, intake if isinstance(self._address, UnixSocket) else None),
                 log_config=None,
@@ -158,7 +160,7 @@ class Server:
 
     def stop(self) -> None:
         """Finish the requests under way, for a second at most, and stop listening."""
-        self._server.should_exit = True
+        self._server.end()
         if self._thread is not None:
             self._thread.join(STOP_TIMEOUT_S)
         if self._listener is not None:

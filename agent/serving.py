@@ -10,8 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -150,17 +149,22 @@ class Serving:
             LateError: The deadline (on the monotonic clock) passed before its turn came.
             BackendError: The model refused them, or its worker hung or died of them.
         """
-        with self._occupied() as worker:
+        seat, worker = self._enter()
+        try:
             return Served(worker.manifest, worker.digest, worker.infer(tensors, deadline_s))
+        finally:
+            self._leave(seat)
 
     async def infer_in_loop(self, tensors: Sequence[TensorBytes], deadline_s: float = NO_DEADLINE) -> Served:
         """The same for an event loop, without a thread. Raises EdgemlError."""
-        with self._occupied() as worker:
+        seat, worker = self._enter()
+        try:
             return Served(worker.manifest, worker.digest, await worker.infer_in_loop(tensors, deadline_s))
+        finally:
+            self._leave(seat)
 
-    @contextmanager
-    def _occupied(self) -> Iterator[Worker]:
-        """The worker that serves, which is not stopped meanwhile."""
+    def _enter(self) -> tuple[_Seat, Worker]:
+        """Find the worker that serves. It is not stopped before `_leave`."""
         with self._changed:
             seat = self._seat
             if seat is None:
@@ -174,13 +178,13 @@ class Serving:
                     f"{seat.worker.manifest.release} is being restarted", hint="try again in a moment"
                 )
             seat.in_flight += 1
-        try:
-            yield seat.worker
-        finally:
-            with self._changed:
-                seat.in_flight -= 1
-                if seat is not self._seat:
-                    self._changed.notify_all()
+            return seat, seat.worker
+
+    def _leave(self, seat: _Seat) -> None:
+        with self._changed:
+            seat.in_flight -= 1
+            if seat is not self._seat:
+                self._changed.notify_all()
 
     def swap(self, worker: Worker | None) -> Worker | None:
         """Let another worker serve from now on. Counts of crashes start again.

@@ -252,23 +252,18 @@ def test_a_model_that_does_not_give_a_row_for_each_sample_is_not_batched_any_mor
         doubler.calls.clear()
 
 
-@pytest.mark.parametrize("leads", [True, False], ids=["at the head", "behind"])
-def test_a_thread_that_is_interrupted_keeps_nobody_waiting(doubler, leads, monkeypatch):
-    line = Line(MANIFEST, ONE_BY_ONE, doubler)
-    if leads:
-        threads = []
+@pytest.mark.parametrize(
+    ("where", "rules"), [("_call", ONE_BY_ONE), ("_gather", TOGETHER), ("_wait", ONE_BY_ONE)],
+    ids=["alone", "at the head", "behind"],
+)  # fmt: skip
+def test_a_thread_that_is_interrupted_keeps_nobody_waiting(doubler, where, rules, monkeypatch):
+    line = Line(MANIFEST, rules, doubler)
+    threads = held(line, doubler) if where == "_wait" else []
 
-        def interrupt(*_):
-            raise KeyboardInterrupt
+    def interrupt(*_):
+        raise KeyboardInterrupt
 
-        monkeypatch.setattr(line, "_gather", interrupt)
-    else:
-        threads = held(line, doubler)
-
-        def interrupt(*_):
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(line, "_wait", interrupt)
+    monkeypatch.setattr(line, where, interrupt)
     with pytest.raises(KeyboardInterrupt):
         line.ask(ask_for(1))
     monkeypatch.undo()

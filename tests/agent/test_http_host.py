@@ -1,0 +1,81 @@
+"""The endpoint's sleep: it ends when it is told to, not when it next looks, and its answers carry the date of now."""
+
+import asyncio
+import threading
+import time
+from email.utils import parsedate_to_datetime
+
+import httpx
+import pytest
+import uvicorn
+
+from agent import http_host
+from agent.http_host import HttpHost
+from agent.listener import Listener, Port
+
+LONG_S = 300.0
+
+
+async def hello(_scope, _receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+@pytest.fixture
+def host():
+    return HttpHost(uvicorn.Config(hello, log_config=None, lifespan="off"))
+
+
+@pytest.fixture
+def served(host):
+    listener = Listener(Port("127.0.0.1", 0))
+    thread = threading.Thread(target=host.run, kwargs={"sockets": [listener.socket]}, daemon=True)
+    thread.start()
+    yield listener.url
+    host.end()
+    thread.join(10)
+    listener.close()
+    assert not thread.is_alive()
+
+
+def test_it_ends_at_once_however_long_it_would_sleep(monkeypatch, host, served):
+    monkeypatch.setattr(http_host, "TICK_S", LONG_S)
+    assert httpx.get(served).text == "hello"
+    # The fixture waits for its end, and for no more than ten seconds.
+
+
+def test_one_that_is_told_to_end_before_it_begins_does_not_begin(monkeypatch, host):
+    monkeypatch.setattr(http_host, "TICK_S", LONG_S)
+    host.end()
+    asyncio.run(asyncio.wait_for(host.main_loop(), 10))
+
+
+def test_telling_it_again_when_it_has_ended_changes_nothing(host):
+    host.end()
+    asyncio.run(asyncio.wait_for(host.main_loop(), 10))
+    host.end()
+
+
+def test_answers_carry_the_date_of_now(monkeypatch, served):
+    monkeypatch.setattr(http_host, "TICK_S", 0.02)
+    dates = set()
+    until_s = time.monotonic() + 20
+    while len(dates) < 3 and time.monotonic() < until_s:
+        at = parsedate_to_datetime(httpx.get(served).headers["date"])
+        assert abs(at.timestamp() - time.time()) < 10
+        dates.add(at)
+        time.sleep(0.2)
+    assert len(dates) == 3
+
+
+def test_it_wakes_up_no_more_often_than_its_tick(monkeypatch, host, served):
+    ticks = []
+    real = host.on_tick
+
+    async def counted(counter):
+        ticks.append(counter)
+        return await real(counter)
+
+    monkeypatch.setattr(host, "on_tick", counted)
+    time.sleep(2.5)
+    assert 1 <= len(ticks) <= 4  # uvicorn's own loop would have looked 25 times
