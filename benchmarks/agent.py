@@ -28,6 +28,7 @@ import numpy as np
 from agent import Agent, Mode
 from benchmarks.side_by_side import models
 from benchmarks.side_by_side.clients import Connection, crowd
+from benchmarks.side_by_side.echo import Echo
 from benchmarks.side_by_side.servers import AgentServer, MlServer, first_answer_s
 from edgeml.inference import infer_request
 from edgeml.manifest import RuntimeFamily
@@ -58,7 +59,7 @@ class Figures:
         for row in self.rows:
             words = {True: "hit", False: "MISS", None: ""}[row["met"]]
             target = "" if row["target"] is None else f"{row['target']:>9.4g}"
-            print(f"{row['name']:<58} {row['value']:>9.4g} {row['unit']:<6} {target:>9} {words}")
+            print(f"{row['name']:<66} {row['value']:>9.4g} {row['unit']:<6} {target:>9} {words}")
 
 
 def quantiles(values):
@@ -94,22 +95,25 @@ def embedded(folder, rounds, figures):
             path = folder / f"{way} {size}.edgeml"
             session = models.bundle(path, "calls", make(floats), family)
             array = np.random.default_rng(0).normal(size=(1, floats)).astype(np.float32)
-            with Agent(path) as worker, Agent(path, Mode.IN_PROCESS) as inside:
+            with Agent(path) as worker, Agent(path, Mode.IN_PROCESS) as inside, Echo(array.nbytes) as echo:
                 taken = interleaved(
                     {
                         "bare": lambda session=session, array=array: session.run([array]),
                         "worker": lambda worker=worker, array=array: worker.infer({"x": array}),
                         "in-process": lambda inside=inside, array=array: inside.infer({"x": array}),
+                        "echo": echo.call,
                     },
                     rounds,
                 )
-            bare_us = taken["bare"][0]
+            bare_us, echo_us = taken["bare"][0], taken["echo"][0]
             adds_us = {name: taken[name][0] - bare_us for name in ("worker", "in-process")}
             figures.add(f"{way}, {size}: bare call, p50", bare_us, "us")
             figures.add(
                 f"{way}, {size}: a worker adds, p50", adds_us["worker"], "us", at_most=target_us.get(size)
             )
             figures.add(f"{way}, {size}: in a worker, p99", taken["worker"][1], "us")
+            figures.add(f"{way}, {size}: as many bytes to a process that does nothing, p50", echo_us, "us")
+            figures.add("  a worker adds / that", adds_us["worker"] / echo_us, "x")
             figures.add(f"{way}, {size}: in-process adds, p50", adds_us["in-process"], "us", at_most=10)
 
 
