@@ -16,13 +16,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from edgeml.profile import DeviceRuntime
+from edgeml.profile import DeviceRuntime, version_of
 
 from .recipe import Activations, DynamicInt8, Float16, Granularity, Layers, Recipe, StaticInteger, WeightOnly
 
 _LITERT: Final = DeviceRuntime.AI_EDGE_LITERT
 _OLD: Final = DeviceRuntime.TFLITE_RUNTIME
 _MICRO: Final = DeviceRuntime.TFLITE_MICRO
+_ORT: Final = DeviceRuntime.ONNXRUNTIME
+_NEWEST: Final = (1 << 16, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class Row:
     covers: Callable[[Recipe], bool]
     reason: str
     seen: str
+    before: tuple[int, int] | None = None
+    """For older versions only; then it counts for profiles that say which one their devices have."""
 
 
 def _is_dynamic(bits: int, layers: Layers | None = None) -> Callable[[Recipe], bool]:
@@ -59,7 +63,26 @@ def _weights_of_4_bits(recipe: Recipe) -> bool:
     return isinstance(recipe.compression, WeightOnly) and recipe.compression.bits == 4
 
 
+def _has_int16_activations(recipe: Recipe) -> bool:
+    step = recipe.compression
+    return isinstance(step, StaticInteger) and step.activations is Activations.INT16
+
+
 WRONG: Final = (
+    Row(
+        frozenset({_ORT}),
+        _has_int16_activations,
+        "onnxruntime 1.17 answers int16 activations at chance level, and older ones do not load them",
+        "digits: 0.928 right in 1.18 to 1.32 and 0.150 in 1.17.3; 1.11 to 1.16 refuse int32 in the operator that such files need",
+        before=(1, 18),
+    ),
+    Row(
+        frozenset({_ORT}),
+        _weights_of_4_bits,
+        "onnxruntime before 1.21 has no kernel by which weights of 4 bits are unpacked (Sub of int8)",
+        "digits: 0.931 right in 1.21 to 1.32; 1.14 to 1.20 do not load the file",
+        before=(1, 21),
+    ),
     Row(
         frozenset({_OLD}),
         _dynamic_linear_per_channel,
@@ -100,11 +123,6 @@ WRONG: Final = (
 """Refused before they are tried."""
 
 
-def _has_int16_activations(recipe: Recipe) -> bool:
-    step = recipe.compression
-    return isinstance(step, StaticInteger) and step.activations is Activations.INT16
-
-
 def _is_static_int8(recipe: Recipe) -> bool:
     step = recipe.compression
     return isinstance(step, StaticInteger) and step.activations is Activations.INT8
@@ -134,7 +152,7 @@ SLOW: Final = (
         "ResNet8 and DS-CNN on x86-64: 2 to 8 times the float file's latency",
     ),
     Row(
-        frozenset({DeviceRuntime.ONNXRUNTIME, _LITERT, _OLD}),
+        frozenset({_ORT, _LITERT, _OLD}),
         _dynamic_of_all,
         "convolutions with ranges found anew at each request are slower than float",
         "ResNet8 and DS-CNN on x86-64: 6 to 48 times the float file's latency in onnxruntime, up to 3 times in ai-edge-litert",
@@ -143,15 +161,29 @@ SLOW: Final = (
 """Right, and slower than the float model where it was measured."""
 
 
-def refusal(recipe: Recipe, runtime: DeviceRuntime) -> str:
-    """Say why a recipe is not tried for a runtime; "" if nothing is known against it."""
-    return _first(WRONG, recipe, runtime)
+def refusal(recipe: Recipe, runtime: DeviceRuntime, version: str = "") -> str:
+    """Say why a recipe is not tried for a runtime; "" if nothing is known against it.
+
+    Args:
+        recipe: what is to be made.
+        runtime: what is to run it.
+        version: the oldest one that devices have, major and minor; empty: one that this edgeml runs on.
+    """
+    return _first(WRONG, recipe, runtime, version)
 
 
 def slowness(recipe: Recipe, runtime: DeviceRuntime) -> str:
     """Say why a recipe is slow on a runtime; "" if nothing is known. A note, no refusal."""
-    return _first(SLOW, recipe, runtime)
+    return _first(SLOW, recipe, runtime, "")
 
 
-def _first(rows: tuple[Row, ...], recipe: Recipe, runtime: DeviceRuntime) -> str:
-    return next((row.reason for row in rows if runtime in row.runtimes and row.covers(recipe)), "")
+def _first(rows: tuple[Row, ...], recipe: Recipe, runtime: DeviceRuntime, version: str) -> str:
+    old = version_of(version) if version else _NEWEST
+    return next(
+        (
+            row.reason
+            for row in rows
+            if runtime in row.runtimes and (row.before is None or old < row.before) and row.covers(recipe)
+        ),
+        "",
+    )

@@ -21,6 +21,7 @@ from .estimate.onnx_graph import read_onnx
 from .estimate.roofline import can_estimate, estimate
 from .estimate.tflite_graph import read_tflite
 from .known_wrong import refusal
+from .recipe import Recipe
 from .verify import Verified
 
 
@@ -44,11 +45,15 @@ def place(
 ) -> Placement:
     """Say how a profile sees a candidate; `record` is of its file, from a device of the profile."""
     runs = tuple(run for run in candidate.runs if run.runtime in profile.runtimes)
-    known = next((said for run in runs if (said := refusal(candidate.recipe, run.runtime))), "")
+    known = next((said for run in runs if (said := _known(candidate.recipe, run.runtime, profile))), "")
     if record is not None and _measured(runs) is not None:
         latency = Figure(record.latency_p50_ms, Basis.DEVICE)
         return Placement(candidate, runs, latency, Figure(record.peak_memory_bytes, Basis.DEVICE), known)
     return Placement(candidate, runs, _latency(runs, graph, profile), _memory(runs, graph, profile), known)
+
+
+def _known(recipe: Recipe, runtime: DeviceRuntime, profile: HardwareProfile) -> str:
+    return refusal(recipe, runtime, profile.onnxruntime if runtime is DeviceRuntime.ONNXRUNTIME else "")
 
 
 def _latency(runs: tuple[Run, ...], graph: Graph | None, profile: HardwareProfile) -> Figure | None:

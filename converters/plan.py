@@ -18,6 +18,7 @@ from edgeml.errors import IncompatibleError
 from edgeml.manifest import RuntimeFamily
 from edgeml.profile import DeviceRuntime, HardwareProfile
 
+from .opset import NIBBLE_OPSET, OPSET, opset_for
 from .recipe import (
     Activations,
     Boundary,
@@ -96,13 +97,14 @@ class Stage:
 class Means:
     """What there is to search with: what the source can become, whether it can be trained, the students that were named.
 
-    `is_image` is whether one sample has three dimensions, the first of which are channels.
+    `is_image` is whether one sample has three dimensions, the first of which are channels. `opset` is what ONNX comes in.
     """
 
     families: tuple[RuntimeFamily, ...]
     can_train: bool = False
     students: tuple[Student, ...] = ()
     is_image: bool = False
+    opset: int = OPSET
 
 
 _ALWAYS: Final = frozenset(Lack)
@@ -152,7 +154,7 @@ def stages(
     if effort is Effort.EXPLORE:
         planned.append(Stage("other forms of int8", _compressed(export, _other_forms(static, family)), 2.0))
     planned.append(
-        Stage("float16 and weights", _compressed(export, _weights(profile, effort)), 1.5, _ACCURACY)
+        Stage("float16 and weights", _compressed(export, _weights(profile, export, effort)), 1.5, _ACCURACY)
     )
     planned += _training_stages(profile, means, export, static)
     return tuple(stage for stage in planned if stage.recipes)
@@ -176,9 +178,13 @@ def mixed(recipe: Recipe, exclusions: Sequence[tuple[str, ...]]) -> tuple[Recipe
 
 
 def export_for(profile: HardwareProfile, means: Means, family: RuntimeFamily) -> Export:
-    """Decide how the model is written: microcontrollers get images with channels last."""
+    """Decide how the model is written: in an opset that the runtime reads, for microcontrollers with channels last.
+
+    Raises:
+        IncompatibleError: As `opset_for`.
+    """
     if family is RuntimeFamily.ONNX:
-        return Export(family)
+        return Export(family, opset_for(profile, means.opset))
     on_microcontroller = DeviceRuntime.TFLITE_MICRO in profile.runtimes
     return Export(
         family, layout=Layout.CHANNELS_LAST if on_microcontroller and means.is_image else Layout.SOURCE
@@ -231,13 +237,15 @@ def _other_forms(static: StaticInteger, family: RuntimeFamily) -> tuple[Compress
     )
 
 
-def _weights(profile: HardwareProfile, effort: Effort) -> tuple[Compression, ...]:
+def _weights(profile: HardwareProfile, export: Export, effort: Effort) -> tuple[Compression, ...]:
     if profile.runtimes == (DeviceRuntime.TFLITE_MICRO,):
         return ()  # TFLite Micro refuses float activations with small weights.
     steps: tuple[Compression, ...] = (WeightOnly(8), Float16())
     if effort is Effort.EXPLORE:
         steps = (WeightOnly(8), WeightOnly(4), Float16())
-    return steps
+    return tuple(
+        step for step in steps if step != WeightOnly(4) or not export.opset or export.opset >= NIBBLE_OPSET
+    )
 
 
 def _training_stages(

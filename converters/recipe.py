@@ -15,8 +15,6 @@ import msgspec
 
 from edgeml.manifest import RuntimeFamily
 
-OPSET: Final = 18
-"""Opset that is asked for unless a profile's runtime is older: what the exporter of torch writes without conversion."""
 SLUG_MAX: Final = 24
 """So much of a student's name is in the variant's, which may have 63 characters."""
 
@@ -120,11 +118,13 @@ class QuantizationAwareTraining(Step, frozen=True, tag="qat"):
 class Export(Step, frozen=True, tag="export"):
     """Write the model as a file of its family. `opset` is for ONNX alone, `layout` for .tflite alone.
 
+    `opset` is the older one that a device's runtime needs; 0: the one that the model comes in.
+
     `is_quantized` is whether the source is a file that holds integers already, which stays as it is.
     """
 
     family: RuntimeFamily
-    opset: int = OPSET
+    opset: int = 0
     layout: Layout = Layout.SOURCE
     is_quantized: bool = False
 
@@ -208,7 +208,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         """
         last = "as-is" if self.export.is_quantized else _compression_word(self.compression)
         words = [self.family.value, *map(_training_word, self.training), last]
-        if self.family is RuntimeFamily.ONNX and self.export.opset != OPSET:
+        if self.family is RuntimeFamily.ONNX and self.export.opset:
             words.append(f"opset{self.export.opset}")
         return "-".join(words)
 
@@ -261,7 +261,9 @@ def _training_said(step: TrainingStep) -> str:
 def _export_said(step: Export) -> str:
     if step.is_quantized:
         return "as it is: quantized already"
-    return f"ONNX opset {step.opset}" if step.family is RuntimeFamily.ONNX else "TFLite"
+    if step.family is RuntimeFamily.TFLITE:
+        return "TFLite"
+    return f"ONNX, brought to opset {step.opset}" if step.opset else "ONNX"
 
 
 def _compression_word(step: Compression | None) -> str:

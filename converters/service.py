@@ -18,6 +18,7 @@ from .bundling import Bundler
 from .dataset import Dataset, check_classes, read_dataset
 from .explanation import explain
 from .metrics import ACCURACY, Evaluation, Judge, Metric, check_scores, judge_of, parse_metric
+from .opset import OPSET
 from .order import ConversionOrder, check_order
 from .plan import Means, as_it_is, family_for, stages
 from .recipe import Student
@@ -151,8 +152,10 @@ def _means(order: ConversionOrder, source: Source, data: Dataset) -> Means:
             f"students cannot be trained: {reason}", hint="leave --student, or give what is missing"
         )
     # A file has its layout for good; what is still a module gets the one that suits.
-    is_image = data.evaluation_x.ndim == 4 and not isinstance(source, ModelFile)
-    return Means(families, trains, tuple(_students(order)), is_image=is_image)
+    students = tuple(_students(order))
+    if isinstance(source, ModelFile):
+        return Means(families, trains, students, opset=source.opset or OPSET)
+    return Means(families, trains, students, is_image=data.evaluation_x.ndim == 4)
 
 
 def _students(order: ConversionOrder) -> dict[Student, str]:

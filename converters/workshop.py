@@ -32,13 +32,14 @@ from .steps.litert_export import export_tflite
 from .steps.litert_quantize import quantize_tflite
 from .steps.onnx_compact import compact
 from .steps.onnx_export import export_onnx
+from .steps.onnx_lower import lower
 from .steps.prune import prune
 from .steps.qat import train_quantized
 from .steps.student import teach
 from .steps.training_data import prepare
 from .store import Key, Store, key_of
 
-FORM: Final = 5
+FORM: Final = 6
 """Changed when a step gives other bytes for the same settings, so that nothing older is taken for it."""
 OnFraction = Callable[[float], None]
 
@@ -117,11 +118,12 @@ class Workshop:
 
     def _exported(self, export: Export, training: tuple[TrainingStep, ...]) -> bytes:
         if isinstance(self.source, ModelFile):
-            return self.source.model
+            return lower(self.source.model, export.opset) if export.opset else self.source.model
         assert isinstance(self.source, TorchModel)
         model = self._model(self.source, training)
         if export.family is RuntimeFamily.ONNX:
-            return export_onnx(model, self.data.calibration_x, self.output)
+            exported = export_onnx(model, self.data.calibration_x, self.output)
+            return lower(exported, export.opset) if export.opset else exported
         return export_tflite(model, self.data.calibration_x, self.output, export.layout)
 
     def _model(self, source: TorchModel, training: tuple[TrainingStep, ...]) -> TorchModel:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import importlib.resources
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,7 @@ import msgspec
 from .errors import ConfigError
 from .ids import is_name
 
+_VERSION: Final = re.compile(r"\d{1,3}\.\d{1,3}")
 PROFILE_BYTES_MAX: Final = 64 << 10
 HOST: Final = "host"
 """Name of the profile of the machine one sits at."""
@@ -67,7 +69,8 @@ class HardwareProfile(
     `model_memory` is what a model and its runtime may take of `memory`; `model_storage` what one variant may take of
     `storage`. `channel_block` is the multiple to which the runtime rounds channels. The last seven are for the estimate of
     a latency, of one thread; a profile without them is whole, and no latency is estimated for it. MACs a cycle are what
-    runtimes of a family reach on large layers, not what the processor could.
+    runtimes of a family reach on large layers, not what the processor could. `onnxruntime` is the oldest version that its
+    devices have, major and minor; empty: one that this edgeml runs on.
     """
 
     name: str
@@ -90,6 +93,7 @@ class HardwareProfile(
     memory_bandwidth: Quantity | None = None
     operator_overhead: Quantity | None = None
     call_overhead: Quantity | None = None
+    onnxruntime: str = ""
     notes: str = ""
 
 
@@ -131,11 +135,26 @@ def decode(data: bytes, source: str) -> HardwareProfile:
         ) from error
     if not is_name(profile.name):
         raise ConfigError(f"profile {source}: {profile.name!r} is not a valid name", hint="use a-z 0-9 . _ -")
+    if profile.onnxruntime and not _VERSION.fullmatch(profile.onnxruntime):
+        raise ConfigError(
+            f"profile {source}: onnxruntime {profile.onnxruntime!r} is no version",
+            hint='major and minor, for example "1.16"',
+        )
     for field, quantity in quantities(profile):
         unit = UNITS.get(field) or OPTIONAL_UNITS[field]
         if quantity.unit != unit or not math.isfinite(quantity.value) or quantity.value <= 0:
             raise ConfigError(f"profile {source}: {field} must be positive and in {unit}")
     return profile
+
+
+def version_of(text: str) -> tuple[int, int]:
+    """Read the version of a runtime as a profile states it.
+
+    >>> version_of("1.9") < version_of("1.16")
+    True
+    """
+    major, minor = text.split(".")
+    return int(major), int(minor)
 
 
 def quantities(profile: HardwareProfile) -> Iterator[tuple[str, Quantity]]:

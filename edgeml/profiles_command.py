@@ -178,7 +178,9 @@ def _described(profile: profiles_.HardwareProfile) -> str:
 
 
 def _runtimes(profile: profiles_.HardwareProfile) -> str:
-    return ", ".join(runtime.value for runtime in profile.runtimes) or "none"
+    since = f" {profile.onnxruntime} or newer" if profile.onnxruntime else ""
+    named = [one.value + since * (one is profiles_.DeviceRuntime.ONNXRUNTIME) for one in profile.runtimes]
+    return ", ".join(named) or "none"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -15,8 +15,8 @@ from edgeml.errors import BackendError
 from edgeml.manifest import RuntimeFamily
 from edgeml.runtime import open_session
 
+from ..opset import OPSET
 from ..quiet import first_line, quiet
-from ..recipe import OPSET
 from ..steps.onnx_export import strip
 from .estimator import TRANSLATION_HINT, Answering, Array, Estimator
 from .surgery import keep_last_output, mirror_column, number_names, state_shapes, swap_columns, unfold_scalers

@@ -13,8 +13,8 @@ import numpy as np
 
 from edgeml.errors import ConfigError
 
+from ..opset import OPSET
 from ..quiet import first_line, quiet
-from ..recipe import OPSET
 from ..steps.onnx_export import strip
 from .surgery import number_names
 from .torch_model import Array

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from edgeml.errors import ConfigError
 
+from ..opset import ir_version_for
 from .onnx_export import strip
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ def compact(model: bytes) -> bytes:
     for field in ("producer_name", "producer_version", "domain", "model_version"):
         proto.ClearField(field)
     drop_unused_opsets(proto)
+    proto.ir_version = ir_version_for(
+        next((one.version for one in proto.opset_import if not one.domain), 0), proto.ir_version
+    )
     nested = any(one.HasField("g") or one.graphs for node in graph.node for one in node.attribute)
     if not nested and not graph.sparse_initializer:
         _lift_constants(graph)

@@ -12,10 +12,10 @@ import numpy as np
 
 from edgeml.errors import ConfigError
 
+from ..opset import OPSET
 from ..quiet import first_line, quiet
 from ..sources.torch_model import Array, TorchModel
 
-OPSET: Final = 18
 INPUT: Final = "input"
 BATCH_NAME: Final = "batch"
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from edgeml.errors import ConfigError
 
+from ..opset import NIBBLE_OPSET
 from .onnx_layers import Layer, layers
 
 _HALF_ERROR_MAX: Final = 2.0**-11
@@ -22,7 +23,6 @@ _SMALL: Final = 64
 """Weights with fewer numbers stay: what unpacks them is as long as they are."""
 _MANY_SCALES: Final = 32
 """Fewer are as long in float32 as in float16 with a Cast."""
-_NIBBLE_OPSET: Final = 18
 """Since when ONNX has BitwiseAnd."""
 
 Floats = npt.NDArray[np.float32]
@@ -64,7 +64,7 @@ def store_as_integers(prepared: bytes, bits: int) -> bytes:
         raise ConfigError(f"weights of {bits} bits are not to be had", hint="weight-only recipes have 8 or 4")
     proto = onnx.load_from_string(prepared)
     versions = {entry.domain: entry.version for entry in proto.opset_import}
-    if bits == 4 and versions[""] < _NIBBLE_OPSET:
+    if bits == 4 and versions[""] < NIBBLE_OPSET:
         raise ConfigError(
             "weights of 4 bits need ONNX opset 18", hint="export with opset 18, or store 8 bits"
         )

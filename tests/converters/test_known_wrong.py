@@ -64,5 +64,19 @@ def test_dynamic_convolutions_of_an_onnx_file_are_called_slow():
     assert not slowness(Recipe(Export(RuntimeFamily.ONNX), (), DynamicInt8()), ORT)
 
 
+@pytest.mark.parametrize(
+    ("step", "version", "words"),
+    [
+        (INT16, "1.17", "at chance level"), (INT16, "1.11", "do not load"), (INT16, "1.18", ""), (INT16, "", ""),
+        (WeightOnly(4), "1.20", "before 1.21"), (WeightOnly(4), "1.21", ""), (WeightOnly(4), "", ""),
+        (INT8, "1.11", ""), (WeightOnly(8), "1.11", ""), (DynamicInt8(), "1.11", ""),
+    ],
+)  # fmt: skip
+def test_what_only_older_versions_get_wrong_is_refused_for_them_alone(step, version, words):
+    said = refusal(Recipe(Export(RuntimeFamily.ONNX), (), step), ORT, version)
+    assert words in said
+    assert bool(words) == bool(said)
+
+
 def test_every_row_has_a_reason_and_says_how_it_was_seen():
     assert all(row.reason and row.seen and row.runtimes for row in (*WRONG, *SLOW))
