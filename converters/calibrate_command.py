@@ -53,9 +53,9 @@ def calibrate(profile: str, records: tuple[Path, ...], bundles: tuple[Path, ...]
     from edgeml import profile as profiles
     from edgeml.profile_text import encode
 
-    from .fit_command import read
+    from .readable import read
 
-    graphs = {_model_digest(path): read(path)[0] for path in bundles}
+    graphs = {_model_digest(path): read(str(path)).graph for path in bundles}
     found = [read_record(path) for path in records]
     click.echo(encode(fitted(profiles.load(profile), found, graphs, name)), nl=False)
 

@@ -1,11 +1,10 @@
 """`edgeml fit`: for every class of hardware, whether a model fits and what would make it fit.
 
-Reads the file, asks `estimate/fit.py`, prints. Nothing is run: a file of an unknown origin is only read.
+Reads the model (`readable.py`), asks `estimate/fit.py`, prints. A file of an unknown origin is only read, or opened in the sandbox.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -14,14 +13,16 @@ if TYPE_CHECKING:
     from edgeml.profile import HardwareProfile
 
     from .estimate.fit import Fit, FitReport
-    from .estimate.graph import Graph
+    from .readable import Readable
 
-MODEL_BYTES_MAX: Final = 1 << 30
 TABLE_COLUMNS: Final = 100
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model")
+@click.option(
+    "--shape", help="Shape of one sample without the batch, for a MODEL that does not say it: 1,32,32."
+)
 @click.option(
     "--profile",
     "profiles",
@@ -29,21 +30,24 @@ TABLE_COLUMNS: Final = 100
     help="Hardware to look at, by name or path; may be repeated. Default: every shipped one.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def fit(model: Path, *, profiles: tuple[str, ...], as_json: bool) -> None:
+def fit(model: str, *, shape: str | None, profiles: tuple[str, ...], as_json: bool) -> None:
     """Tell for each profile whether MODEL fits it, and what would make it fit.
 
-    MODEL is a .onnx or .tflite file, or a bundle. It is read and not run: all but the file's length is estimated. With
-    --profile, the exit code is 3 if it does not fit one of them.
+    MODEL is a .onnx or .tflite file, or a bundle, which are read and not run: all but the file's length is estimated. Or it
+    is any other model that `edgeml convert` takes, as file.py:factory, with --shape: then its float export is looked at.
+    With --profile, the exit code is 3 if it does not fit one of them.
 
     \b
     Example:
         edgeml fit model.tflite
+        edgeml fit net.py:model --shape 1,32,32
         edgeml fit model.onnx --profile raspberry-pi-4 --profile my-board.toml --json
     \f
 
     Raises:
-        ConfigError: The file or a profile cannot be read, or is of no kind that is known.
+        ConfigError: The model or a profile cannot be read, or is of no kind that is known.
         ArtifactError: The file is damaged.
+        BackendError: The model cannot be exported.
         IncompatibleError: It does not fit a profile that was named.
     """
     from edgeml.errors import IncompatibleError
@@ -51,61 +55,26 @@ def fit(model: Path, *, profiles: tuple[str, ...], as_json: bool) -> None:
 
     from .estimate.fit import FitReport, Verdict, facts
     from .estimate.fit import fit as judge
+    from .readable import parse_shape, read
     from .show import print_json
 
     known = [load(name) for name in profiles or names()]
-    graph, length_bytes = read(model)
+    found = read(model, None if shape is None else parse_shape(shape))
+    graph, length_bytes = found.graph, found.length_bytes
     report = FitReport(facts(graph, length_bytes), tuple(judge(graph, length_bytes, one) for one in known))
     if as_json:
         print_json(report)
     else:
-        _tell(model.name, report, known)
+        _tell(found, report, known)
     missed = [one for one in report.fits if one.verdict is Verdict.NOT]
     if profiles and missed:
         raise IncompatibleError(
-            f"{model.name} does not fit {', '.join(one.profile for one in missed)}",
+            f"{found.name} does not fit {', '.join(one.profile for one in missed)}",
             hint=missed[0].findings[0].remedy,
         )
 
 
-def read(path: Path) -> tuple[Graph, int]:
-    """Read a model's graph and the length of its file, in bytes.
-
-    Raises:
-        ConfigError: It cannot be read, or is of no kind that is known.
-        ArtifactError: It is damaged.
-    """
-    from edgeml.bundle import Bundle
-    from edgeml.errors import ConfigError
-    from edgeml.manifest import RuntimeFamily
-
-    from .estimate.onnx_graph import read_onnx
-    from .estimate.tflite_graph import read_tflite
-
-    readers = {RuntimeFamily.ONNX: read_onnx, RuntimeFamily.TFLITE: read_tflite}
-    if path.suffix == ".edgeml":
-        with Bundle(path) as bundle:
-            data, family = bundle.model(), bundle.manifest.runtime
-        return readers[family](data), len(data)
-    by_suffix = {f".{one.value}": one for one in RuntimeFamily}
-    if path.suffix not in by_suffix:
-        raise ConfigError(
-            f"{path.name} is no .onnx, .tflite or .edgeml file",
-            hint="convert the model first with `edgeml convert`",
-        )
-    try:
-        with path.open("rb") as file:
-            data = file.read(MODEL_BYTES_MAX + 1)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {path.name}: {error}", hint="check the path") from error
-    if len(data) > MODEL_BYTES_MAX:
-        raise ConfigError(
-            f"{path.name} is longer than {MODEL_BYTES_MAX} bytes", hint="give a model for a device"
-        )
-    return readers[by_suffix[path.suffix]](data), len(data)
-
-
-def _tell(name: str, report: FitReport, profiles: list[HardwareProfile]) -> None:
+def _tell(found: Readable, report: FitReport, profiles: list[HardwareProfile]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -116,7 +85,7 @@ def _tell(name: str, report: FitReport, profiles: list[HardwareProfile]) -> None
     model = report.model
     console = Console(highlight=False)
     console.print(
-        f"{name}: {size(model.length_bytes)}, {model.parameters:,} parameters, {model.macs / 1e6:.2f} M MACs, "
+        f"{found.name}{f' ({found.source})' if found.source else ''}: {size(model.length_bytes)}, {model.parameters:,} parameters, {model.macs / 1e6:.2f} M MACs, "
         f"{size(model.peak_activation_bytes)} of activations at once, {'integer' if model.integer else 'float'}",
         soft_wrap=True, markup=False,
     )  # fmt: skip

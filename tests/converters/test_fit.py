@@ -16,7 +16,7 @@ from converters.estimate.integer_graph import as_integers, int8_file_bytes, is_i
 from converters.estimate.onnx_graph import read_onnx
 from converters.estimate.tflite_graph import read_tflite
 from converters.fit_command import fit as command
-from edgeml.errors import ArtifactError, ConfigError, IncompatibleError
+from edgeml.errors import ArtifactError, ConfigError, EdgemlError, IncompatibleError
 from edgeml.profile import load, names
 
 from .tflite_file import File, convolutional
@@ -274,3 +274,29 @@ class TestCommand:
         done = run(tmp_path / name)
         assert isinstance(done.exception, error)
         assert done.output == ""
+
+    @pytest.mark.torch
+    def test_a_model_that_is_code_is_looked_at_as_it_would_be_exported(self, linear):
+        said = json.loads(run(f"{linear}/net.py:model", "--shape", "8,8", "--json").stdout)
+        assert said["model"]["parameters"] == 64 * 32 + 32 + 32 * 5 + 5
+        assert said["model"]["macs"] == 64 * 32 + 32 * 5
+        shown = run(f"{linear}/net.py:model", "--shape", "8x8").output
+        assert "net.py:model (its float32 ONNX export): " in shown
+
+    @pytest.mark.parametrize(
+        ("model", "shape", "words"),
+        [
+            ("net.py:model", None, "does not say what it takes"),
+            ("net.py:model", "8,0", "is no shape"), ("net.py:model", "", "is no shape"), ("net.py:model", "-1,8", "is no shape"),
+            ("net.py:model", "3,3", "shape [3, 3]"),
+            ("net.py:other", "8,8", "other"),
+            ("none.py:model", "8,8", "no file"),
+            ("net.xyz", "8,8", "no model that can be converted"), ("net.tflite", "8,8", "says itself what it takes"),
+        ],
+    )  # fmt: skip
+    @pytest.mark.torch
+    def test_what_is_wrong_with_code_or_shape_is_said(self, linear, model, shape, words):
+        done = run(f"{linear}/{model}", *([] if shape is None else ["--shape", shape]))
+        assert isinstance(done.exception, EdgemlError), done.output
+        assert words in done.exception.message
+        assert done.exception.hint
