@@ -45,7 +45,7 @@ def explain(
         StorageError: The disk refused the page.
     """
     statics = [one for one in found if _is_static(one)]
-    # Layers are told apart in ONNX files alone.
+    # Of ONNX files the page has pictures of calibration ranges as well.
     statics.sort(key=lambda one: one.candidate.recipe.family is not RuntimeFamily.ONNX)
     static = statics[0] if statics else None
     layers = bench.sensitivity(static.candidate.recipe) if static else ()
@@ -63,7 +63,8 @@ def explain(
         layers=tuple(_row(one) for one in layers),
         answers=_answers(bench, found, static, layers, floor),
     )
-    observed = bench.observed(static.candidate.recipe) if layers and static else ()
+    shows_ranges = layers and static and static.candidate.recipe.family is RuntimeFamily.ONNX
+    observed = bench.observed(static.candidate.recipe) if shows_ranges and static else ()
     wanted = {runtime for profile in order.profiles for runtime in profile.runtimes}
     reached = {venue.runtime for venues in bench.venues.values() for venue in venues}
     unreachable = tuple(runtime.value for runtime in DeviceRuntime if runtime in wanted - reached)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from edgeml.errors import BackendError, ConfigError
+from edgeml.errors import BackendError, BudgetError, ConfigError
 from edgeml.manifest import RuntimeFamily
 from edgeml.profile import HardwareProfile
 
@@ -17,6 +17,7 @@ from .calibration import Observed, observe, spread
 from .candidate import Placement
 from .estimate.graph import Graph
 from .explain.sensitivity import LayerSensitivity, Trial, exclusions, samples_of, scan
+from .explain.tflite_sensitivity import scan_tflite
 from .order import DeviceMeasurement
 from .placement import graph_of, place
 from .plan import RUNTIMES
@@ -83,15 +84,17 @@ class Workbench:
 
     def _scanned(self, recipe: Recipe) -> tuple[LayerSensitivity, ...]:
         step = recipe.compression
-        if recipe.family is not RuntimeFamily.ONNX or not isinstance(step, StaticInteger):
+        if not isinstance(step, StaticInteger):
             return ()
-        prepared = self.workshop.prepared(recipe.export, recipe.training)
-        observed = self.observed(recipe)
         rows = samples_of(len(self.verifier.samples))
-        judge = self.verifier.judge.of_rows(rows)
+        trial = Trial(self.verifier.samples[rows], self.verifier.judge.of_rows(rows).worth)
         try:
-            return scan(prepared, observed, step, Trial(self.verifier.samples[rows], judge.worth))
-        except BackendError as error:
+            if recipe.family is RuntimeFamily.ONNX:
+                prepared = self.workshop.prepared(recipe.export, recipe.training)
+                return scan(prepared, self.observed(recipe), step, trial)
+            plain = self.workshop.make(Recipe(recipe.export, recipe.training))
+            return scan_tflite(plain, self.workshop.data.calibration_x, step, trial, recipe.export.layout)
+        except (BackendError, BudgetError) as error:
             self.unscanned[recipe] = (
                 error.message
             )  # Told in the report: a conversion does not end for want of a picture.

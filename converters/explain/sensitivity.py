@@ -25,9 +25,8 @@ from ..recipe import StaticInteger
 from ..sources.torch_model import Array
 from ..steps.onnx_layers import Layer, layers
 from ..steps.onnx_quantize import build_one, ranges_of
+from .noise import sqnr_db
 
-SQNR_MAX_DB: Final = 100.0
-"""What is said of a layer whose output does not change at all."""
 SAMPLES_MAX: Final = 500
 """Evaluation samples that are looked at, evenly taken: a scan is for ranking layers, and is repeated for each of them."""
 _SQNR_SAMPLES: Final = 32
@@ -107,20 +106,6 @@ def exclusions(rows: Sequence[LayerSensitivity]) -> tuple[tuple[str, ...], ...]:
     most = min(len(worst), max(1, len(rows) // 2))
     sizes = [1 << power for power in range(most.bit_length()) if 1 << power <= most]
     return tuple(tuple(worst[:size]) for size in sizes)
-
-
-def sqnr_db(original: Array, changed: Array) -> float:
-    """Signal to quantization noise of two arrays of one shape, in dB, at most `SQNR_MAX_DB`.
-
-    >>> round(sqnr_db(np.array([1.0, -1.0]), np.array([1.1, -0.9])))
-    20
-    """
-    signal = original.astype(np.float64)
-    noise = float(((signal - changed.astype(np.float64)) ** 2).sum())
-    power = float((signal**2).sum())
-    if noise == 0:
-        return SQNR_MAX_DB
-    return min(SQNR_MAX_DB, 10 * float(np.log10(max(power, 1e-30) / noise)))
 
 
 def scan(

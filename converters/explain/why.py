@@ -46,7 +46,7 @@ def which_layer(rows: Sequence[LayerSensitivity], floor: Floor, int8: Shown | No
     if not rows:
         return (
             first,
-            "Its layers were not told apart: that is done for ONNX files with layers of their own.",
+            "Its layers were not told apart: the file has none with weights of their own, or they cannot be quantized one by one.",
         )
     harmful = [one for one in rows if one.agreement < 1]
     if not harmful:
@@ -62,8 +62,8 @@ def which_layer(rows: Sequence[LayerSensitivity], floor: Floor, int8: Shown | No
     most = f"Quantized alone, these change most answers: {said}."
     wide = [one for one in harmful[:LAYERS_TOLD] if _is_uneven(one)]
     causes = [
-        f"{one.layer} has activations from {one.activation_low:.3g} to {one.activation_high:.3g}: "
-        "one scale for so wide a range leaves few steps for most values."
+        f"{one.layer} has weights from {one.weight_low:.3g} to {one.weight_high:.3g} and gives {one.activation_low:.3g} to "
+        f"{one.activation_high:.3g}: one of these ranges is wide for what most values need, which leaves few steps for them."
         for one in wide
     ]
     return (first, most, *causes)

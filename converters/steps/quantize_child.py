@@ -62,7 +62,9 @@ class Report(msgspec.Struct, frozen=True):
     hint: str = ""
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
+    """Why a model is not taken, with what to do about it."""
+
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
         self.hint = hint
@@ -80,7 +82,7 @@ def serve(folder: Path) -> None:
             model = _quantize((folder / SOURCE).read_bytes(), samples, request.step)
         (folder / MODEL).write_bytes(model)
         report = Report()
-    except _RefusedError as error:
+    except RefusedError as error:
         report = Report(str(error), error.hint)
     except Exception as error:  # the library raises errors of every kind
         report = Report(f"ai-edge-quantizer cannot: {first_line(error)}", "use another recipe, or ONNX")
@@ -88,59 +90,64 @@ def serve(folder: Path) -> None:
 
 
 def _quantize(source: bytes, samples: Any, step: Compression) -> bytes:
-    from ai_edge_quantizer import calibrator, quantizer
-    from ai_edge_quantizer.utils import qsv_utils
+    from ai_edge_quantizer import quantizer
 
-    root = _checked(source, samples)
+    root = checked(source, samples)
     prepared = pack(root)
     recipes = _said(step, frozenset(tensor.name.decode() for tensor in root.subgraphs[0].tensors))
     made = quantizer.Quantizer(bytearray(prepared), recipes.get_quantization_recipe())
-    ranges = None
-    if made.need_calibration:
-        name = root.signatureDefs[0].inputs[0].name.decode()
-        feeds = [{name: samples[index : index + 1]} for index in range(len(samples))]
-        # Not `made.calibrate`: it forgets what it saw, so that the order of samples would decide.
-        watch = calibrator.Calibrator(
-            bytearray(prepared), num_threads=1, qsv_update_func=qsv_utils.min_max_update
-        )
-        watch.calibrate({root.signatureDefs[0].signatureKey.decode(): feeds}, recipes)
-        ranges = watch.get_model_qsvs()
+    ranges = ranges_of(root, prepared, samples, recipes) if made.need_calibration else None
     result = made.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     quantized = unpack(bytes(result.quantized_model))
     if not any(_is_small(tensor) for graph in quantized.subgraphs for tensor in graph.tensors):
-        raise _RefusedError(
+        raise RefusedError(
             "nothing in the model can be stored in fewer bits by this recipe", "use another one"
         )
     return pack(quantized)
 
 
-def _checked(source: bytes, samples: Any) -> Any:
+def ranges_of(root: Any, prepared: bytes, samples: Any, recipes: Any) -> Any:
+    """Run a checked model on samples and see the ranges that its tensors take, as the quantizer keeps them."""
+    from ai_edge_quantizer import calibrator
+    from ai_edge_quantizer.utils import qsv_utils
+
+    name = root.signatureDefs[0].inputs[0].name.decode()
+    feeds = [{name: samples[index : index + 1]} for index in range(len(samples))]
+    # Not the quantizer's own `calibrate`: it forgets what it saw, so that the order of samples would decide.
+    watch = calibrator.Calibrator(
+        bytearray(prepared), num_threads=1, qsv_update_func=qsv_utils.min_max_update
+    )
+    watch.calibrate({root.signatureDefs[0].signatureKey.decode(): feeds}, recipes)
+    return watch.get_model_qsvs()
+
+
+def checked(source: bytes, samples: Any) -> Any:
     """Put a file right for the quantizer, or refuse it."""
     from ai_edge_litert import schema_py_generated as schema
 
     try:
         root = unpack(source)
     except ValueError as error:
-        raise _RefusedError(str(error), "export it again") from error
+        raise RefusedError(str(error), "export it again") from error
     if len(root.subgraphs) != 1:
-        raise _RefusedError(
+        raise RefusedError(
             f"the model has {len(root.subgraphs)} subgraphs: loops and branches are not quantized",
             "export it without control flow",
         )
     [graph] = root.subgraphs
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-        raise _RefusedError(
+        raise RefusedError(
             f"the model takes {len(graph.inputs)} inputs and gives {len(graph.outputs)} outputs; only one of each is quantized",
             "split it, or bundle it as it is with `edgeml package`",
         )
     taken = graph.tensors[graph.inputs[0]]
     if taken.type != _FLOAT32 or any(_is_quantized(tensor) for tensor in graph.tensors):
-        raise _RefusedError(
+        raise RefusedError(
             "the model is quantized already",
             "give the float model, or bundle it as it is with `edgeml package`",
         )
     if samples.dtype != np.float32 or list(samples.shape[1:]) != [int(size) for size in taken.shape[1:]]:
-        raise _RefusedError(
+        raise RefusedError(
             f"the model takes float32 samples of shape {[int(size) for size in taken.shape[1:]]}, "
             f"was given {samples.dtype.name} of shape {list(samples.shape[1:])}",
             "give samples exactly as the model takes them",
@@ -196,13 +203,18 @@ def _said(step: Compression, names: frozenset[str]) -> Any:
                     recipes.add_quantization_config(_EVERYWHERE, end, algorithm_key=algorithm.NO_QUANTIZE)
             for layer in step.float_layers:
                 if layer not in names:
-                    raise _RefusedError(
+                    raise RefusedError(
                         f"the model has no layer {layer!r}", "name a tensor that a layer gives"
                     )
                 recipes.add_quantization_config(
-                    f"^{re.escape(layer)};$", everything, algorithm_key=algorithm.NO_QUANTIZE
+                    scope_of(layer), everything, algorithm_key=algorithm.NO_QUANTIZE
                 )
     return recipes
+
+
+def scope_of(layer: str) -> str:
+    """Say the layer that gives a tensor in the quantizer's words: an expression for its outputs' names."""
+    return f"^{re.escape(layer)};$"
 
 
 def _say_dynamic(recipes: Any, step: DynamicInt8) -> None:

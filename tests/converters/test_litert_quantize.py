@@ -14,7 +14,7 @@ from converters.recipe import (
     WeightOnly,
 )
 from converters.steps.litert_quantize import check_step, quantize_tflite
-from converters.steps.quantize_child import _checked, _RefusedError
+from converters.steps.quantize_child import RefusedError, checked
 from converters.steps.tflite_schema import ALIGNMENT_BYTES, operator_names, pack, unpack
 from edgeml.child import ChildLimits
 from edgeml.errors import BackendError, ConfigError
@@ -114,15 +114,15 @@ def test_a_file_of_integers_is_not_quantized_again(static):
 
 def test_samples_of_another_shape_are_refused_with_both():
     net = digits_net()
-    with pytest.raises(_RefusedError, match=r"\[8, 8, 1\].*\[8, 8\]"):
-        _checked(net.model, net.calibration[..., 0])
+    with pytest.raises(RefusedError, match=r"\[8, 8, 1\].*\[8, 8\]"):
+        checked(net.model, net.calibration[..., 0])
 
 
 def test_a_model_of_two_inputs_is_refused():
     root = unpack(digits_net().model)
     root.subgraphs[0].inputs = [0, 0]
-    with pytest.raises(_RefusedError, match="takes 2 inputs and gives 1 outputs"):
-        _checked(pack(root), digits_net().calibration)
+    with pytest.raises(RefusedError, match="takes 2 inputs and gives 1 outputs"):
+        checked(pack(root), digits_net().calibration)
 
 
 def test_a_file_of_old_says_its_operators_in_the_field_of_old():

@@ -11,15 +11,14 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from converters.calibration import observe
+from converters.explain.noise import SQNR_MAX_DB, sqnr_db
 from converters.explain.sensitivity import (
-    SQNR_MAX_DB,
     LayerSensitivity,
     Trial,
     exclusions,
     narrow_layers,
     samples_of,
     scan,
-    sqnr_db,
 )
 from converters.metrics import Evaluation, judge_of
 from converters.recipe import Activations, StaticInteger

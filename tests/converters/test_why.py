@@ -215,7 +215,7 @@ class TestWhichLayer:
     @pytest.mark.parametrize(("sqnr_db", "told"), [(19.9, True), (20.0, False)])
     def test_a_range_that_is_too_wide_is_told_of_a_layer_that_drowns_in_noise(self, sqnr_db, told):
         said = which_layer([row("a", 0.9, sqnr_db)], FLOOR, int8_at(0.9))
-        assert ("a has activations from -3 to 250" in said[-1]) is told
+        assert ("a has weights from -1 to 1 and gives -3 to 250" in said[-1]) is told
 
     def test_a_noisy_layer_that_changes_no_answer_is_no_cause(self):
         said = which_layer([row("a", 0.99), row("b", 1.0, 3.0)], FLOOR, int8_at(0.9))
