@@ -37,7 +37,7 @@ CASES = {
     "scaler and logistic regression": (scaled(linear_model.LogisticRegression()), CANCER, P),
     "random forest": (ensemble.RandomForestClassifier(10, random_state=0), CANCER, P),
     "boosted histograms": (ensemble.HistGradientBoostingClassifier(max_iter=5), CANCER, P),
-    "boosted histograms of ten classes": (ensemble.HistGradientBoostingClassifier(max_iter=2), DIGITS, P),
+    "boosted histograms of ten classes": (ensemble.HistGradientBoostingClassifier(max_iter=1, max_leaf_nodes=6), DIGITS, P),
     "support vectors": (scaled(svm.SVC()), CANCER, D),
     "support vectors of ten classes": (svm.SVC(), DIGITS, D),
     "linear support vectors": (scaled(svm.LinearSVC()), CANCER, D),
