@@ -19,6 +19,8 @@ class Basis(enum.Enum):
     """Where a figure comes from. One machine's measurement is never shown as another's."""
 
     HOST = "measured on this host"
+    TURNS = "measured on this host, in turns"
+    """Beside the others that are compared, so that a machine whose speed changes changes it for all."""
     DEVICE = "measured on the device"
     ESTIMATED = "estimated"
 

@@ -42,14 +42,26 @@ def place(
     graph: Graph | None,
     profile: HardwareProfile,
     record: MeasurementRecord | None = None,
+    turns_ms: float | None = None,
 ) -> Placement:
-    """Say how a profile sees a candidate; `record` is of its file, from a device of the profile."""
+    """Say how a profile sees a candidate.
+
+    Args:
+        candidate: what was made and run.
+        graph: what its file computes; None where nobody can say.
+        profile: who sees it.
+        record: of its file, from a device of the profile.
+        turns_ms: its latency on this host, measured in turns with others.
+    """
     runs = tuple(run for run in candidate.runs if run.runtime in profile.runtimes)
     known = next((said for run in runs if (said := _known(candidate.recipe, run.runtime, profile))), "")
     if record is not None and _measured(runs) is not None:
         latency = Figure(record.latency_p50_ms, Basis.DEVICE)
         return Placement(candidate, runs, latency, Figure(record.peak_memory_bytes, Basis.DEVICE), known)
-    return Placement(candidate, runs, _latency(runs, graph, profile), _memory(runs, graph, profile), known)
+    latency_ms = _latency(runs, graph, profile)
+    if turns_ms is not None and latency_ms is not None and latency_ms.basis is Basis.HOST:
+        latency_ms = Figure(turns_ms, Basis.TURNS)
+    return Placement(candidate, runs, latency_ms, _memory(runs, graph, profile), known)
 
 
 def _known(recipe: Recipe, runtime: DeviceRuntime, profile: HardwareProfile) -> str:

@@ -39,7 +39,7 @@ from .recipe import (
 )
 from .select import letters_for
 
-PRUNE_RATIOS: Final = (0.3, 0.5, 0.7)
+PRUNE_RATIOS: Final = (0.3, 0.5, 0.6, 0.7)
 RUNTIMES: Final = {
     RuntimeFamily.ONNX: frozenset({DeviceRuntime.ONNXRUNTIME}),
     RuntimeFamily.TFLITE: frozenset(

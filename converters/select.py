@@ -16,7 +16,7 @@ from typing import Final
 from edgeml.errors import BudgetError, SelectionError
 from edgeml.profile import Architecture, HardwareProfile
 
-from .candidate import Failed, Measured, Placement
+from .candidate import Basis, Failed, Figure, Measured, Placement
 from .metrics import Direction
 from .recipe import Activations, Recipe, StaticInteger
 from .units import points, size
@@ -27,6 +27,8 @@ NOISE_FRACTION: Final = 0.15
 """Latencies that differ by less are taken as equal."""
 NOISE_MS: Final = 0.05
 """So are those that differ by less than this: a call's own overhead, and what a busy host adds to it."""
+TURNS_NOISE_MS: Final = 0.005
+"""What is left of that where both were measured in turns."""
 ALIKE_FRACTION: Final = 0.1
 """Files that differ by less are taken as equally small."""
 NEAREST: Final = 3
@@ -219,20 +221,22 @@ def _quick(good: Sequence[Placement]) -> list[Placement]:
     """Those that are about as fast as the fastest; all where somebody's latency is not known."""
     if any(one.latency_ms is None for one in good):
         return list(good)
-    least = min(_latency(one) for one in good)
-    return [one for one in good if not slower(_latency(one), least)]
+    figures = [one.latency_ms for one in good if one.latency_ms is not None]
+    least = min(figures, key=lambda figure: figure.value)
+    return [one for one, figure in zip(good, figures, strict=True) if not slower(figure, least)]
 
 
-def slower(latency_ms: float, other_ms: float) -> bool:
-    """Whether a latency is longer than another one by more than noise."""
-    if latency_ms == other_ms:
-        return False
-    return latency_ms - other_ms >= max(NOISE_MS, NOISE_FRACTION * latency_ms)
+def slower(latency: Figure, other: Figure) -> bool:
+    """Whether a latency in ms is longer than another one by more than noise.
 
-
-def _latency(one: Placement) -> float:
-    assert one.latency_ms is not None
-    return one.latency_ms.value
+    >>> from converters.candidate import Basis
+    >>> alone, turns = ([Figure(ms, basis) for ms in (0.147, 0.107)] for basis in (Basis.HOST, Basis.TURNS))
+    >>> slower(*alone), slower(*turns)
+    (False, True)
+    """
+    in_turns = latency.basis is other.basis is Basis.TURNS
+    least_ms = TURNS_NOISE_MS if in_turns else NOISE_MS
+    return latency.value - other.value >= max(least_ms, NOISE_FRACTION * latency.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +277,7 @@ def _why_not(one: Placement, chosen: Placement, profile: HardwareProfile, prefer
     mine, theirs = one.candidate.length_bytes, chosen.candidate.length_bytes
     name = chosen.candidate.name
     slow = ""
-    if one.latency_ms and chosen.latency_ms and slower(one.latency_ms.value, chosen.latency_ms.value):
+    if one.latency_ms and chosen.latency_ms and slower(one.latency_ms, chosen.latency_ms):
         slow = f"slower than {name} ({one.latency_ms.basis.value})"
     if slow and preference is Preference.LATENCY:
         return slow

@@ -11,6 +11,7 @@ import numpy as np
 from edgeml.errors import ConfigError
 from edgeml.ids import digest_of_file
 from edgeml.manifest import RuntimeFamily, ScoreKind, Task
+from edgeml.profile import HOST
 
 from .array_file import Array
 from .assemble import Meaning, check_shape
@@ -81,6 +82,9 @@ def convert(order: ConversionOrder, on_progress: OnProgress = lambda _: None) ->
     found = Search(bench, order.effort, on_progress).run(aims)
     views = []
     for aim in aims:
+        if aim.profile.name == HOST:
+            on_progress(Progress("measuring in turns"))
+            bench.measure_in_turns([one for one in found if aim.is_for(one)], floor)
         placements = tuple(bench.place(one, aim.profile) for one in found if aim.is_for(one))
         views.append(View(placements, select(placements, aim.profile, aim.constraints, order.preference)))
     on_progress(Progress("explaining"))

@@ -22,6 +22,8 @@ from .order import DeviceMeasurement
 from .placement import graph_of, place
 from .plan import RUNTIMES
 from .recipe import Export, Recipe, StaticInteger
+from .select import Floor
+from .turns import in_turns, rivals_of
 from .verify import Venue, Verified, Verifier, not_made
 from .workshop import Workshop
 
@@ -37,6 +39,7 @@ class Workbench:
     layers: dict[Recipe, tuple[LayerSensitivity, ...]] = field(default_factory=dict)
     unscanned: dict[Recipe, str] = field(default_factory=dict)
     """Why the layers of a recipe could not be told apart."""
+    _turns_ms: dict[Recipe, float] = field(default_factory=dict)
     _graphs: dict[Recipe, Graph | None] = field(default_factory=dict)
 
     def candidate(self, recipe: Recipe) -> Verified:
@@ -70,7 +73,18 @@ class Workbench:
             ),
             None,
         )
-        return place(candidate, self.graph(verified), profile, record)
+        turns_ms = self._turns_ms.get(candidate.recipe)
+        return place(candidate, self.graph(verified), profile, record, turns_ms)
+
+    def measure_in_turns(self, found: Sequence[Verified], floor: Floor) -> None:
+        """Measure again, in turns, what is to be compared on this host: candidates of one export."""
+        if not found:
+            return
+        # Runtimes in other interpreters are not compared so.
+        here = [one for one in self._venues(found[0].candidate.recipe.export) if one.place.python is None]
+        rivals = rivals_of(found, floor)
+        if rivals and here:
+            self._turns_ms.update(in_turns(rivals, self.verifier.samples, here[0].runtime))
 
     def graph(self, verified: Verified) -> Graph | None:
         """What a candidate's file computes; None where it cannot be read."""

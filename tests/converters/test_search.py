@@ -96,7 +96,7 @@ class TestAtFirstEffort:
     def test_where_int8_is_good_and_too_large_only_pruning_follows(self):
         names, _ = search(Table(pruned=(0.966, 25_000, 0.5)), max_bytes=20_000)
         pruned = [
-            f"onnx-pruned{ratio}x8-{form}" for ratio in (30, 50, 70) for form in ("int8-s8s8", "weights8")
+            f"onnx-pruned{ratio}x8-{form}" for ratio in (30, 50, 60, 70) for form in ("int8-s8s8", "weights8")
         ]
         assert names == ["onnx-fp32", "onnx-int8-s8s8", *pruned]
 

@@ -95,7 +95,7 @@ class TestEverythingTried:
     def test_pruned_aware_and_smaller_networks_are_beside_the_others_each_with_its_race(self, explored):
         found = trained(explored)
         assert {name.removeprefix("onnx-").split("-")[0] for name in found} == {
-            "pruned30x8", "pruned50x8", "pruned70x8", "qat", "student",
+            "pruned30x8", "pruned50x8", "pruned60x8", "pruned70x8", "qat", "student",
         }  # fmt: skip
         for row in found.values():
             assert "trained: " in row.note
@@ -111,7 +111,7 @@ class TestEverythingTried:
             name: int(row.note.split("% of the MACs")[0]) for name, row in found.items() if "MACs" in row.note
         }
         assert {name for name in found if "qat" not in name} == set(parts)
-        by_ratio = [parts[f"onnx-pruned{ratio}x8-int8-s8s8"] for ratio in (30, 50, 70)]
+        by_ratio = [parts[f"onnx-pruned{ratio}x8-int8-s8s8"] for ratio in (30, 50, 60, 70)]
         assert by_ratio == sorted(by_ratio, reverse=True)
         assert parts["onnx-student-small-tiny-int8-s8s8"] < 25
 
