@@ -24,10 +24,11 @@ from .dataset import Dataset
 from .expected_file import expected_of
 from .feed import feed
 from .metrics import Judge
-from .provenance import CONVERSION_LIBRARIES, checkout_of, libraries
+from .provenance import checkout_of, made_by
 from .recipe import Recipe, encode
 from .report import Conversion, View, WrittenBundle
 from .sources.source import Source
+from .sources.torch_model import TorchModel
 from .steps.c_source import write_c_source
 from .verify import LIMITS, Verified
 
@@ -114,7 +115,7 @@ class Bundler:
             reason=reason,
             git_commit=checkout.commit,
             git_dirty=checkout.is_dirty,
-            libraries=libraries(CONVERSION_LIBRARIES),
+            libraries=made_by(recipe.export, is_torch=isinstance(self.source, TorchModel)),
             settings=encode(recipe).decode(),
             parent=self.order.parent,
         )

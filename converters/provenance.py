@@ -13,6 +13,11 @@ from pathlib import Path
 from typing import Final
 
 from edgeml import __version__
+from edgeml.errors import ConfigError
+from edgeml.guest import Guest, interpreter_with, version_here, version_in
+from edgeml.manifest import RuntimeFamily
+
+from .recipe import Export
 
 GIT_TIMEOUT_S: Final = 5.0
 CONVERSION_LIBRARIES: Final = (
@@ -64,3 +69,20 @@ def libraries(names: tuple[str, ...]) -> tuple[str, ...]:
         except metadata.PackageNotFoundError:
             continue
     return tuple(found)
+
+
+def made_by(export: Export, *, is_torch: bool) -> tuple[str, ...]:
+    """Name everything that has a hand in a candidate: CONVERSION_LIBRARIES, and what writes torch's models as .tflite.
+
+    The latter may be in another interpreter.
+    """
+    found = libraries(CONVERSION_LIBRARIES)
+    if not is_torch or export.family is not RuntimeFamily.TFLITE:
+        return found
+    guest = Guest.LITERT_TORCH
+    try:
+        python = interpreter_with(guest)
+    except ConfigError:
+        return found  # Then there will be no export, and its error says so.
+    version = version_here(guest) if python is None else version_in(python, guest)
+    return (*found, f"{guest.value} {version}")

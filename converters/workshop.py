@@ -21,7 +21,7 @@ from edgeml.manifest import RuntimeFamily
 from .array_file import Array
 from .dataset import Dataset
 from .feed import channels_to
-from .provenance import CONVERSION_LIBRARIES, libraries
+from .provenance import CONVERSION_LIBRARIES, libraries, made_by
 from .recipe import Export, Prune, QuantizationAwareTraining, Recipe, Student, TrainingStep
 from .sources.source import ModelFile, Source
 from .sources.torch_model import TorchModel
@@ -60,6 +60,7 @@ class Workshop:
     students: Mapping[Student, str] = field(default_factory=dict)
     on_fraction: OnFraction = lambda _: None
     _trained: dict[tuple[TrainingStep, ...], TorchModel] = field(default_factory=dict)
+    _made_by: dict[Export, tuple[str, ...]] = field(default_factory=dict)
     _libraries: tuple[str, ...] = field(default_factory=lambda: libraries(CONVERSION_LIBRARIES))
 
     def make(self, recipe: Recipe) -> bytes:
@@ -73,7 +74,14 @@ class Workshop:
 
     def key(self, recipe: Recipe) -> Key:
         """Name everything that a recipe's result depends on."""
-        return key_of("model", FORM, self.fingerprint, self.data.sha256, self.output, recipe, self._libraries)
+        by = self.made_by(recipe.export)
+        return key_of("model", FORM, self.fingerprint, self.data.sha256, self.output, recipe, by)
+
+    def made_by(self, export: Export) -> tuple[str, ...]:
+        """Name the libraries that have a hand in what is exported so."""
+        if export not in self._made_by:
+            self._made_by[export] = made_by(export, is_torch=isinstance(self.source, TorchModel))
+        return self._made_by[export]
 
     def _kept(self, key: Key, make: Callable[[], bytes]) -> bytes:
         found = self.store.get(key)

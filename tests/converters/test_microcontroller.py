@@ -123,7 +123,9 @@ class TestThreeProfilesInOneCall:
             assert given.scale
             recorded = golden.decode(one.read(GOLDEN), one.manifest)
             settings = json.loads(one.manifest.provenance.settings)
+            libraries = one.manifest.provenance.libraries
             model = one.model()
+        assert any(one.startswith("litert-torch 0") for one in libraries)
         assert settings["export"]["layout"] == "channels-last"
         first = np.load(source / "data.npz")["evaluation_x"][: golden.SAMPLES].transpose(0, 2, 3, 1)
         real = (recorded.inputs[0].astype(np.float32) - taken.zero_point) * taken.scale

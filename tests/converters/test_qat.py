@@ -7,13 +7,20 @@ import numpy as np
 import pytest
 
 from converters.quiet import quiet
-from converters.recipe import Activations, QuantizationAwareTraining
+from converters.recipe import Activations, Boundary, Layout, QuantizationAwareTraining, StaticInteger
 from converters.sources.torch_model import TorchModel
+from converters.steps.litert_export import export_tflite
+from converters.steps.litert_quantize import quantize_tflite
 from converters.steps.onnx_export import export_onnx
 from converters.steps.qat import train_quantized
 from converters.steps.training_data import prepare
 from edgeml.errors import BackendError, ConfigError
+from edgeml.guest import Guest
 from edgeml.ids import digest_of
+from edgeml.manifest import RuntimeFamily
+from edgeml.probe import probe
+
+from .guests import needs, python_of
 
 pytestmark = pytest.mark.torch
 
@@ -105,6 +112,25 @@ def test_what_int8_loses_to_wild_channels_is_won_back_on_onnxruntime(images, wil
     step = QuantizationAwareTraining(epochs=6)
     trained = train_quantized(wild, step, data)
     won = int8_accuracy(trained.model, images)
+    assert floats - lost > 0.1
+    assert won - lost > 0.5 * (floats - lost)
+
+
+@needs(Guest.LITERT_TORCH)
+def test_what_int8_loses_to_wild_channels_is_won_back_on_litert(images, wild, monkeypatch):
+    monkeypatch.setenv(Guest.LITERT_TORCH.variable, str(python_of(Guest.LITERT_TORCH)))
+    x, y = images
+    int8 = StaticInteger(Activations.INT8, boundary=Boundary.FLOAT)
+
+    def right(file):
+        answers = probe(file, RuntimeFamily.TFLITE, [x[1200:]]).answers[0]
+        return float((answers.argmax(axis=1) == y[1200:]).mean())
+
+    plain = export_tflite(wild, x[:8], "output", Layout.SOURCE)
+    floats, lost = right(plain), right(quantize_tflite(plain, x[:200], int8))
+    data = prepare(wild, x[:1200], y[:1200])
+    trained = train_quantized(wild, QuantizationAwareTraining(8, Activations.INT8, epochs=6), data)
+    won = right(quantize_tflite(export_tflite(trained.model, x[:8], "output", Layout.SOURCE), x[:200], int8))
     assert floats - lost > 0.1
     assert won - lost > 0.5 * (floats - lost)
 
