@@ -110,6 +110,8 @@ def test_an_agent_serves_on_a_full_disk_and_counts_again_when_there_is_room(make
     agent = make_agent(disk.path / "state")
     agent.start()
     assert agent.serves()
+    # With that the journal's first write is behind it, which else would be refused first, again and again.
+    agent.wait_for(lambda: agent.ask() and agent.streams()["windows"]["held"], "the first window")
     disk.fill()
 
     def refused():
