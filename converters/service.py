@@ -6,6 +6,8 @@ its own file. An interrupted conversion goes on where it was: everything that wa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from edgeml.errors import ConfigError
@@ -31,7 +33,7 @@ from .sources.source import ModelFile, Source
 from .sources.source_name import parse_source
 from .store import Store, default_folder
 from .venues import venues_for
-from .verify import Verifier
+from .verify import Verified, Verifier
 from .workbench import Workbench
 from .workshop import Workshop, fingerprint_of
 
@@ -79,12 +81,9 @@ def convert(order: ConversionOrder, on_progress: OnProgress = lambda _: None) ->
         },
         order.measurements,
     )
-    found = Search(bench, order.effort, on_progress).run(aims)
+    found = _searched(Search(bench, order.effort, on_progress), bench, aims, floor)
     views = []
     for aim in aims:
-        if aim.profile.name == HOST:
-            on_progress(Progress("measuring in turns"))
-            bench.measure_in_turns([one for one in found if aim.is_for(one)], floor)
         placements = tuple(bench.place(one, aim.profile) for one in found if aim.is_for(one))
         views.append(View(placements, select(placements, aim.profile, aim.constraints, order.preference)))
     on_progress(Progress("explaining"))
@@ -98,6 +97,22 @@ def convert(order: ConversionOrder, on_progress: OnProgress = lambda _: None) ->
     on_progress(Progress("writing bundles"))
     bundler = Bundler(order, source, data, judge, meaning, explained)
     return bundler.write(found, views)
+
+
+def _searched(search: Search, bench: Workbench, aims: Sequence[Aim], floor: Floor) -> tuple[Verified, ...]:
+    """Search until nothing is needed any more by latencies that were measured in turns."""
+    found = search.run(aims)
+    here = [aim for aim in aims if aim.profile.name == HOST]
+    while here:
+        search.on_progress(Progress("measuring in turns"))
+        for aim in here:
+            bench.measure_in_turns([one for one in found if aim.is_for(one)], floor)
+        # What seemed quick enough when it was made may not be beside the others.
+        more = search.run(aims)
+        if len(more) == len(found):
+            break
+        found = more
+    return found
 
 
 def _judged(

@@ -1,7 +1,8 @@
 """When a stage is needed and when a search ends, with candidates whose figures are told."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import msgspec
 import pytest
 
 from converters.candidate import Basis, Candidate, Failed, Figure, Measured, Placement, Run
@@ -9,10 +10,11 @@ from converters.plan import Effort, Lack, Means, stages
 from converters.recipe import Float16, Prune, StaticInteger
 from converters.search import Aim, Search, lack
 from converters.select import Constraints, Floor
+from converters.service import _searched
 from converters.verify import Verified
 from edgeml import profile
 from edgeml.manifest import RuntimeFamily
-from edgeml.profile import DeviceRuntime
+from edgeml.profile import HOST, DeviceRuntime
 
 ARM = profile.load("raspberry-pi-4")
 X86 = profile.load("generic-x86-64")
@@ -139,3 +141,46 @@ class TestLack:
         runs = (Run(DeviceRuntime.ONNXRUNTIME, "", Failed("died")),)
         broken = Placement(Candidate(recipe, 5, None, runs), runs, None, None)
         assert lack([broken], ARM, Constraints(FLOOR)) is Lack.ACCURACY
+
+
+class Drifting(Table):
+    """A machine that was quick while candidates were made: in turns, all take twice as long."""
+
+    compared: int = 0
+
+    def measure_in_turns(self, found, floor):
+        assert floor == FLOOR
+        self.compared = len(found)
+
+    def place(self, verified, profile):
+        placed = super().place(verified, profile)
+        if not self.compared:
+            return placed
+        return replace(placed, latency_ms=Figure(2 * placed.latency_ms.value, Basis.TURNS))
+
+
+class TestOnThisHost:
+    def searched(self, name, max_latency_ms):
+        board = msgspec.structs.replace(ARM, name=name)
+        constraints = Constraints(FLOOR, max_latency_ms=max_latency_ms)
+        aim = Aim(board, stages(board, MEANS, RuntimeFamily.ONNX, Effort.FIRST), constraints)
+        table, said = Drifting(), []
+        found = _searched(Search(table, Effort.FIRST, said.append), table, (aim,), FLOOR)
+        return [one.candidate.name for one in found], table.compared, [one.text for one in said]
+
+    def test_what_seemed_quick_enough_is_searched_on_if_it_is_not_beside_the_others(self):
+        names, compared, said = self.searched(HOST, 1.5)
+        assert names[:2] == ["onnx-fp32", "onnx-int8-s8s8"]
+        assert any("pruned" in name for name in names)
+        assert compared == len(names)
+        assert said.count("measuring in turns") == 2
+
+    def test_what_is_quick_enough_beside_the_others_ends_it(self):
+        names, compared, said = self.searched(HOST, 2.5)
+        assert (names, compared) == (["onnx-fp32", "onnx-int8-s8s8"], 2)
+        assert said.count("measuring in turns") == 1
+
+    def test_a_board_is_not_measured_here(self):
+        names, compared, said = self.searched("raspberry-pi-4", 1.5)
+        assert (names, compared) == (["onnx-fp32", "onnx-int8-s8s8"], 0)
+        assert "measuring in turns" not in said
