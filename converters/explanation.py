@@ -93,7 +93,7 @@ def _answers(
             question=WHICH_LAYER,
             answer="\n".join((*which_layer(layers, floor, after), *bench.unscanned.values())),
         ),
-        Answer(question=WHY_SLOW, answer="\n".join(slow)),
+        Answer(question=WHY_SLOW, answer="\n".join((*slow, *filter(None, [bench.uncompared])))),
     )
 
 

@@ -16,8 +16,8 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from edgeml.child import ChildLimits, module_command, run_child
-from edgeml.errors import BackendError, BudgetError
+from edgeml.child import ChildLimits, module_command, one_line, run_child
+from edgeml.errors import BackendError
 from edgeml.profile import DeviceRuntime
 
 from .candidate import Measured
@@ -52,8 +52,11 @@ def in_turns(rivals: Sequence[Verified], samples: Array, runtime: DeviceRuntime)
         runtime: what runs them.
 
     Returns:
-        The median latency of one request with one sample, in ms; empty if it could not be measured, which is no reason
-        to end a conversion: each has a figure of its own.
+        The median latency of one request with one sample, in ms.
+
+    Raises:
+        BackendError: A model cannot be run beside the others, or the process died, hung or wrote garbage.
+        BudgetError: It took too much memory.
     """
     with tempfile.TemporaryDirectory(prefix="edgeml-turns-") as name:
         folder = Path(name)
@@ -65,15 +68,17 @@ def in_turns(rivals: Sequence[Verified], samples: Array, runtime: DeviceRuntime)
         family = rivals[0].candidate.recipe.family
         request = TurnsRequest(len(rivals), family, runtime, MEASURE_S, LIMITS.timeout_s)
         (folder / REQUEST).write_bytes(msgspec.json.encode(request))
+        command = [*module_command("converters.turns_child", folder), str(folder), str(os.getpid())]
+        run_child(command, folder, LIMITS, _DEED)
         try:
-            command = [*module_command("converters.turns_child", folder), str(folder), str(os.getpid())]
-            run_child(command, folder, LIMITS, _DEED)
             with (folder / REPORT).open("rb") as file:
                 report = msgspec.json.decode(file.read(_REPORT_BYTES_MAX), type=TurnsReport)
-        except (BackendError, BudgetError, OSError, msgspec.MsgspecError):
-            return {}
+        except (OSError, UnicodeDecodeError, msgspec.MsgspecError) as error:
+            raise BackendError(f"the process that {_DEED} left no readable result") from error
+    if report.refusal:
+        raise BackendError(f"candidates could not be measured in turns: {one_line(report.refusal)}")
     if len(report.latency_p50_ms) != len(rivals) or not all(one > 0 for one in report.latency_p50_ms):
-        return {}
+        raise BackendError(f"the process that {_DEED} left other figures than were asked for")
     recipes = (one.candidate.recipe for one in rivals)
     return dict(zip(recipes, report.latency_p50_ms, strict=True))
 

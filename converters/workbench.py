@@ -39,6 +39,8 @@ class Workbench:
     layers: dict[Recipe, tuple[LayerSensitivity, ...]] = field(default_factory=dict)
     unscanned: dict[Recipe, str] = field(default_factory=dict)
     """Why the layers of a recipe could not be told apart."""
+    uncompared: str = ""
+    """Why latencies on this host could not be measured in turns."""
     _turns_ms: dict[Recipe, float] = field(default_factory=dict)
     _graphs: dict[Recipe, Graph | None] = field(default_factory=dict)
 
@@ -83,8 +85,13 @@ class Workbench:
         # Runtimes in other interpreters are not compared so.
         here = [one for one in self._venues(found[0].candidate.recipe.export) if one.place.python is None]
         rivals = rivals_of(found, floor)
-        if rivals and here:
+        if not (rivals and here):
+            return
+        try:
             self._turns_ms.update(in_turns(rivals, self.verifier.samples, here[0].runtime))
+        except (BackendError, BudgetError) as error:
+            # Told in the report; each candidate has a figure of its own.
+            self.uncompared = error.message
 
     def graph(self, verified: Verified) -> Graph | None:
         """What a candidate's file computes; None where it cannot be read."""

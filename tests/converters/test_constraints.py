@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from converters import turns
 from converters.cli import convert as command
 from edgeml import profile
 from edgeml.bundle import Bundle
@@ -251,3 +252,13 @@ class TestMetrics:
 def test_every_profile_that_ships_is_one_that_a_limit_can_be_held_against(both):
     assert set(BASIS) - {"host"} <= set(profile.names())
     assert {row["variant"] for row in both["candidates"]} >= {"onnx-fp32", "onnx-int8-s8s8"}
+
+
+def test_what_cannot_be_compared_here_is_told_and_ends_nothing(desk, tmp_path, monkeypatch):
+    monkeypatch.setattr(turns, "module_command", lambda *_: ["/bin/sh", "-c", "kill -ABRT $$", "sh"])
+    report = report_of(run(desk, "net.onnx", "data.npz", tmp_path, "--profile", "host", "--json"))
+    assert chosen(report, "host")
+    assert {one["latency_basis"] for row in report["candidates"] for one in row["verdicts"]} == {
+        BASIS["host"]
+    }
+    assert any("SIGABRT" in one["answer"] for one in report["answers"])

@@ -9,6 +9,7 @@ import pytest
 
 from converters import convert
 from converters.assemble import ReleaseName
+from converters.explain import tflite_sensitivity
 from converters.explain.sensitivity import Trial, exclusions
 from converters.explain.tflite_sensitivity import scan_tflite
 from converters.metrics import Evaluation, judge_of
@@ -123,10 +124,19 @@ def test_a_search_finds_the_mixture_and_says_which_layer_it_was(harmed, tmp_path
     assert "pointwise (CONV_2D)" in Path(conversion.page).read_text()
 
 
-def test_a_model_that_ends_the_process_is_an_error_and_no_more():
+def test_a_file_that_is_cut_short_is_an_error():
     net = digits_net()
-    with pytest.raises(BackendError):
+    with pytest.raises(BackendError, match="damaged"):
         scan_tflite(net.model[:500], net.calibration, INT8, Trial(net.samples, lambda _: None), Layout.SOURCE)
+
+
+def test_a_process_that_dies_is_an_error(monkeypatch):
+    net = digits_net()
+    monkeypatch.setattr(
+        tflite_sensitivity, "module_command", lambda *_: ["/bin/sh", "-c", "kill -ABRT $$", "sh"]
+    )
+    with pytest.raises(BackendError, match="SIGABRT"):
+        scan_tflite(net.model, net.calibration, INT8, Trial(net.samples, lambda _: None), Layout.SOURCE)
 
 
 def test_a_model_without_layers_is_an_error_with_that_word():

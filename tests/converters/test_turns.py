@@ -8,6 +8,7 @@ from converters.recipe import Export, Float16, Prune, Recipe, WeightOnly
 from converters.select import Floor, slower
 from converters.turns import RIVALS_MAX, in_turns, rivals_of
 from converters.verify import Verified
+from edgeml.errors import BackendError
 from edgeml.manifest import RuntimeFamily
 from edgeml.probe import probe
 from edgeml.profile import DeviceRuntime
@@ -116,12 +117,14 @@ class TestMeasuring:
         assert list(found) == [one.candidate.recipe for one in rivals]
 
     @pytest.mark.parametrize("model", [b"", b"no model", b"\x08\x08"])
-    def test_a_model_that_cannot_be_loaded_ends_nothing(self, pooled, rivals, model):
+    def test_a_model_that_cannot_be_loaded_is_an_error(self, pooled, rivals, model):
         broken = Verified(rivals[1].candidate, model, rivals[1].results)
-        assert in_turns([rivals[0], broken], pooled[1], ORT) == {}
+        with pytest.raises(BackendError, match="could not be measured in turns"):
+            in_turns([rivals[0], broken], pooled[1], ORT)
 
-    def test_a_process_that_dies_ends_nothing(self, pooled, rivals, monkeypatch):
+    def test_a_process_that_dies_is_an_error(self, pooled, rivals, monkeypatch):
         from converters import turns
 
         monkeypatch.setattr(turns, "module_command", lambda *_: ["/bin/sh", "-c", "kill -SEGV $$", "sh"])
-        assert in_turns(rivals, pooled[1], ORT) == {}
+        with pytest.raises(BackendError, match="SIGSEGV"):
+            in_turns(rivals, pooled[1], ORT)
