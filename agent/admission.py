@@ -26,7 +26,11 @@ MARGIN_ELSEWHERE: Final = 1.2
 """Granted on a peak that another machine measured."""
 FILE_FACTOR: Final = 2.5
 """Memory for each byte of a model file of which no peak is known."""
-RUNTIME_BYTES: Final = {RuntimeFamily.ONNX: 40 << 20, RuntimeFamily.TFLITE: 20 << 20}
+RUNTIME_BYTES: Final = {
+    RuntimeFamily.ONNX: 40 << 20,
+    RuntimeFamily.TFLITE: 20 << 20,
+    RuntimeFamily.TORCHSCRIPT: 200 << 20,
+}
 """What a runtime takes besides, where no peak is known."""
 OWN_FRACTION_MIN: Final = 0.125
 """At least this part of a peak is the worker's own, whatever it is said to share."""

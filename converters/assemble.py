@@ -173,6 +173,6 @@ def write(out: Path, manifest: Manifest, members: dict[str, bytes]) -> WrittenBu
     path = out / f"{manifest.model}-{manifest.version}-{manifest.variant}.edgeml"
     bundle.write_bundle(path, manifest, members)
     return WrittenBundle(
-        path=str(path), variant=manifest.variant, profiles=manifest.profiles, length_bytes=path.stat().st_size,
-        sha256=digest_of_file(path),
+        path=str(path), variant=manifest.variant, runtime=manifest.runtime, profiles=manifest.profiles,
+        length_bytes=path.stat().st_size, sha256=digest_of_file(path),
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Makes a bundle of each candidate that a profile chose.
 
-Decides what the manifests of one conversion have in common, and for whom a bundle is. What a bundle holds is
-`assemble.py`'s business, what C source beside it holds `steps/c_source.py`'s.
+Decides what the manifests of one conversion have in common, for whom a bundle is, and what lies beside it for programs
+that no agent runs in. What a bundle holds is `assemble.py`'s business, what C source holds `steps/c_source.py`'s.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgeml import atomic
-from edgeml.manifest import Manifest, Provenance, Quality
+from edgeml.manifest import Manifest, Provenance, Quality, RuntimeFamily
 from edgeml.probe import ProbeResult
 from edgeml.profile import DeviceRuntime
 
@@ -63,8 +63,13 @@ class Bundler:
         files: list[str] = []
         for manifest, members in ready:
             bundles.append(write(self.order.out, manifest, members))
-            if DeviceRuntime.TFLITE_MICRO in self._runtimes(manifest.profiles):
-                files += self._c_files(manifest, members[manifest.runtime.model_member])
+            model = members[manifest.runtime.model_member]
+            if manifest.runtime is RuntimeFamily.TORCHSCRIPT:
+                files.append(self._beside(manifest, ".pt", model))
+            elif DeviceRuntime.TFLITE_MICRO in self._runtimes(manifest.profiles):
+                source = write_c_source(model, manifest.model)
+                files.append(self._beside(manifest, ".h", source.header.encode()))
+                files.append(self._beside(manifest, ".cc", source.source.encode()))
         return Conversion(
             report=self.explained.report, bundles=tuple(bundles), warnings=self.source.warnings,
             page=str(self.explained.page), files=tuple(files),
@@ -133,12 +138,8 @@ class Bundler:
         profiles = [profile for profile in self.order.profiles if profile.name in names]
         return {runtime for profile in profiles for runtime in profile.runtimes}
 
-    def _c_files(self, manifest: Manifest, model: bytes) -> list[str]:
-        source = write_c_source(model, manifest.model)
-        stem = f"{manifest.model}-{manifest.version}-{manifest.variant}"
-        written = []
-        for ending, text in ((".h", source.header), (".cc", source.source)):
-            path = self.order.out / f"{stem}{ending}"
-            atomic.write_bytes(path, text.encode(), mode=0o644)
-            written.append(str(path))
-        return written
+    def _beside(self, manifest: Manifest, suffix: str, content: bytes) -> str:
+        """Write what a device's own program is built with, or loads, next to the bundle."""
+        path = self.order.out / f"{manifest.model}-{manifest.version}-{manifest.variant}{suffix}"
+        atomic.write_bytes(path, content, mode=0o644)
+        return str(path)

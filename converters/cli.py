@@ -46,7 +46,7 @@ OUT = click.option(
 )
 @click.option(
     "--target",
-    type=click.Choice(["onnx", "tflite"]),
+    type=click.Choice(["onnx", "tflite", "torchscript"]),
     help="What is made; default: ONNX where the profile runs it.",
 )
 @click.option(

@@ -71,7 +71,7 @@ def tell(result: BundleDiff) -> None:
             table.add_row(_plain(one.field), _shown(one.before), _shown(one.after))
         console.print(table)
     console.print(_answers(result), soft_wrap=True)
-    console.print(f"weights: {result.tensors_changed} of {result.tensors} tensors changed", soft_wrap=True)
+    console.print(f"weights: {_weights(result)}", soft_wrap=True)
     for layer in result.layers[:LAYERS_SHOWN]:
         console.print(f"  {_layer(layer)}", soft_wrap=True)
     if len(result.layers) > LAYERS_SHOWN:
@@ -82,6 +82,12 @@ def tell(result: BundleDiff) -> None:
     console.print(
         f"a device that has the first downloads {size(result.delta_bytes)} ({share:.0%} of the bundle)"
     )
+
+
+def _weights(result: BundleDiff) -> str:
+    if not result.tensors:
+        return "none that can be compared"
+    return f"{result.tensors_changed} of {result.tensors} tensors changed"
 
 
 def _answers(result: BundleDiff) -> str:

@@ -205,7 +205,7 @@ def _check(order: PackagingOrder) -> RuntimeFamily:
         raise ConfigError(
             "give each profile once, and at least one", hint="`edgeml profiles list` shows them"
         )
-    families = {f".{family.value}": family for family in RuntimeFamily}
+    families = {f".{family.value}": family for family in _RUNTIMES}
     if order.model.suffix not in families:
         raise ConfigError(
             f"{order.model.name} is neither .onnx nor .tflite",

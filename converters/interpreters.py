@@ -35,5 +35,5 @@ def place_of(runtime: DeviceRuntime) -> Place:
                 return Place(runtime, python=interpreter_with(Guest.TFLITE_MICRO))
             except ConfigError:
                 return STAND_IN
-        case DeviceRuntime.ONNXRUNTIME | DeviceRuntime.AI_EDGE_LITERT:
+        case DeviceRuntime.ONNXRUNTIME | DeviceRuntime.AI_EDGE_LITERT | DeviceRuntime.TORCH:
             return Place(runtime)

@@ -30,9 +30,13 @@ def graph_of(verified: Verified) -> Graph | None:
     if not verified.model:
         return None
     try:
-        if verified.candidate.recipe.family is RuntimeFamily.ONNX:
-            return read_onnx(verified.model)
-        return read_tflite(verified.model)
+        match verified.candidate.recipe.family:
+            case RuntimeFamily.ONNX:
+                return read_onnx(verified.model)
+            case RuntimeFamily.TFLITE:
+                return read_tflite(verified.model)
+            case RuntimeFamily.TORCHSCRIPT:
+                return None  # It is code; what it computes is measured.
     except BackendError:
         return None
 

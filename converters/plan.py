@@ -45,6 +45,7 @@ RUNTIMES: Final = {
     RuntimeFamily.TFLITE: frozenset(
         {DeviceRuntime.AI_EDGE_LITERT, DeviceRuntime.TFLITE_RUNTIME, DeviceRuntime.TFLITE_MICRO}
     ),
+    RuntimeFamily.TORCHSCRIPT: frozenset({DeviceRuntime.TORCH}),
 }
 """Which runtimes load which family."""
 
@@ -113,13 +114,13 @@ _COST: Final = frozenset({Lack.COST})
 
 
 def family_for(profile: HardwareProfile, means: Means, wanted: RuntimeFamily | None) -> RuntimeFamily:
-    """Decide what a profile gets: what was asked for, else ONNX where it has onnxruntime, else TFLite.
+    """Decide what a profile gets: what was asked for, else ONNX where it has onnxruntime, else TFLite, else TorchScript.
 
     Raises:
         IncompatibleError: The profile has no runtime for what the source can become.
     """
     candidates = means.families if wanted is None else (wanted,)
-    for family in (RuntimeFamily.ONNX, RuntimeFamily.TFLITE):
+    for family in RuntimeFamily:
         if family in candidates and family in means.families and RUNTIMES[family] & set(profile.runtimes):
             return family
     has = ", ".join(runtime.value for runtime in profile.runtimes) or "no runtime"
@@ -144,6 +145,12 @@ def stages(
         effort: EXPLORE adds what is seldom worth it.
     """
     export = export_for(profile, means, family)
+    if family is RuntimeFamily.TORCHSCRIPT:
+        # torch's own quantization of TorchScript is given up by torch; what is smaller has fewer channels.
+        return (
+            Stage("as it is", (Recipe(export),), 4.0, _ALWAYS),
+            *_smaller_networks(profile, means, export, [None]),
+        )
     static = static_for(profile, family)
     planned = [
         Stage("as it is", (Recipe(export),), 4.0, _ALWAYS),
@@ -253,12 +260,22 @@ def _training_stages(
 ) -> list[Stage]:
     if not means.can_train:
         return []
-    block = int(profile.channel_block.value)
     aware = Recipe(export, (QuantizationAwareTraining(static.weight_bits, static.activations),), static)
     found = [Stage("quantization-aware training", (aware,), 30.0, _ACCURACY)]
-    smaller: list[Compression] = (
+    smaller: list[Compression | None] = (
         [static] if export.family is RuntimeFamily.TFLITE else [static, WeightOnly(8)]
     )
+    return [*found, *_smaller_networks(profile, means, export, smaller)]
+
+
+def _smaller_networks(
+    profile: HardwareProfile, means: Means, export: Export, smaller: Sequence[Compression | None]
+) -> list[Stage]:
+    """Plan what is trained, and each way of compressing it."""
+    if not means.can_train:
+        return []
+    block = int(profile.channel_block.value)
+    found = []
     for title, steps, cost_s in (
         ("pruning", [Prune(ratio, block) for ratio in PRUNE_RATIOS], 40.0),
         ("students", list(means.students), 60.0),

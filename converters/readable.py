@@ -24,7 +24,7 @@ SAMPLES: Final = 8
 """By which a translation is compared with its original; random ones, so it is a look and no proof."""
 SIDE_MAX: Final = 1 << 20
 _READERS: Final = {RuntimeFamily.ONNX: read_onnx, RuntimeFamily.TFLITE: read_tflite}
-_BY_SUFFIX: Final = {f".{one.value}": one for one in RuntimeFamily}
+_BY_SUFFIX: Final = {f".{one.value}": one for one in _READERS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,11 @@ def _of_file(path: Path) -> Readable:
 
         with Bundle(path) as bundle:
             data, family = bundle.model(), bundle.manifest.runtime
+        if family not in _READERS:
+            raise ConfigError(
+                f"{path.name} holds {family.value}, which is code and no graph",
+                hint="give what it was converted from, with --shape",
+            )
         return Readable(path.name, _READERS[family](data), len(data))
     try:
         with path.open("rb") as file:

@@ -263,6 +263,8 @@ def _export_said(step: Export) -> str:
         return "as it is: quantized already"
     if step.family is RuntimeFamily.TFLITE:
         return "TFLite"
+    if step.family is RuntimeFamily.TORCHSCRIPT:
+        return "TorchScript, traced and frozen"
     return f"ONNX, brought to opset {step.opset}" if step.opset else "ONNX"
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 from edgeml.expectation import Expected
 from edgeml.ids import Digest
+from edgeml.manifest import RuntimeFamily
 from edgeml.steps import Processing
 
 from .candidate import Candidate, Failed, Placement, Run
@@ -112,6 +113,7 @@ class WrittenBundle(msgspec.Struct, frozen=True, kw_only=True):
 
     path: str
     variant: str
+    runtime: RuntimeFamily
     profiles: tuple[str, ...]
     length_bytes: int
     sha256: Digest

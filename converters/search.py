@@ -121,11 +121,16 @@ class Search:
 
 
 def lack(placements: Sequence[Placement], profile: HardwareProfile, constraints: Constraints) -> Lack:
-    """Say what a profile still misses: nothing, if something other than the plain export is chosen."""
+    """Say what a profile still misses.
+
+    Nothing, if something other than the plain export is chosen, or that one as long as nothing smaller was tried.
+    """
     chosen = select(placements, profile, constraints, Preference.BYTES).chosen
     if chosen is not None and not chosen.is_plain:
         return Lack.NOTHING
     shrunk = [one for one in placements if not one.candidate.recipe.is_plain]
+    if not shrunk:
+        return Lack.COST if chosen is None else Lack.NOTHING
     return Lack.COST if any(_scores_enough(one, constraints.floor) for one in shrunk) else Lack.ACCURACY
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -19,6 +20,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from edgeml.expectation import Expected
+from edgeml.manifest import RuntimeFamily
 from edgeml.steps import Processing, Step
 
 from .report import CandidateRow, Conversion, Packaging, Report, RunRow
@@ -27,6 +29,11 @@ from .select import Verdict
 from .units import size
 
 WIDTH: Final = 110
+_FOR_PROGRAMS: Final = {
+    ".h": "source for TensorFlow Lite Micro",
+    ".cc": "source for TensorFlow Lite Micro",
+    ".pt": "for torch.jit.load, in Python or C++; no agent loads it",
+}
 REASONS_MAX: Final = 4
 """What is said in a terminal of those that were not chosen; all of it stands in the page and with --json."""
 
@@ -97,11 +104,11 @@ def tell_conversion(conversion: Conversion) -> None:
             soft_wrap=True,
         )
     for path in conversion.files:
-        console.print(f"{path}: source for TensorFlow Lite Micro", soft_wrap=True)
+        console.print(f"{path}: {_FOR_PROGRAMS[Path(path).suffix]}", soft_wrap=True)
     console.print(f"{conversion.page}: all of this with pictures", soft_wrap=True)
-    console.print(
-        f"next: edgeml fleet publish {' '.join(bundle.path for bundle in conversion.bundles)}", soft_wrap=True
-    )
+    served = [one.path for one in conversion.bundles if one.runtime is not RuntimeFamily.TORCHSCRIPT]
+    if served:
+        console.print(f"next: edgeml fleet publish {' '.join(served)}", soft_wrap=True)
 
 
 def console_for_tables() -> Console:

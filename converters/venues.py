@@ -32,7 +32,7 @@ def _venue(runtime: DeviceRuntime) -> Venue | None:
     if place.python is not None:
         return Venue(runtime, place, version_in(place.python, Guest(runtime.value)))
     name = (place.runtime or runtime).value
-    version = installed_runtimes().get(name, "") or (
+    version = installed_runtimes((name,)).get(name, "") or (
         version_here(Guest(name)) if name in {one.value for one in Guest} else ""
     )
     return Venue(runtime, place, version) if version else None

@@ -57,13 +57,18 @@ class Weight:
 
 
 def read_weights(model: bytes, family: RuntimeFamily) -> tuple[Weight, ...]:
-    """Read all numeric constants, in the order of the file.
+    """Read all numeric constants, in the order of the file; none of TorchScript, whose file is code.
 
     Raises:
         BackendError: The file is damaged, or keeps its weights elsewhere.
     """
-    read = _onnx if family is RuntimeFamily.ONNX else _tflite
-    return tuple(read(model))
+    match family:
+        case RuntimeFamily.ONNX:
+            return tuple(_onnx(model))
+        case RuntimeFamily.TFLITE:
+            return tuple(_tflite(model))
+        case RuntimeFamily.TORCHSCRIPT:
+            return ()
 
 
 def _onnx(model: bytes) -> Iterator[Weight]:

@@ -36,6 +36,7 @@ from .steps.onnx_lower import lower
 from .steps.prune import prune
 from .steps.qat import train_quantized
 from .steps.student import teach
+from .steps.torchscript_export import export_torchscript
 from .steps.training_data import prepare
 from .store import Key, Store, key_of
 
@@ -132,6 +133,8 @@ class Workshop:
         if export.family is RuntimeFamily.ONNX:
             exported = export_onnx(model, self.data.calibration_x, self.output)
             return lower(exported, export.opset) if export.opset else exported
+        if export.family is RuntimeFamily.TORCHSCRIPT:
+            return export_torchscript(model, self.data.calibration_x, self.output)
         return export_tflite(model, self.data.calibration_x, self.output, export.layout)
 
     def _model(self, source: TorchModel, training: tuple[TrainingStep, ...]) -> TorchModel:

@@ -16,7 +16,7 @@ import msgspec
 from .errors import ConfigError
 from .machine_facts import MachineFacts, disk_bytes, read_facts
 from .profile import HOST, Architecture, DeviceRuntime, HardwareProfile, Origin, Quantity, load
-from .runtime import installed_runtimes
+from .runtime import RUNTIME_PACKAGES, installed_runtimes
 
 SYSTEM_BYTES: Final = 150_000_000
 """What a small Linux system takes of memory."""
@@ -139,7 +139,9 @@ def read_host() -> HardwareProfile:
         ConfigError: As `host_profile`.
     """
     facts = read_facts()
-    return host_profile(facts, disk_bytes(Path.cwd()), installed_runtimes(), load(nearest(facts)))
+    return host_profile(
+        facts, disk_bytes(Path.cwd()), installed_runtimes((*RUNTIME_PACKAGES, "torch")), load(nearest(facts))
+    )
 
 
 def _rounded(count: float) -> float:

@@ -29,7 +29,7 @@ MANIFEST: Final = "manifest.json"
 MONITOR: Final = "monitor.json"
 GOLDEN: Final = "golden.npz"
 REPORT: Final = "report.json"
-MEMBERS: Final = (MANIFEST, "model.onnx", "model.tflite", MONITOR, GOLDEN, REPORT)
+MEMBERS: Final = (MANIFEST, "model.onnx", "model.tflite", "model.torchscript", MONITOR, GOLDEN, REPORT)
 """Names that a bundle's members may have, in the order in which they are written."""
 
 
@@ -38,6 +38,8 @@ class RuntimeFamily(enum.Enum):
 
     ONNX = "onnx"
     TFLITE = "tflite"
+    TORCHSCRIPT = "torchscript"
+    """For programs that have torch; no agent loads it."""
 
     @property
     def model_member(self) -> str:

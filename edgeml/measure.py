@@ -18,10 +18,11 @@ from .child import ChildLimits
 from .errors import BackendError, ConfigError
 from .ids import digest_of, digest_of_file
 from .machine_facts import read_condition, read_facts, throttling
-from .manifest import Manifest
+from .manifest import Manifest, RuntimeFamily
 from .measurement import MeasurementRecord
 from .pipeline import Pipeline
-from .probe import probe
+from .probe import HERE, Place, probe
+from .profile import DeviceRuntime
 from .tensors import BATCH
 
 RUNS_MAX: Final = 1_000_000
@@ -68,8 +69,11 @@ def measure(order: Order) -> MeasurementRecord:
     pipeline = Pipeline(manifest)
     inputs = pipeline.prepare_samples(recorded.inputs)
     fed = inputs if order.samples is None else pipeline.prepare_samples(_samples(order.samples, manifest))
+    place = Place(DeviceRuntime.TORCH) if manifest.runtime is RuntimeFamily.TORCHSCRIPT else HERE
     before = read_condition()
-    result = probe(model, manifest.runtime, inputs, limits=limits, runs=order.runs if fed is inputs else 1)
+    result = probe(
+        model, manifest.runtime, inputs, limits=limits, place=place, runs=order.runs if fed is inputs else 1
+    )
     compared = golden.compare(recorded.outputs, pipeline.finish(inputs, list(result.answers)), manifest)
     if not compared.passed:
         raise BackendError(
@@ -78,7 +82,7 @@ def measure(order: Order) -> MeasurementRecord:
         )
     if fed is not inputs:
         before = read_condition()
-        result = probe(model, manifest.runtime, fed, limits=limits, runs=order.runs)
+        result = probe(model, manifest.runtime, fed, limits=limits, place=place, runs=order.runs)
     after = read_condition()
     facts = read_facts()
     return MeasurementRecord(

@@ -50,6 +50,8 @@ class DeviceRuntime(enum.Enum):
     AI_EDGE_LITERT = "ai-edge-litert"
     TFLITE_RUNTIME = "tflite-runtime"
     TFLITE_MICRO = "tflite-micro"
+    TORCH = "torch"
+    """Of the device's own programs, in Python or C++."""
 
 
 class Quantity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -138,6 +138,10 @@ class ModelFile:
         """Empty if it can become a file of that family, else why not."""
         if family is self.family:
             return ""
+        if family is RuntimeFamily.TORCHSCRIPT:
+            return (
+                f"{self.made_from} cannot become TorchScript: give the torch module itself by file.py:factory"
+            )
         if self.family is RuntimeFamily.ONNX:
             return (
                 f"{self.made_from} becomes ONNX, and there is no sound way from ONNX to TFLite: "

@@ -59,7 +59,7 @@ class TorchModel:
         return ask(self, samples, what)
 
     def can_become(self, family: RuntimeFamily) -> str:  # noqa: ARG002  # every source is asked by family
-        """Empty: torch can become both; whether this model does, its export tells."""
+        """Empty: torch can become all; whether this model does, its export tells."""
         return ""
 
     def can_be_quantized(self, family: RuntimeFamily) -> str:

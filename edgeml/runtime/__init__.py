@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Array = npt.NDArray[np.generic]
 
 RUNTIME_PACKAGES: Final = ("onnxruntime", "ai-edge-litert", "tflite-runtime")
+"""What agents run models on."""
 
 
 class KernelSet(enum.Enum):
@@ -78,7 +79,8 @@ def open_session(
         model: the model file's bytes.
         family: which kind of runtime loads it.
         threads: that it may use; TensorFlow Lite Micro has one.
-        runtime: the one library to use; with None, whichever of the family a device would have is installed.
+        runtime: the one library to use; with None, whichever of the family a device would have is installed. torch is used
+            only if it is named, so that no device loads it by accident.
         kernels: reference kernels are for `ai-edge-litert` and `tflite-runtime` alone.
 
     Raises:
@@ -93,6 +95,15 @@ def open_session(
         from .onnx import OnnxSession
 
         return OnnxSession(model, threads)
+    if family is RuntimeFamily.TORCHSCRIPT:
+        if runtime is None or runtime.value != "torch" or kernels is not KernelSet.OPTIMIZED:
+            raise BackendError(
+                "TorchScript is for programs that have torch: no agent loads it",
+                hint="convert for ONNX or TFLite; `edgeml measure` runs the bundle where torch is installed",
+            )
+        from .torchscript import TorchScriptSession
+
+        return TorchScriptSession(model, threads)
     if runtime is not None and runtime.value == "tflite-micro":
         if kernels is not KernelSet.OPTIMIZED:
             raise BackendError(
@@ -106,14 +117,14 @@ def open_session(
     return LiteRtSession(model, threads, runtime, kernels)
 
 
-def installed_runtimes() -> dict[str, str]:
+def installed_runtimes(packages: Sequence[str] = RUNTIME_PACKAGES) -> dict[str, str]:
     """Names and versions of the runtimes on this machine, without loading them.
 
     Looks for their metadata directories by name: importlib.metadata would cost the supervisor 3 MB.
     """
     found: dict[str, str] = {}
     for folder in map(Path, sys.path):
-        for package in RUNTIME_PACKAGES:
+        for package in packages:
             for entry in folder.glob(f"{package.replace('-', '_')}-*.dist-info"):
                 found.setdefault(package, entry.name.removesuffix(".dist-info").rpartition("-")[2])
     return found

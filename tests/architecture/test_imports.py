@@ -41,7 +41,7 @@ PURE_FILES = (
     "edgeml/topics.py", "edgeml/tensors.py", "edgeml/errors.py", "edgeml/ids.py",
 )  # fmt: skip
 ONLY_HERE = {
-    "torch": ("converters/",),
+    "torch": ("converters/", "edgeml/runtime/torchscript.py"),
     "onnx": ("converters/", "edgeml/testing.py"),
     "psutil": ("agent/sensors.py", "agent/supervisor.py", "fleet/", "edgeml/probe.py", "converters/"),
     "sqlalchemy": ("fleet/",),

@@ -20,7 +20,9 @@ from edgeml.manifest import RuntimeFamily
 from edgeml.profile import DeviceRuntime
 
 ONNX, TFLITE = RuntimeFamily.ONNX, RuntimeFamily.TFLITE
+SCRIPT = RuntimeFamily.TORCHSCRIPT
 BOTH = Means((ONNX, TFLITE))
+ALL = Means((ONNX, TFLITE, SCRIPT))
 TRAINED = Means((ONNX, TFLITE), can_train=True, students=(Student("small.py:model"),))
 PROFILES = [profile.load(name) for name in profile.names()]
 
@@ -38,6 +40,7 @@ class TestFamilies:
             ("raspberry-pi-4", BOTH, TFLITE, TFLITE),
             ("raspberry-pi-4", Means((TFLITE,)), None, TFLITE),
             ("stm32h7", BOTH, None, TFLITE),
+            ("host", ALL, SCRIPT, SCRIPT),
         ],
     )
     def test_a_profile_gets_what_it_can_run(self, name, means, wanted, family):
@@ -49,6 +52,7 @@ class TestFamilies:
             ("stm32h7", Means((ONNX,)), None, "has tflite-micro, and the model can become onnx"),
             ("stm32h7", BOTH, ONNX, "has tflite-micro, and the model can become onnx"),
             ("raspberry-pi-4", Means((ONNX,)), TFLITE, "can become nothing asked for"),
+            ("raspberry-pi-4", ALL, SCRIPT, "has onnxruntime, .*, and the model can become torchscript"),
         ],
     )
     def test_what_cannot_be_is_said_plainly(self, name, means, wanted, words):
@@ -133,6 +137,16 @@ class TestLetters:
 
 def board_runtimes(name):
     return profile.load(name).runtimes
+
+
+@pytest.mark.parametrize("effort", Effort)
+def test_torchscript_is_made_smaller_by_training_alone(effort):
+    assert [one.title for one in planned("host", ALL, effort, SCRIPT)] == ["as it is"]
+    first, *others = planned("host", TRAINED, effort, SCRIPT)
+    assert [one.title for one in others] == ["pruning", "students"]
+    recipes = [recipe for stage in (first, *others) for recipe in stage.recipes]
+    assert all(recipe.compression is None and recipe.family is SCRIPT for recipe in recipes)
+    assert len({recipe.name for recipe in recipes}) == len(recipes)
 
 
 def test_mixed_precision_is_a_recipe_for_each_growing_set_of_layers():

@@ -136,6 +136,15 @@ class TestLack:
         ]
         assert lack(placements, ARM, constraints) is lacking
 
+    @pytest.mark.parametrize(
+        ("constraints", "lacking"),
+        [(Constraints(FLOOR), Lack.NOTHING), (Constraints(FLOOR, max_bytes=20_000), Lack.COST)],
+    )
+    def test_where_nothing_smaller_was_tried_the_plain_export_may_do(self, constraints, lacking):
+        table = Table()
+        plain = stages(ARM, MEANS, RuntimeFamily.ONNX, Effort.FIRST)[0].recipes[0]
+        assert lack([table.place(table.candidate(plain), ARM)], ARM, constraints) is lacking
+
     def test_what_does_not_run_lacks_accuracy(self):
         recipe = stages(ARM, MEANS, RuntimeFamily.ONNX, Effort.FIRST)[1].recipes[0]
         runs = (Run(DeviceRuntime.ONNXRUNTIME, "", Failed("died")),)

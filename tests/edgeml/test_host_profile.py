@@ -102,11 +102,11 @@ def test_what_no_kernel_tells_is_that_of_the_nearest_class(texts, name):
 
 
 def test_memory_disk_and_runtimes_are_its_own():
-    made = of(PI_4, runtimes=("tflite-runtime", "torch"))
+    made = of(PI_4, runtimes=("tflite-runtime", "torch", "numpy"))
     assert made.memory.value == 1_900_000 * 1024
     assert made.model_memory.value == 890_000_000
     assert (made.storage.value, made.model_storage.value) == (32_000_000_000, 2_500_000_000)
-    assert made.runtimes == (DeviceRuntime.TFLITE_RUNTIME,)
+    assert made.runtimes == (DeviceRuntime.TFLITE_RUNTIME, DeviceRuntime.TORCH)
 
 
 def test_a_tiny_or_silent_machine_still_makes_a_valid_profile():
