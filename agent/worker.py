@@ -23,7 +23,7 @@ import numpy.typing as npt
 from edgeml import golden as golden_vectors
 from edgeml import monitor as monitor_format
 from edgeml.bundle import Bundle, read_verified
-from edgeml.errors import EdgemlError, IncompatibleError
+from edgeml.errors import ArtifactError, EdgemlError, IncompatibleError
 from edgeml.manifest import GOLDEN, MONITOR, Manifest, Task
 from edgeml.monitor import Monitor
 from edgeml.observer import Observer
@@ -192,9 +192,8 @@ class LoadedModel:
         specs = [spec for spec in (*watched.inputs, *watched.outputs) if spec.name in used]
         missing = used - {spec.name for spec in specs}
         if missing:
-            raise IncompatibleError(
-                f"the monitor counts {min(missing)}, which the model neither takes nor gives"
-            )
+            # Of the bundle alone, so no other device would do better with it.
+            raise ArtifactError(f"the monitor counts {min(missing)}, which the model neither takes nor gives")
         free = [spec.name for spec in specs if not spec.shape or any(size < 0 for size in spec.sample_shape)]
         if free:
             logger.warning("%s has no fixed shape; nothing is counted", free[0])

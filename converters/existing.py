@@ -46,6 +46,7 @@ from .processing_file import check_fit, check_samples, sized
 from .provenance import PACKAGING_LIBRARIES, git_commit, libraries
 from .report import Packaging
 from .sources.onnx_file import parse, read_bounded, refuse_external_data
+from .sources.tflite_file import refuse_small_state
 from .units import size
 from .verify import LIMITS
 
@@ -86,7 +87,7 @@ def package(order: PackagingOrder, on_step: Step = lambda _: None) -> Packaging:
     Raises:
         ConfigError: The file, the data or an argument cannot be used.
         ArtifactError: The model keeps its weights in another file.
-        IncompatibleError: A profile has no runtime for it.
+        IncompatibleError: A profile has no runtime for it, or its runtimes would die of it.
         BackendError: Its runtime refuses it, or dies of it.
         BudgetError: It does not fit a profile.
         StorageError: The disk refused; no half-written bundle is left.
@@ -96,6 +97,8 @@ def package(order: PackagingOrder, on_step: Step = lambda _: None) -> Packaging:
     data = None if order.data is None else read_evaluation(order.data)
     on_step("checking the model in a child process")
     draft = _draft(order, family, describe(model, family, limits=LIMITS))
+    if family is RuntimeFamily.TFLITE:
+        refuse_small_state(model, order.model.name)
     check_fit(draft)
     given = random_inputs(sized(draft)) if data is None else (data.evaluation_x,)
     if data is not None and order.processing is not None:

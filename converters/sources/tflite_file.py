@@ -1,4 +1,4 @@
-"""TFLite files as sources: what they take, and whether they are quantized already.
+"""TFLite files as sources: what they take, whether they are quantized already, and whether runtimes die of them.
 
 Decides what is refused and which tensor is named. The runtime loads the file in a child first, which checks that all its
 offsets lie inside it; only then is it read here. Source: schema.fbs of TensorFlow Lite.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from edgeml.errors import ArtifactError, ConfigError
+from edgeml.errors import ArtifactError, ConfigError, IncompatibleError
 from edgeml.ids import digest_of
 from edgeml.manifest import RuntimeFamily
 from edgeml.probe import describe
@@ -21,6 +22,8 @@ from .source import LIMITS, ModelFile
 
 TENSORS_MAX: Final = 1 << 20
 _REDUCED: Final = ("INT8", "UINT8", "INT16", "INT4", "FLOAT16")
+_STATE: Final = 4
+"""Which input of SVDF is its state."""
 
 
 def read_tflite(path: Path) -> ModelFile:
@@ -30,14 +33,14 @@ def read_tflite(path: Path) -> ModelFile:
         ConfigError: It cannot be read, or takes what cannot be converted.
         ArtifactError: It cannot be understood.
         BackendError: Its runtime refuses it, or dies of it.
+        IncompatibleError: As `refuse_small_state`.
     """
     model = read_bounded(path)
     described = describe(model, RuntimeFamily.TFLITE, limits=LIMITS)
     spec = only_input(described, path.name)
-    try:
+    with _understood(path.name):
         quantized = first_quantized(model)
-    except (struct.error, IndexError, ValueError, TypeError, OverflowError) as error:
-        raise ArtifactError(f"{path.name} cannot be understood", hint="export it again") from error
+    refuse_small_state(model, path.name)
     warnings = (
         (f"{path.name} is quantized already (tensor {quantized}): it can only be bundled as it is",)
         if quantized
@@ -52,6 +55,53 @@ def read_tflite(path: Path) -> ModelFile:
         quantized=quantized,
         warnings=warnings,
     )
+
+
+def refuse_small_state(model: bytes, what: str) -> None:
+    """Refuse a file of which LiteRT 2.3 and tflite-runtime 2.14 die, or worse: go on with their memory overwritten.
+
+    They take the state of an SVDF layer for int16 even where the file has it in int8, and write past its end.
+    TensorFlow Lite Micro computes such a file rightly. To be called after a runtime has loaded the file.
+
+    Raises:
+        IncompatibleError: It has such a layer.
+        ArtifactError: It cannot be understood.
+    """
+    with _understood(what):
+        found = _small_state(model)
+    if found:
+        raise IncompatibleError(
+            f"{what} keeps the state of layer {found} (SVDF) in int8: ai-edge-litert and tflite-runtime write beyond it",
+            hint="quantize it with a state of int16; for a microcontroller alone it is right, but edgeml runs files on LiteRT, too",
+        )
+
+
+def _small_state(model: bytes) -> str:
+    """Name the first state of an SVDF layer that is kept in int8; empty if there is none."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    root = schema.Model.GetRootAs(model, 0)
+    if not root.SubgraphsLength():
+        return ""  # Told elsewhere.
+    for index in range(root.SubgraphsLength()):
+        graph = root.Subgraphs(index)
+        for place in range(graph.OperatorsLength()):
+            operator = graph.Operators(place)
+            code = root.OperatorCodes(operator.OpcodeIndex())
+            is_svdf = schema.BuiltinOperator.SVDF in {code.BuiltinCode(), code.DeprecatedBuiltinCode()}
+            if is_svdf and operator.InputsLength() > _STATE:
+                state = graph.Tensors(operator.Inputs(_STATE))
+                if state.Type() == schema.TensorType.INT8:
+                    return (state.Name() or b"").decode("utf-8", "replace") or f"number {place}"
+    return ""
+
+
+@contextmanager
+def _understood(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (struct.error, IndexError, ValueError, TypeError, OverflowError, AttributeError) as error:
+        raise ArtifactError(f"{what} cannot be understood", hint="export it again") from error
 
 
 def first_quantized(model: bytes) -> str:

@@ -210,7 +210,7 @@ def test_a_monitor_of_another_model_is_refused(service, sample, rewritten):
         monitor = monitor_format.decode(bundle.read(MONITOR))
     columns = tuple(msgspec.structs.replace(column, tensor="other") for column in monitor.columns)
     changed = monitor_format.encode(msgspec.structs.replace(monitor, columns=columns))
-    with pytest.raises(IncompatibleError, match="the monitor counts other"):
+    with pytest.raises(ArtifactError, match="the monitor counts other"):
         service.load(*rewritten({MONITOR: changed}))
 
 

@@ -20,6 +20,8 @@ from edgeml.manifest import ScoreKind, Task
 from edgeml.tensors import BATCH, DType, TensorSpec
 from edgeml.testing import linear_model
 
+from .tflite_file import remembering
+
 pytestmark = [pytest.mark.torch, pytest.mark.processes]
 
 PI = profile.load("raspberry-pi-4")
@@ -164,6 +166,17 @@ class TestWhatIsRefused:
         with pytest.raises(BudgetError) as caught:
             packaged(desk, profiles=(small,))
         assert caught.value.observed > caught.value.budget == value
+
+
+def test_a_model_that_aborts_its_runtime_is_named_and_leaves_no_bundle(desk):
+    (desk / "words.tflite").write_bytes(remembering("int8"))
+    with pytest.raises(
+        IncompatibleError, match=r"words\.tflite keeps the state of layer t\d+ \(SVDF\) in int8"
+    ):
+        packaged(desk, "words.tflite")
+    assert not (desk / "out").exists()
+    (desk / "words.tflite").write_bytes(remembering("int16"))
+    assert packaged(desk, "words.tflite").runtime.startswith("ai-edge-litert")
 
 
 class TestRandomInputs:

@@ -9,6 +9,7 @@ import dataclasses
 import io
 import os
 import pickle
+import re
 import signal
 import stat
 import struct
@@ -28,13 +29,16 @@ from agent.forkserver import ForkServer
 from agent.ipc import TensorBytes
 from agent.slots import promote
 from agent.supervisor import Supervisor, WorkerLimits, installed_preload
-from edgeml.bundle import GOLDEN, Bundle, write_bundle
+from edgeml import golden, monitor
+from edgeml.bundle import GOLDEN, MONITOR, Bundle, write_bundle
+from edgeml.golden import Golden
 from edgeml.ids import ModelName, ReleaseId
-from edgeml.manifest import RuntimeFamily
-from edgeml.tensors import DType
+from edgeml.manifest import RuntimeFamily, ScoreKind, Task
+from edgeml.tensors import DType, TensorSpec
 from edgeml.testing import sample_bundle
 from edgeml.twin import Outcome, Slot, Slots
 
+from ..converters.tflite_file import remembering
 from .invariants import check
 
 KWS = ModelName("kws")
@@ -128,11 +132,13 @@ class Touch:
 def rewritten(versions, tmp_path):
     """Version 2 of the sample with other members or another manifest."""
 
-    def make(members=None, **changes):
+    def make(members=None, without=(), **changes):
         path = tmp_path / "rewritten.edgeml"
         path.write_bytes(versions[2])
         with Bundle(path) as bundle:
-            kept = {one.name: bundle.read(one.name) for one in bundle.manifest.files}
+            kept = {
+                one.name: bundle.read(one.name) for one in bundle.manifest.files if one.name not in without
+            }
             manifest = msgspec.structs.replace(bundle.manifest, **changes)
         if manifest.runtime is not RuntimeFamily.ONNX:
             del kept["model.onnx"]
@@ -307,9 +313,39 @@ def test_a_model_that_never_comes_to_an_end_is_killed_in_time(pair, signer, rewr
     assert "did not answer within 1.5 s" in entry.reason, entry.reason
 
 
+def test_a_monitor_of_another_model_is_never_tried_again(pair, signer, rewritten, versions, tmp_path):
+    """It is the content that is wrong, so the same bytes would be wrong tomorrow."""
+    path = tmp_path / "read.edgeml"
+    path.write_bytes(versions[2])
+    with Bundle(path) as one:
+        counted = monitor.decode(one.read(MONITOR))
+    other = [msgspec.structs.replace(column, tensor="elsewhere") for column in counted.columns]
+    changed = msgspec.structs.replace(counted, columns=tuple(other))
+    entry = deploy(pair, signer, rewritten({MONITOR: monitor.encode(changed)}))
+    assert "counts elsewhere, which the model neither takes nor gives" in entry.reason, entry.reason
+
+
+def test_a_model_that_aborts_its_runtime_takes_nothing_along(pair, signer, rewritten):
+    """LiteRT 2.3 and tflite-runtime 2.14 write beyond the state of this model, which is a good one elsewhere."""
+    sample, answer = np.ones((2, 32), np.int8), np.zeros((2, 4), np.int8)
+    recorded = golden.encode(Golden((sample,), (answer,)))
+    bundle = rewritten(
+        {"model.tflite": remembering("int8"), GOLDEN: recorded},
+        without=[MONITOR],
+        runtime=RuntimeFamily.TFLITE,
+        inputs=(TensorSpec("t0", DType.INT8, (1, 32)),),
+        outputs=(TensorSpec("t29", DType.INT8, (1, 4)),),
+        labels=(),
+        task=Task.OTHER,
+        scores=ScoreKind.NONE,
+    )
+    entry = deploy(pair, signer, bundle)
+    assert re.search("died of SIG(ABRT|SEGV)", entry.reason), entry.reason
+
+
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])
-def test_a_runtime_that_dies_of_a_model_takes_nothing_along(pair, signer, rewritten, number):
-    """The signal is the test's: no model that we know makes these runtimes crash. Everything after it is real."""
+def test_a_runtime_that_dies_while_it_loads_takes_nothing_along(pair, signer, rewritten, number):
+    """The signal is the test's, so that it comes in the middle of loading. Everything after it is real."""
     known = workers()
     killed = []
 

@@ -8,12 +8,17 @@ from onnx import TensorProto, helper, numpy_helper
 from converters.sources.load import load
 from converters.sources.onnx_file import check_graph
 from converters.sources.source_name import parse_source
-from edgeml.errors import ArtifactError, BackendError, ConfigError, EdgemlError
+from edgeml.errors import ArtifactError, BackendError, ConfigError, EdgemlError, IncompatibleError
+from edgeml.guest import Guest
 from edgeml.manifest import RuntimeFamily
+from edgeml.probe import Place, probe
+from edgeml.profile import DeviceRuntime
 from edgeml.tensors import BATCH
 from edgeml.testing import linear_model
 
 from ...edgeml.test_runtime import doubling
+from ..guests import needs, python_of
+from ..tflite_file import remembering
 
 pytestmark = pytest.mark.torch
 
@@ -172,6 +177,36 @@ def test_bytes_that_are_no_model(tmp_path, name, content):
         loaded(tmp_path, content, name)
     assert "\n" not in caught.value.message
     assert caught.value.exit_code == (3 if content else 2)
+
+
+class TestAModelThatAbortsItsRuntime:
+    """SVDF with a state of int8: LiteRT and tflite-runtime write int16 into it (`tflite_file.remembering`)."""
+
+    ROWS = np.ones((3, 32), np.int8)
+
+    def test_it_takes_its_child_process_alone(self):
+        with pytest.raises(BackendError, match=r"died of SIG(ABRT|SEGV)"):
+            probe(remembering("int8"), TFLITE, [self.ROWS])
+
+    def test_it_is_refused_before_it_is_run(self, tmp_path):
+        with pytest.raises(IncompatibleError, match=r"layer t\d+ \(SVDF\) in int8"):
+            loaded(tmp_path, remembering("int8"), "net.tflite", self.ROWS)
+
+    def test_with_the_state_that_runtimes_expect_it_is_a_model_like_any(self, tmp_path):
+        source = loaded(tmp_path, remembering("int16"), "net.tflite", self.ROWS)
+        assert source.answers(self.ROWS, "rows").shape == (3, 4)
+
+    @needs(Guest.TFLITE_RUNTIME)
+    def test_old_devices_die_of_it_too(self):
+        place = Place(DeviceRuntime.TFLITE_RUNTIME, python=python_of(Guest.TFLITE_RUNTIME))
+        with pytest.raises(BackendError, match=r"died of SIG(ABRT|SEGV)"):
+            probe(remembering("int8"), TFLITE, [self.ROWS], place=place)
+
+    @needs(Guest.TFLITE_MICRO)
+    def test_a_microcontroller_is_right_with_it(self):
+        """So the file is a good one."""
+        place = Place(DeviceRuntime.TFLITE_MICRO, python=python_of(Guest.TFLITE_MICRO))
+        assert len(probe(remembering("int8"), TFLITE, [self.ROWS], place=place).answers[0]) == len(self.ROWS)
 
 
 class TestTFLite:
