@@ -7,33 +7,31 @@ seen to take 0.25 ms at first and 0.17 ms in the end. What is chosen by latency 
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import numpy as np
 
-from edgeml.child import ChildLimits, module_command, one_line, run_child
+from edgeml.child import ChildLimits
 from edgeml.errors import BackendError
 from edgeml.profile import DeviceRuntime
 
 from .candidate import Measured
+from .errand import Errand
 from .feed import feed
 from .recipe import Recipe
 from .select import Floor
 from .sources.torch_model import Array
-from .turns_child import REPORT, REQUEST, TurnsReport, TurnsRequest
+from .turns_child import TurnsReport, TurnsRequest
 from .verify import Verified
 
 RIVALS_MAX: Final = 12
 SAMPLES: Final = 64
 MEASURE_S: Final = 20.0
 LIMITS: Final = ChildLimits(timeout_s=120.0, threads=1, memory_bytes=8 << 30)
-_DEED: Final = "measured candidates in turns"
-_REPORT_BYTES_MAX: Final = 1 << 16
+_ERRAND: Final = Errand("converters.turns_child", "measured candidates in turns", LIMITS)
 
 
 def rivals_of(found: Sequence[Verified], floor: Floor) -> tuple[Verified, ...]:
@@ -67,18 +65,9 @@ def in_turns(rivals: Sequence[Verified], samples: Array, runtime: DeviceRuntime)
             np.save(folder / f"{place}.npy", given, allow_pickle=False)
         family = rivals[0].candidate.recipe.family
         request = TurnsRequest(len(rivals), family, runtime, MEASURE_S, LIMITS.timeout_s)
-        (folder / REQUEST).write_bytes(msgspec.json.encode(request))
-        command = [*module_command("converters.turns_child", folder), str(folder), str(os.getpid())]
-        run_child(command, folder, LIMITS, _DEED)
-        try:
-            with (folder / REPORT).open("rb") as file:
-                report = msgspec.json.decode(file.read(_REPORT_BYTES_MAX), type=TurnsReport)
-        except (OSError, UnicodeDecodeError, msgspec.MsgspecError) as error:
-            raise BackendError(f"the process that {_DEED} left no readable result") from error
-    if report.refusal:
-        raise BackendError(f"candidates could not be measured in turns: {one_line(report.refusal)}")
+        report = _ERRAND.run(folder, request, TurnsReport)
     if len(report.latency_p50_ms) != len(rivals) or not all(one > 0 for one in report.latency_p50_ms):
-        raise BackendError(f"the process that {_DEED} left other figures than were asked for")
+        raise BackendError(f"the process that {_ERRAND.deed} left other figures than were asked for")
     recipes = (one.candidate.recipe for one in rivals)
     return dict(zip(recipes, report.latency_p50_ms, strict=True))
 

@@ -6,11 +6,7 @@ minutes changes it for all of them alike. What is compared, and why, is `turns.p
 
 from __future__ import annotations
 
-import math
-import resource
-import signal
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Final
@@ -18,16 +14,14 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from edgeml.lifeline import die_with_parent
 from edgeml.manifest import RuntimeFamily
 from edgeml.profile import DeviceRuntime
 from edgeml.runtime import Session, open_session
 
+from .errand import carry_out
 from .quiet import first_line
 from .sources.torch_model import Array
 
-REQUEST: Final = "request.json"
-REPORT: Final = "report.json"
 CALLS: Final = 8
 """Of one model in one round: enough that its weights are in the processor's cache again."""
 ROUNDS: Final = 60
@@ -51,18 +45,15 @@ class TurnsReport(msgspec.Struct, frozen=True):
 
     latency_p50_ms: tuple[float, ...] = ()
     refusal: str = ""
+    hint: str = ""
 
 
-def serve(folder: Path) -> None:
-    """Read `request.json` and what it names, write `report.json`."""
-    request = msgspec.json.decode((folder / REQUEST).read_bytes(), type=TurnsRequest)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.alarm(math.ceil(request.timeout_s) + 5)  # should the parent be killed, nobody else ends us
+def serve(folder: Path, request: TurnsRequest) -> TurnsReport:
+    """Measure what the request names, or say why not."""
     try:
-        report = TurnsReport(_timed(folder, request))
+        return TurnsReport(_timed(folder, request))
     except Exception as error:  # runtimes raise errors of every kind
-        report = TurnsReport(refusal=first_line(error))
-    (folder / REPORT).write_bytes(msgspec.json.encode(report))
+        return TurnsReport(refusal=f"candidates could not be measured in turns: {first_line(error)}")
 
 
 def _timed(folder: Path, request: TurnsRequest) -> tuple[float, ...]:
@@ -87,5 +78,4 @@ def _timed(folder: Path, request: TurnsRequest) -> tuple[float, ...]:
 
 
 if __name__ == "__main__":
-    die_with_parent(int(sys.argv[2]), signal.SIGKILL)
-    serve(Path(sys.argv[1]))
+    carry_out(TurnsRequest, serve)

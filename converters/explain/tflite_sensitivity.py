@@ -8,29 +8,26 @@ device's own runtime is verified as for every candidate.
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import numpy as np
 
-from edgeml.child import ChildLimits, module_command, one_line, run_child
+from edgeml.child import ChildLimits
 from edgeml.errors import BackendError
 
 from ..calibration import spread
+from ..errand import Errand
 from ..feed import channels_to
 from ..recipe import Layout, StaticInteger
 from ..sources.torch_model import Array
-from ..steps.quantize_child import REPORT, REQUEST, SAMPLES, SOURCE
+from ..steps.quantize_child import SAMPLES, SOURCE
 from ..steps.scan_child import ANSWERS, TRIAL, ScanReport, ScanRequest
 from .sensitivity import LayerSensitivity, Trial
 
 LIMITS: Final = ChildLimits(timeout_s=300.0, threads=1, memory_bytes=8 << 30)
-_MODULE: Final = "converters.steps.scan_child"
-_DEED: Final = "told the model's layers apart"
-_REPORT_BYTES_MAX: Final = 4 << 20
+_ERRAND: Final = Errand("converters.steps.scan_child", "told the model's layers apart", LIMITS)
 
 
 def scan_tflite(
@@ -55,9 +52,8 @@ def scan_tflite(
         shown = channels_to(calibration[spread(len(calibration))], layout)
         for file, samples in ((SAMPLES, shown), (TRIAL, channels_to(trial.samples, layout))):
             np.save(folder / file, np.ascontiguousarray(samples), allow_pickle=False)
-        (folder / REQUEST).write_bytes(msgspec.json.encode(ScanRequest(step, LIMITS.timeout_s)))
-        run_child([*module_command(_MODULE, folder), str(folder), str(os.getpid())], folder, LIMITS, _DEED)
-        report, answers = _read(folder, len(trial.samples))
+        report = _ERRAND.run(folder, ScanRequest(step, LIMITS.timeout_s), ScanReport)
+        answers = _read(folder, report, len(trial.samples))
     baseline = trial.score(answers[0]).value
     found = []
     for row, given in zip(report.rows, answers[1:], strict=True):
@@ -71,23 +67,17 @@ def scan_tflite(
     return tuple(sorted(found, key=lambda one: one.harm))
 
 
-def _read(folder: Path, samples: int) -> tuple[ScanReport, Array]:
+def _read(folder: Path, report: ScanReport, samples: int) -> Array:
     """Read what the process left; nothing that it says is believed before it is checked."""
     try:
-        with (folder / REPORT).open("rb") as file:
-            report = msgspec.json.decode(file.read(_REPORT_BYTES_MAX), type=ScanReport)
-        if report.refusal:
-            raise BackendError(one_line(report.refusal), hint=one_line(report.hint))
         answers: Array = np.load(folder / ANSWERS, allow_pickle=False)
-    except (OSError, ValueError, EOFError, msgspec.MsgspecError) as error:
-        raise BackendError(
-            f"the process that {_DEED} left no readable result", hint="run `edgeml doctor`"
-        ) from error
+    except (OSError, ValueError, EOFError) as error:
+        raise _ERRAND.garbage() from error
     numbers = [
         number for row in report.rows for number in (row.sqnr_db, row.activation_low, row.activation_high)
     ]
     if answers.shape[:2] != (len(report.rows) + 1, samples) or answers.dtype != np.float32:
-        raise BackendError("the process that told the model's layers apart left answers of another shape")
+        raise BackendError(f"the process that {_ERRAND.deed} left answers of another shape")
     if not np.isfinite(answers).all() or not all(map(math.isfinite, numbers)):
         raise BackendError("a model with one quantized layer answers with NaN or infinity")
-    return report, answers
+    return answers

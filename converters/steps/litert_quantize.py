@@ -7,18 +7,17 @@ result is any good is told by `verify.py`, on the runtime that the device has.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import numpy as np
 
-from edgeml.child import ChildLimits, module_command, one_line, run_child
-from edgeml.errors import BackendError, ConfigError
+from edgeml.child import ChildLimits
+from edgeml.errors import ConfigError
 
 from ..calibration import spread
+from ..errand import FILE_BYTES_MAX, Errand
 from ..recipe import (
     Activations,
     CalibrationMethod,
@@ -29,13 +28,12 @@ from ..recipe import (
     WeightOnly,
 )
 from ..sources.torch_model import Array
-from .quantize_child import FILE_BYTES_MAX, MODEL, REPORT, REQUEST, SAMPLES, SOURCE, Report, Request
+from .quantize_child import MODEL, SAMPLES, SOURCE, Report, Request
 
 """More samples than these hardly move the ranges; they are taken evenly from all that are given."""
 LIMITS: Final = ChildLimits(timeout_s=300.0, threads=1, memory_bytes=8 << 30)
 _MODULE: Final = f"{__package__}.quantize_child"
 _DEED: Final = "quantized the model"
-_REPORT_BYTES_MAX: Final = 1 << 16
 _WEIGHT_BITS: Final = frozenset({8, 4})
 
 
@@ -64,10 +62,13 @@ def quantize_tflite(
         folder = Path(name)
         (folder / SOURCE).write_bytes(model)
         np.save(folder / SAMPLES, np.ascontiguousarray(samples[spread(len(samples))]), allow_pickle=False)
-        (folder / REQUEST).write_bytes(msgspec.json.encode(Request(step, limits.timeout_s)))
-        command = [*module_command(_MODULE, folder), str(folder), str(os.getpid())]
-        run_child(command, folder, limits, _DEED)
-        return _read(folder)
+        errand = Errand(_MODULE, _DEED, limits)
+        errand.run(folder, Request(step, limits.timeout_s), Report)
+        try:
+            with (folder / MODEL).open("rb") as file:
+                return file.read(FILE_BYTES_MAX)
+        except OSError as error:
+            raise errand.garbage() from error
 
 
 def check_step(step: Compression) -> None:
@@ -93,18 +94,3 @@ def check_step(step: Compression) -> None:
             raise ConfigError(f"weights of a .tflite file have 8 or 4 bits, not {step.bits}", hint="use 8")
         case StaticInteger() | DynamicInt8() | WeightOnly() | Float16():
             pass
-
-
-def _read(folder: Path) -> bytes:
-    """Read what the process left; nothing that it says is believed before it is checked."""
-    try:
-        with (folder / REPORT).open("rb") as file:
-            report = msgspec.json.decode(file.read(_REPORT_BYTES_MAX), type=Report)
-        if report.refusal:
-            raise BackendError(one_line(report.refusal), hint=one_line(report.hint))
-        with (folder / MODEL).open("rb") as file:
-            return file.read(FILE_BYTES_MAX)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BackendError(
-            f"the process that {_DEED} left no readable result", hint="run `edgeml doctor`"
-        ) from error

@@ -7,19 +7,14 @@ distinct names, without which the quantizer stops. What the file is worth, and w
 
 from __future__ import annotations
 
-import math
 import re
-import resource
-import signal
-import sys
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import numpy as np
 
-from edgeml.lifeline import die_with_parent
-
+from ..errand import carry_out
 from ..quiet import first_line, quiet
 from ..recipe import (
     Activations,
@@ -35,12 +30,9 @@ from ..recipe import (
 from .tflite_names import distinct
 from .tflite_schema import pack, unpack
 
-REQUEST: Final = "request.json"
-REPORT: Final = "report.json"
 SOURCE: Final = "source.tflite"
 SAMPLES: Final = "samples.npy"
 MODEL: Final = "model.tflite"
-FILE_BYTES_MAX: Final = 2 << 30
 _EVERYWHERE: Final = ".*"
 _SIGNATURE: Final = "serving_default"
 _FLOAT32: Final = 0
@@ -70,23 +62,18 @@ class RefusedError(Exception):
         self.hint = hint
 
 
-def serve(folder: Path) -> None:
-    """Read `request.json`, `source.tflite` and `samples.npy`, write `model.tflite` or a reason, and `report.json`."""
-    request = msgspec.json.decode((folder / REQUEST).read_bytes(), type=Request)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES_MAX, FILE_BYTES_MAX))
-    signal.alarm(math.ceil(request.timeout_s) + 5)  # should the parent be killed, nobody else ends us
+def serve(folder: Path, request: Request) -> Report:
+    """Read `source.tflite` and `samples.npy`, write `model.tflite`, or say why not."""
     try:
         samples = np.load(folder / SAMPLES, allow_pickle=False)
         with quiet():
             model = _quantize((folder / SOURCE).read_bytes(), samples, request.step)
         (folder / MODEL).write_bytes(model)
-        report = Report()
+        return Report()
     except RefusedError as error:
-        report = Report(str(error), error.hint)
+        return Report(str(error), error.hint)
     except Exception as error:  # the library raises errors of every kind
-        report = Report(f"ai-edge-quantizer cannot: {first_line(error)}", "use another recipe, or ONNX")
-    (folder / REPORT).write_bytes(msgspec.json.encode(report))
+        return Report(f"ai-edge-quantizer cannot: {first_line(error)}", "use another recipe, or ONNX")
 
 
 def _quantize(source: bytes, samples: Any, step: Compression) -> bytes:
@@ -238,5 +225,4 @@ def _say_dynamic(recipes: Any, step: DynamicInt8) -> None:
 
 
 if __name__ == "__main__":
-    die_with_parent(int(sys.argv[2]), signal.SIGKILL)
-    serve(Path(sys.argv[1]))
+    carry_out(Request, serve)

@@ -6,10 +6,6 @@ worth, and what becomes of this process, is `explain/tflite_sensitivity.py`'s bu
 
 from __future__ import annotations
 
-import math
-import resource
-import signal
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +14,11 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from edgeml.lifeline import die_with_parent
-
+from ..errand import carry_out
 from ..explain.noise import sqnr_db
 from ..quiet import first_line, quiet
 from ..recipe import Activations, StaticInteger
 from .quantize_child import (
-    FILE_BYTES_MAX,
-    REPORT,
-    REQUEST,
     SAMPLES,
     SOURCE,
     RefusedError,
@@ -84,25 +76,20 @@ class _Layer:
     high: float
 
 
-def serve(folder: Path) -> None:
-    """Read `request.json`, `source.tflite`, `samples.npy` and `trial.npy`, write `answers.npy` or a reason, and `report.json`."""
-    request = msgspec.json.decode((folder / REQUEST).read_bytes(), type=ScanRequest)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES_MAX, FILE_BYTES_MAX))
-    signal.alarm(math.ceil(request.timeout_s) + 5)  # should the parent be killed, nobody else ends us
+def serve(folder: Path, request: ScanRequest) -> ScanReport:
+    """Read `source.tflite`, `samples.npy` and `trial.npy`, write `answers.npy`, or say why not."""
     try:
         samples, trial = (np.load(folder / name, allow_pickle=False) for name in (SAMPLES, TRIAL))
         with quiet():
             rows, answers = _scanned((folder / SOURCE).read_bytes(), samples, trial, request.step)
         np.save(folder / ANSWERS, answers, allow_pickle=False)
-        report = ScanReport(rows)
+        return ScanReport(rows)
     except RefusedError as error:
-        report = ScanReport(refusal=str(error), hint=error.hint)
+        return ScanReport(refusal=str(error), hint=error.hint)
     except Exception as error:  # the libraries raise errors of every kind
-        report = ScanReport(
+        return ScanReport(
             refusal=f"a model with one quantized layer cannot be made or run: {first_line(error)}"
         )
-    (folder / REPORT).write_bytes(msgspec.json.encode(report))
 
 
 def _scanned(source: bytes, samples: Any, trial: Any, step: StaticInteger) -> tuple[tuple[ScanRow, ...], Any]:
@@ -212,5 +199,4 @@ def _real(values: Any, details: Any) -> Any:
 
 
 if __name__ == "__main__":
-    die_with_parent(int(sys.argv[2]), signal.SIGKILL)
-    serve(Path(sys.argv[1]))
+    carry_out(ScanRequest, serve)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from converters import turns
+from converters import errand
 from converters.cli import convert as command
 from edgeml import profile
 from edgeml.bundle import Bundle
@@ -255,7 +255,7 @@ def test_every_profile_that_ships_is_one_that_a_limit_can_be_held_against(both):
 
 
 def test_what_cannot_be_compared_here_is_told_and_ends_nothing(desk, tmp_path, monkeypatch):
-    monkeypatch.setattr(turns, "module_command", lambda *_: ["/bin/sh", "-c", "kill -ABRT $$", "sh"])
+    monkeypatch.setattr(errand, "module_command", lambda *_: ["/bin/sh", "-c", "kill -ABRT $$", "sh"])
     report = report_of(run(desk, "net.onnx", "data.npz", tmp_path, "--profile", "host", "--json"))
     assert chosen(report, "host")
     assert {one["latency_basis"] for row in report["candidates"] for one in row["verdicts"]} == {

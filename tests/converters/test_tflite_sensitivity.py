@@ -7,9 +7,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from converters import convert
+from converters import convert, errand
 from converters.assemble import ReleaseName
-from converters.explain import tflite_sensitivity
 from converters.explain.sensitivity import Trial, exclusions
 from converters.explain.tflite_sensitivity import scan_tflite
 from converters.metrics import Evaluation, judge_of
@@ -132,9 +131,7 @@ def test_a_file_that_is_cut_short_is_an_error():
 
 def test_a_process_that_dies_is_an_error(monkeypatch):
     net = digits_net()
-    monkeypatch.setattr(
-        tflite_sensitivity, "module_command", lambda *_: ["/bin/sh", "-c", "kill -ABRT $$", "sh"]
-    )
+    monkeypatch.setattr(errand, "module_command", lambda *_: ["/bin/sh", "-c", "kill -ABRT $$", "sh"])
     with pytest.raises(BackendError, match="SIGABRT"):
         scan_tflite(net.model, net.calibration, INT8, Trial(net.samples, lambda _: None), Layout.SOURCE)
 

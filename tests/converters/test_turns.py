@@ -123,8 +123,8 @@ class TestMeasuring:
             in_turns([rivals[0], broken], pooled[1], ORT)
 
     def test_a_process_that_dies_is_an_error(self, pooled, rivals, monkeypatch):
-        from converters import turns
+        from converters import errand
 
-        monkeypatch.setattr(turns, "module_command", lambda *_: ["/bin/sh", "-c", "kill -SEGV $$", "sh"])
+        monkeypatch.setattr(errand, "module_command", lambda *_: ["/bin/sh", "-c", "kill -SEGV $$", "sh"])
         with pytest.raises(BackendError, match="SIGSEGV"):
             in_turns(rivals, pooled[1], ORT)
