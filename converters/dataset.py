@@ -143,7 +143,9 @@ def _read(path: Path, names: tuple[str, ...]) -> dict[str, Array]:
         raise ConfigError(f"{path} is no .npz file: {error}", hint="write it with numpy.savez") from error
 
 
-_MODEL_TYPES: Final = frozenset({DType.FLOAT32, DType.INT64, DType.INT32, DType.UINT8})
+_MODEL_TYPES: Final = frozenset(
+    {DType.FLOAT32, DType.INT64, DType.INT32, DType.UINT8, DType.INT8, DType.INT16}
+)
 
 
 def _samples(

@@ -36,6 +36,12 @@ def test_labels_may_be_missing(tmp_path):
     assert read_dataset(saved(tmp_path, evaluation_y=None)).evaluation_y is None
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.int32, np.int64])
+def test_samples_may_be_integers_as_a_quantized_model_takes_them(tmp_path, kind):
+    data = read_dataset(saved(tmp_path, calibration_x=X[:32].astype(kind), evaluation_x=X.astype(kind)))
+    assert data.evaluation_x.dtype == data.calibration_x.dtype == kind
+
+
 def test_packaging_needs_no_calibration_samples_and_takes_any_type(tmp_path):
     data = read_evaluation(saved(tmp_path, calibration_x=None, evaluation_x=X.astype(np.int8)))
     assert data.evaluation_x.dtype == np.int8

@@ -21,8 +21,9 @@ from edgeml import golden, profile
 from edgeml.bundle import GOLDEN, Bundle
 from edgeml.errors import ConfigError
 from edgeml.guest import Guest
+from edgeml.kernels import quantise
 from edgeml.manifest import RuntimeFamily, ScoreKind, Task
-from edgeml.probe import probe
+from edgeml.probe import describe, probe
 
 from .guests import python_of
 from .tflite_net import digits_net
@@ -226,6 +227,22 @@ class TestATFLiteFile:
         conversion = converted(folder / "integer.tflite", tmp_path / "bare.npz", tmp_path / "out")
         assert (conversion.report.metric, conversion.report.baseline) == ("agreement", 1.0)
         assert plain(conversion).value == 1.0
+
+    def test_of_integers_takes_samples_as_it_stores_them(self, folder, tmp_path):
+        """Their answers are those that the same samples as reals get."""
+        net = digits_net()
+        spec = describe((folder / "integer.tflite").read_bytes(), RuntimeFamily.TFLITE).inputs[0]
+        stored = [
+            quantise(one, spec.scale, spec.zero_point, np.dtype(np.int8))
+            for one in (net.calibration, net.samples)
+        ]
+        np.savez(
+            tmp_path / "int8.npz", calibration_x=stored[0], evaluation_x=stored[1], evaluation_y=net.labels
+        )
+        stored_run = plain(converted(folder / "integer.tflite", tmp_path / "int8.npz", tmp_path / "out"))
+        real_run = plain(converted(folder / "integer.tflite", folder / "data.npz", tmp_path / "real"))
+        assert stored_run.value == real_run.value
+        assert stored_run.agreement == 1.0
 
     @pytest.mark.skipif(
         not MLPERF.is_dir(), reason="EDGEML_MLPERF_TINY names no directory with MLPerf Tiny's models"
