@@ -213,12 +213,12 @@ def latencies(models, image, rounds):
     return {name: np.array(spans) for name, spans in taken.items()}
 
 
-def whole(name, net, made, data):
+def whole(name, net, data):
     """Have whole conversions choose; their models by how they were asked, and what each is and took, in words."""
-    base_ms = float(np.median(latencies({BASE: made[BASE]}, data.test_x[:1], 5)[BASE])) / 1000
+    first = conversions.plain(name, net, data, FLOOR)
     runs = {
-        "convert": conversions.plain(name, net, data, FLOOR),
-        BY_LIMIT: conversions.limited(name, net, data, FLOOR, LATENCY * base_ms),
+        "convert": first,
+        BY_LIMIT: conversions.limited(name, net, data, FLOOR, LATENCY * first.float_ms),
         BY_EXPLORING: conversions.explored(name, net, data, EXPLORED_FLOOR),
     }
     return (
@@ -323,7 +323,7 @@ def main():
             made |= controlled(made[BASE], data, arguments.peers.resolve())
         said = {}
         if arguments.whole:
-            models, said = whole(name, net, made, data)
+            models, said = whole(name, net, data)
             made |= models
         rows = compare(name, made, data, arguments.rounds)
         chosen = selected(rows)

@@ -37,11 +37,12 @@ def model():
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a conversion chose: the recipe's name, the file, how long it took."""
+    """What a conversion chose: the recipe's name, the file, how long it took; and by its own figures the float export's latency."""
 
     variant: str
     model: bytes
     taken_s: float
+    float_ms: float
 
 
 def folder_of(name, net, data, folder):
@@ -65,14 +66,21 @@ def chosen(name, net, data, max_drop, **more):
         done = convert(
             ConversionOrder(
                 source=f"{folder}/net.py:model", data=folder / "data.npz", profiles=(profile.load(profile.HOST),),
-                release=ReleaseName("net", "1.0.0"), limits=Limits(max_drop, max_latency_ms=limit_ms), out=folder / "out",
+                release=ReleaseName("net", "1.0.0"), limits=Limits(max_drop=max_drop, max_latency_ms=limit_ms), out=folder / "out",
                 work=folder / "work", **more,
             )
         )  # fmt: skip
         taken_s = time.perf_counter() - began
         [bundle] = done.bundles
         with Bundle(Path(bundle.path)) as opened:
-            return Chosen(bundle.variant, opened.model(), taken_s)
+            return Chosen(bundle.variant, opened.model(), taken_s, _float_ms(done))
+
+
+def _float_ms(done):
+    [row] = [
+        one for one in done.report.candidates if one.variant.endswith("-fp32") and "pruned" not in one.variant
+    ]
+    return row.verdicts[0].latency_ms
 
 
 def plain(name, net, data, max_drop):
