@@ -24,7 +24,7 @@ types: $(VENV)/.installed-dev  ## Types
 check: $(VENV)/.installed-dev $(VENV)-tflite/.installed $(VENV)-litert/.installed $(VENV)-tflm/.installed  ## The tests alone
 	$(BIN)/pytest
 
-soak: $(VENV)/.installed-dev  ## Every kill point and a million schedules: about 40 minutes on two cores
+soak: $(VENV)/.installed-dev  ## Every kill point and a million schedules: 40 to 80 minutes on two cores
 	EDGEML_SOAK=1 EDGEML_SCHEDULES=1000000 $(BIN)/pytest tests/faults
 
 format: $(VENV)/.installed-dev  ## Format and fix what can be fixed
