@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 
 from edgeml.errors import BackendError
 from edgeml.manifest import RuntimeFamily
+from edgeml.profile import DeviceRuntime
 from edgeml.runtime import RUNTIME_PACKAGES, installed_runtimes, open_session
 from edgeml.tensors import BATCH, DType
 from edgeml.testing import linear_model
@@ -70,15 +71,20 @@ def test_dimensions_without_a_number_are_the_callers_choice():
     assert session.inputs[0].shape == (BATCH, BATCH, 4)
 
 
+NEEDED = {RuntimeFamily.TFLITE: "ai_edge_litert", RuntimeFamily.TORCHSCRIPT: "torch"}
+
+
 @pytest.mark.parametrize("family", RuntimeFamily)
 @pytest.mark.parametrize(
     "data", [b"", b"no model", bytes(1000), linear_model()[:-40]], ids=["empty", "text", "zeros", "cut"]
 )
 def test_bytes_that_are_no_model_are_one_line_of_a_backend_error(family, data):
-    if family is RuntimeFamily.TFLITE:
-        pytest.importorskip("ai_edge_litert")
+    if family in NEEDED:
+        pytest.importorskip(NEEDED[family])
+    # torch is used by none who does not name it.
+    named = DeviceRuntime.TORCH if family is RuntimeFamily.TORCHSCRIPT else None
     with pytest.raises(BackendError, match="cannot load the model") as caught:
-        open_session(data, family)
+        open_session(data, family, runtime=named)
     assert "\n" not in caught.value.message
 
 
