@@ -5,12 +5,13 @@ thread, in rounds that take turns; a round counts its fastest tenth, a ratio is 
 the rounds is shown. Selected is, of ours within the floor and within 0.30 of the bytes, the fastest; among those within
 3 % of it the smallest. Targets: 0.30 of the bytes, 0.60 of the latency, and neither larger nor slower than the best peer
 within the floor. Quantization alone reaches the latency on processors with VNNI; `--whole` has `edgeml convert` choose, with
-samples to train on: without a limit, with 0.60 of the float latency as its limit (less 0.03, by which two measurements differ), and with everything explored at a floor of
-3 points, where 0.45 is the target. What it chose is measured beside everything else.
+samples to train on: without a limit, with 0.60 of the float latency as its limit (less 0.03, by which two measurements
+differ), and with everything explored at a floor of 3 points, where 0.45 is the target. What it chose is measured beside
+everything else.
 
     python benchmarks/converters.py                       # peers of onnxruntime only
     python benchmarks/converters.py --peers peers    # NNCF too, in an environment that is made there
-    python benchmarks/converters.py --whole          # whole conversions too: about ten minutes
+    python benchmarks/converters.py --whole          # whole conversions too: about fifteen minutes
 """
 
 # ruff: noqa: E402 - the directory of this file must not be looked into: its converters.py is no room
@@ -308,7 +309,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peers", type=Path, help="folder for the environments of peers, made on demand")
     parser.add_argument(
-        "--whole", action="store_true", help="whole conversions too, with pruning: about ten minutes"
+        "--whole", action="store_true", help="whole conversions too, with pruning: about fifteen minutes"
     )
     arguments = parser.parse_args()
     data = nets.digits()

@@ -84,7 +84,7 @@ def _float_ms(done):
 
 
 def plain(name, net, data, max_drop):
-    """As a user begins: no limit but the floor, nothing to train on is used."""
+    """As a user begins: no limit but the floor."""
     return chosen(name, net, data, max_drop)
 
 

@@ -225,10 +225,12 @@ class TestAConversion:
         assert record.runtime.startswith("torch ")
         assert record.golden_agreement == 1.0
 
-    def test_two_of_them_differ_in_what_can_be_told(self, conversion):
-        path = conversion.bundles[0].path
-        done = CliRunner().invoke(edgeml, ["diff", path, path])
-        assert "the same bytes" in done.output
+    def test_two_of_them_differ_in_what_can_be_told(self, conversion, linear, board, tmp_path):
+        later = convert(replace(order(linear, board, tmp_path), release=ReleaseName("net", "1.1.0")))
+        done = CliRunner().invoke(edgeml, ["diff", conversion.bundles[0].path, later.bundles[0].path])
+        assert done.exit_code == 0, done.output
+        assert "weights: none that can be compared" in done.output
+        assert "1.1.0" in done.output
 
     def test_it_is_no_graph_to_be_looked_at(self, conversion):
         done = CliRunner().invoke(edgeml, ["fit", conversion.bundles[0].path])
