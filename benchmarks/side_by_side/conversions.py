@@ -1,9 +1,8 @@
-"""Whole conversions of a benchmark's net, as `edgeml convert` does them: a folder with a factory, weights and data, a limit, a choice.
+"""Whole conversions of a benchmark's net, as `edgeml convert` does them: a folder with a factory, weights and data, a floor, a choice.
 
 Latencies by which a conversion chooses are its own, of this host; the benchmark measures what was chosen beside everything else.
 """
 
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +36,11 @@ def model():
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a conversion chose: the recipe's name, the file, how long it took; and by its own figures the float export's latency."""
+    """What a conversion chose: the recipe's name, the file, how long it took."""
 
     variant: str
     model: bytes
     taken_s: float
-    float_ms: float
 
 
 def folder_of(name, net, data, folder):
@@ -56,43 +54,30 @@ def folder_of(name, net, data, folder):
     )  # fmt: skip
 
 
-def chosen(name, net, data, max_drop, **more):
-    """Convert for this host under a floor; `more` is of the order: a limit of latency in ms, an effort, a preference."""
-    limit_ms = more.pop("max_latency_ms", None)
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        folder_of(name, net, data, folder)
-        began = time.perf_counter()
-        done = convert(
-            ConversionOrder(
-                source=f"{folder}/net.py:model", data=folder / "data.npz", profiles=(profile.load(profile.HOST),),
-                release=ReleaseName("net", "1.0.0"), limits=Limits(max_drop=max_drop, max_latency_ms=limit_ms), out=folder / "out",
-                work=folder / "work", **more,
-            )
-        )  # fmt: skip
-        taken_s = time.perf_counter() - began
-        [bundle] = done.bundles
-        with Bundle(Path(bundle.path)) as opened:
-            return Chosen(bundle.variant, opened.model(), taken_s, _float_ms(done))
+def chosen(folder, max_drop, **more):
+    """Convert what lies in a folder for this host, under a floor; `more` is of the order: an effort, a preference.
+
+    What an earlier conversion of the folder has made is not made again; latencies are measured anew.
+    """
+    out = folder / f"out-{len(list(folder.glob('out-*')))}"
+    began = time.perf_counter()
+    done = convert(
+        ConversionOrder(
+            source=f"{folder}/net.py:model", data=folder / "data.npz", profiles=(profile.load(profile.HOST),),
+            release=ReleaseName("net", "1.0.0"), limits=Limits(max_drop=max_drop), out=out, work=folder / "work", **more,
+        )
+    )  # fmt: skip
+    taken_s = time.perf_counter() - began
+    [bundle] = done.bundles
+    with Bundle(Path(bundle.path)) as opened:
+        return Chosen(bundle.variant, opened.model(), taken_s)
 
 
-def _float_ms(done):
-    [row] = [
-        one for one in done.report.candidates if one.variant.endswith("-fp32") and "pruned" not in one.variant
-    ]
-    return row.verdicts[0].latency_ms
-
-
-def plain(name, net, data, max_drop):
+def plain(folder, max_drop):
     """As a user begins: no limit but the floor."""
-    return chosen(name, net, data, max_drop)
+    return chosen(folder, max_drop)
 
 
-def limited(name, net, data, max_drop, max_latency_ms):
-    """Under a limit of latency: int8 first, then pruning, if that is too slow."""
-    return chosen(name, net, data, max_drop, max_latency_ms=max_latency_ms)
-
-
-def explored(name, net, data, max_drop):
+def explored(folder, max_drop):
     """Everything tried; the quickest that keeps to the floor."""
-    return chosen(name, net, data, max_drop, effort=Effort.EXPLORE, preference=Preference.LATENCY)
+    return chosen(folder, max_drop, effort=Effort.EXPLORE, preference=Preference.LATENCY)
