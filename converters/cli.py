@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeml.errors import EdgemlError
+
 if TYPE_CHECKING:
     from .order import ConversionOrder, DeviceMeasurement
+    from .report import Conversion
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 OUT = click.option(
@@ -97,12 +100,16 @@ def convert(model: str, *, profiles: tuple[str, ...], as_json: bool, **options: 
     from .show import print_json, searching, tell_conversion
 
     order = _order(model, profiles, options)
-    with searching(quiet=as_json) as on_progress:
-        conversion = run(order, on_progress)
-    if as_json:
-        print_json(conversion)
-    else:
-        tell_conversion(conversion)
+    tell = print_json if as_json else tell_conversion
+    refused: list[Conversion] = []
+    try:
+        with searching(quiet=as_json) as on_progress:
+            conversion = run(order, on_progress, refused.append)
+    except EdgemlError:
+        for one in refused:
+            tell(one)
+        raise
+    tell(conversion)
 
 
 def _order(model: str, profiles: tuple[str, ...], options: dict[str, Any]) -> ConversionOrder:

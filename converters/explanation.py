@@ -113,7 +113,9 @@ def _pair(
 
 def _shown(bench: Workbench, one: Verified, runtime: DeviceRuntime) -> why.Shown | None:
     run = next((run for run in one.candidate.runs if run.runtime is runtime), None)
-    return why.Shown(one.candidate.recipe, bench.graph(one), run) if run else None
+    if run is None:
+        return None
+    return why.Shown(one.candidate.recipe, bench.graph(one), run, bench.turns_ms(one, runtime))
 
 
 def _notes(bench: Workbench, found: Sequence[Verified]) -> dict[Recipe, str]:

@@ -104,7 +104,7 @@ def _tell(found: Readable, report: FitReport, profiles: list[HardwareProfile]) -
     )
     if model.unknown_shapes:
         console.print(
-            f"{model.unknown_shapes} tensors have free or unknown shapes: what they cost is not in these numbers",
+            f"tensors of free or unknown shapes: {model.unknown_shapes}; what they cost is not in these numbers",
             soft_wrap=True,
         )
     for one in report.fits:

@@ -6,7 +6,7 @@ its own file. An interrupted conversion goes on where it was: everything that wa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -37,13 +37,20 @@ from .verify import Verified, Verifier
 from .workbench import Workbench
 from .workshop import Workshop, fingerprint_of
 
+OnRefusal = Callable[[Conversion], None]
 
-def convert(order: ConversionOrder, on_progress: OnProgress = lambda _: None) -> Conversion:
+
+def convert(
+    order: ConversionOrder,
+    on_progress: OnProgress = lambda _: None,
+    on_refusal: OnRefusal = lambda _: None,
+) -> Conversion:
     """Convert a model and write one bundle for each candidate that a profile chose, and a page that explains it.
 
     Args:
         order: what to do.
         on_progress: is told what is being done, for people.
+        on_refusal: is given all that was found, without bundles, where a profile refused every candidate, before the error.
 
     Raises:
         ConfigError: The source, data or an argument cannot be used.
@@ -93,6 +100,7 @@ def convert(order: ConversionOrder, on_progress: OnProgress = lambda _: None) ->
         if view.selection.chosen is None:
             error = nothing_left(view.placements, aim.profile, aim.constraints)
             error.hint = f"{error.hint}; {explained.page} shows every candidate"
+            on_refusal(Conversion(report=explained.report, bundles=(), page=str(explained.page)))
             raise error
     on_progress(Progress("writing bundles"))
     bundler = Bundler(order, source, data, judge, meaning, explained)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from edgeml.errors import BackendError, BudgetError, ConfigError
 from edgeml.manifest import RuntimeFamily
-from edgeml.profile import HardwareProfile
+from edgeml.profile import DeviceRuntime, HardwareProfile
 
 from .calibration import Observed, observe, spread
 from .candidate import Placement
@@ -41,7 +41,7 @@ class Workbench:
     """Why the layers of a recipe could not be told apart."""
     uncompared: str = ""
     """Why latencies on this host could not be measured in turns."""
-    _turns_ms: dict[Recipe, float] = field(default_factory=dict)
+    _turns_ms: dict[tuple[Recipe, DeviceRuntime], float] = field(default_factory=dict)
     _graphs: dict[Recipe, Graph | None] = field(default_factory=dict)
 
     def candidate(self, recipe: Recipe) -> Verified:
@@ -75,7 +75,8 @@ class Workbench:
             ),
             None,
         )
-        turns_ms = self._turns_ms.get(candidate.recipe)
+        turns = (self.turns_ms(verified, run.runtime) for run in candidate.runs)
+        turns_ms = next((one for one in turns if one is not None), None)
         return place(candidate, self.graph(verified), profile, record, turns_ms)
 
     def measure_in_turns(self, found: Sequence[Verified], floor: Floor) -> None:
@@ -88,10 +89,16 @@ class Workbench:
         if not (rivals and here):
             return
         try:
-            self._turns_ms.update(in_turns(rivals, self.verifier.samples, here[0].runtime))
+            runtime = here[0].runtime
+            latencies_ms = in_turns(rivals, self.verifier.samples, runtime)
+            self._turns_ms.update({(recipe, runtime): one for recipe, one in latencies_ms.items()})
         except (BackendError, BudgetError) as error:
             # Told in the report; each candidate has a figure of its own.
             self.uncompared = error.message
+
+    def turns_ms(self, verified: Verified, runtime: DeviceRuntime) -> float | None:
+        """Latency on this host as it was measured in turns with others; None where it was not."""
+        return self._turns_ms.get((verified.candidate.recipe, runtime))
 
     def graph(self, verified: Verified) -> Graph | None:
         """What a candidate's file computes; None where it cannot be read."""

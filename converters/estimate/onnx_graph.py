@@ -144,6 +144,9 @@ def _types(proto: Any) -> dict[str, Any]:
         if value.name not in constants and dimensions and not dimensions[0].HasField("dim_value"):
             dimensions[0].dim_value = 1
     del shadow.graph.value_info[:]  # they may speak of another batch, or lie
+    claimed = {value.name: value.type.tensor_type for value in proto.graph.output}
+    for value in shadow.graph.output:
+        value.ClearField("type")  # so may these; and a stand-in's type of element may be another
     for node in shadow.graph.node:
         _stand_in(node)
     try:
@@ -153,12 +156,17 @@ def _types(proto: Any) -> dict[str, Any]:
             f"onnx cannot infer the shapes: {first_line(error)}", hint="check the model with onnx.checker"
         ) from error
     found = inferred.graph
-    # What the file says of its outputs may name another batch than 1: inference comes first.
-    return {
+    types = {
         value.name: value.type.tensor_type
         for values in (found.output, found.input, found.value_info)
         for value in values
     }
+    for name, said in claimed.items():
+        if types[name].HasField("shape"):
+            types[name].elem_type = said.elem_type
+        else:
+            types[name] = said
+    return types
 
 
 def _stand_in(node: Any) -> None:

@@ -29,11 +29,12 @@ _CONVERSIONS: Final = frozenset({OperatorKind.QUANTIZE})
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A candidate with what its file computes and what its first runtime measured."""
+    """A candidate with what its file computes, what its first runtime measured, and its latency beside others in turns."""
 
     recipe: Recipe
     graph: Graph | None
     run: Run
+    turns_ms: float | None = None
 
 
 def which_layer(rows: Sequence[LayerSensitivity], floor: Floor, int8: Shown | None) -> tuple[str, ...]:
@@ -90,8 +91,11 @@ def why_slow(
     before, after = plain.run.outcome, int8.run.outcome
     if not isinstance(before, Measured) or not isinstance(after, Measured):
         return ("One of the two did not run.",)
-    ratio = after.latency_p50_ms / before.latency_p50_ms
-    told = f"{int8.recipe.name} takes {after.latency_p50_ms:.3f} ms on this host, {ratio:.2f} times the {before.latency_p50_ms:.3f} ms of {plain.recipe.name}"
+    before_ms, after_ms, how = before.latency_p50_ms, after.latency_p50_ms, ""
+    if plain.turns_ms is not None and int8.turns_ms is not None:
+        before_ms, after_ms, how = plain.turns_ms, int8.turns_ms, ", measured in turns"
+    ratio = after_ms / before_ms
+    told = f"{int8.recipe.name} takes {after_ms:.3f} ms on this host, {ratio:.2f} times the {before_ms:.3f} ms of {plain.recipe.name}{how}"
     reasons = tuple(_reasons(int8, extensions, block))
     if ratio <= 1 - NOISE_FRACTION:
         rest = ("It would be faster still, but for this:", *reasons) if reasons else ()

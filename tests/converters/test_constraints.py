@@ -93,6 +93,12 @@ class TestWhatNothingMeets:
         page = (tmp_path / "net-1.0.0-report.html").read_text()
         assert "refused" in page
         assert words in page
+        table = result.stdout.splitlines()
+        assert any(line.split()[:1] == ["onnx-fp32"] and "onnxruntime" in line for line in table)
+        assert any(
+            line.startswith("  onnx-int8-") and " refused: " in line and words in line for line in table
+        )
+        assert "report.html: all of this with pictures" in result.stdout
 
     def test_the_whole_program_ends_with_3_and_says_what_to_do(self, desk, tmp_path):
         done = subprocess.run(
@@ -107,7 +113,10 @@ class TestWhatNothingMeets:
         assert "nothing that keeps accuracy meets the other constraints" in done.stderr
         assert "loosen the constraint" in done.stderr
         assert "Traceback" not in done.stderr
-        assert done.stdout == ""
+        found = json.loads(done.stdout)
+        assert found["bundles"] == []
+        assert found["page"].endswith("net-1.0.0-report.html")
+        assert {row["verdicts"][0]["verdict"] for row in found["report"]["candidates"]} == {"refused"}
 
 
 class TestWhereALatencyIsFrom:
@@ -124,6 +133,18 @@ class TestWhereALatencyIsFrom:
         }
         assert set(bases.values()) <= {TURNS, BASIS["host"]}
         assert bases["onnx-fp32"] == TURNS, "all that keep to the floor are compared with the plain one"
+
+    def test_why_int8_is_not_faster_is_told_of_the_figures_by_which_it_was_chosen(self, both):
+        [said] = [one["answer"] for one in both["answers"] if "int8 not faster" in one["question"]]
+        here = {
+            row["variant"]: one["latency_ms"]
+            for row in both["candidates"]
+            for one in row["verdicts"]
+            if one["profile"] == "host"
+        }
+        int8 = next(name for name in here if f"{name} takes" in said)
+        assert f"{int8} takes {here[int8]:.3f} ms on this host" in said
+        assert f"the {here['onnx-fp32']:.3f} ms of onnx-fp32, measured in turns" in said
 
     def test_this_hosts_never_stands_as_anothers(self, both):
         for row in both["candidates"]:

@@ -216,7 +216,7 @@ class TestCommand:
         proto.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 64
         proto.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "length"
         (tmp_path / "net.onnx").write_bytes(proto.SerializeToString())
-        assert "2 tensors have free or unknown shapes" in run(tmp_path / "net.onnx").output
+        assert "tensors of free or unknown shapes: 2;" in run(tmp_path / "net.onnx").output
 
     def test_json_holds_the_same(self, model):
         done = run(model, "--json")

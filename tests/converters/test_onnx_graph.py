@@ -179,6 +179,26 @@ def test_a_linear_classifier_holds_its_parameters_in_attributes():
     assert graph.custom == ()
 
 
+def test_a_last_layer_that_reads_integers_and_answers_in_floats_has_its_shape():
+    scale, zero = numpy_helper.from_array(np.float32(0.1), "s"), numpy_helper.from_array(np.int8(0), "zero")
+    weights = numpy_helper.from_array(RANDOM.integers(-9, 9, (4, 5)).astype(np.int8), "w")
+    bias = numpy_helper.from_array(np.zeros(5, np.int32), "bias")
+    proto = onnx.load_from_string(
+        model(
+            [
+                helper.make_node("QuantizeLinear", ["x", "s", "zero"], ["q"]),
+                helper.make_node("QGemm", ["q", "s", "zero", "w", "s", "zero", "bias"], ["y"], domain="com.microsoft"),
+            ],
+            [scale, zero, weights, bias], {"x": ["batch", 4]}, [],
+        )
+    )  # fmt: skip
+    proto.graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 5]))
+    graph = read_onnx(proto.SerializeToString())
+    answer = graph.tensors[graph.outputs[0]]
+    assert graph.dynamic == ()
+    assert (answer.shape, answer.element.bits) == ((1, 5), 32)
+
+
 def test_custom_operators_external_data_and_free_shapes_are_told():
     away = floats("w", 4, 4)
     away.data_location = TensorProto.EXTERNAL

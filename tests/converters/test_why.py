@@ -1,5 +1,7 @@
 """The two questions that users ask most: every reason is told when its cause is there, and only then."""
 
+from dataclasses import replace
+
 import pytest
 
 from converters.candidate import Failed, Measured, Run
@@ -136,6 +138,16 @@ class TestWhySlow:
         made = graph(layer(channels=17))
         before, after = (shown(recipe, made, runtime=MICRO) for recipe in (FP32, INT8))
         assert reasons(why_slow(before, after, frozenset({"avx2"}), 16)) == {"microcontroller"}
+
+    def test_figures_in_turns_stand_before_others_where_both_have_them(self):
+        plain, int8 = shown(FP32, GOOD, 2.0), shown(INT8, GOOD, 1.0)
+        in_turns = replace(int8, turns_ms=3.0)
+        both = why_slow(replace(plain, turns_ms=2.5), in_turns, frozenset(), 8)[0]
+        assert "takes 3.000 ms on this host, 1.20 times the 2.500 ms" in both
+        assert "measured in turns" in both
+        one = why_slow(plain, in_turns, frozenset(), 8)[0]
+        assert "takes 1.000 ms on this host, 0.50 times the 2.000 ms" in one
+        assert "in turns" not in one
 
     def test_the_figures_are_the_two_latencies_and_their_ratio(self):
         [first, *_] = why_slow(shown(FP32, GOOD, 2.0), shown(INT8, GOOD, 3.0), VNNI, 16)
