@@ -13,8 +13,9 @@ from typing import Final
 from edgeml import bundle as bundles
 from edgeml import monitor as monitors
 from edgeml.clock import SystemClock
-from edgeml.errors import ConfigError
+from edgeml.errors import ConfigError, IncompatibleError
 from edgeml.ids import Digest, ReleaseId
+from edgeml.manifest import RuntimeFamily
 from edgeml.monitor import Monitor
 
 from . import authority, config, telemetry_store
@@ -62,9 +63,11 @@ def publish(
 
     Raises:
         ConfigError: A bundle or a key is missing, or a key is not this fleet's.
-        ArtifactError: A file is no bundle, or is published under the same name with other content.
+        ArtifactError: A file is no bundle, is for no agent, or is published under the same name with other content.
         StorageError: The disk refused.
     """
+    for path in paths:
+        _check_runtime(path)
     # Monitors first: if this is interrupted a monitor of no release is harmless, a release without monitor is not.
     for path in paths:
         _remember_monitor(store, path)
@@ -94,6 +97,15 @@ def read_passphrase(path: Path | None) -> bytes | None:
     if not passphrase:
         raise ConfigError(f"{path} is empty", hint="write the passphrase of the offline keys into it")
     return passphrase
+
+
+def _check_runtime(path: Path) -> None:
+    with bundles.Bundle(path) as bundle:
+        if bundle.manifest.runtime is RuntimeFamily.TORCHSCRIPT:
+            raise IncompatibleError(
+                f"{path.name} holds TorchScript, which no agent loads: nothing was published",
+                hint="publish ONNX or TFLite; the .pt beside the bundle is for a program of yours, torch.jit.load reads it",
+            )
 
 
 def _remember_monitor(store: Store, path: Path) -> None:
