@@ -8,7 +8,6 @@ The same request again gets the same answer, so that a device whose power went m
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,12 +23,12 @@ from edgeml.topics import CONTROLLER_USER
 
 from . import authority, broker, devices, identities, tls_files
 from .authority import Authority
-from .broker import NO_TOKEN
 from .config import FleetConfig, FleetHome
 from .devices import Enrolment
 from .enroll import trust_anchor
 from .identities import APPROVED, Certificate, Claim, Request
 from .store import Store
+from .tokens import NO_TOKEN, new_token, token_hash
 
 REQUESTS_MAX: Final = 1000
 """Devices that may wait for an operator; anybody who reaches the port can ask."""
@@ -67,9 +66,9 @@ class Admission:
             )
         if device:
             parse_name(device, "device")
-        token = secrets.token_urlsafe(broker.TOKEN_BYTES)
+        token = new_token()
         made = Claim(
-            token_sha256=broker.token_hash(token),
+            token_sha256=token_hash(token),
             profile=profile,
             device=device,
             created_at_ms=now_ms,
@@ -263,7 +262,7 @@ def decide(store: Store, which: str, standing: str) -> Request:
 def _use_claim(connection: sa.Connection, request: EnrolRequest, fingerprint: str, now_ms: int) -> str:
     """Use up a claim; return its profile."""
     hint = "make a new one with `edgeml fleet claim create`"
-    claim = identities.load_claim(connection, broker.token_hash(request.claim))
+    claim = identities.load_claim(connection, token_hash(request.claim))
     if claim is None:
         raise TrustError("the fleet knows no such claim", hint=hint)
     if claim.expires_at_ms <= now_ms:

@@ -1,8 +1,9 @@
 """Serves devices their signed metadata and bundles, and the operator a read-only view.
 
 Decides who may read what over HTTP: a device with its token reads the repository, the operator with theirs reads the
-fleet's status. Nothing can be changed here, but for devices that enrol themselves (`identity_api`). What is served to devices is signed, so they trust none of it for having
-come from here; ranges and `If-Range` let them go on where a download was cut.
+fleet's status. Nothing can be changed here, but for devices that enrol themselves (`identity_api`). What is served to
+devices is signed, so they trust none of it for having come from here; ranges and `If-Range` let them go on where a
+download was cut.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import hmac
 import logging
 import os
 import re
-import secrets
 import socket
 import ssl
 import sys
@@ -26,18 +26,18 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import FileResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBasic, HTTPBasicCredentials, HTTPBearer
 
-from edgeml import __version__, atomic
+from edgeml import __version__
 from edgeml.clock import Clock, SystemClock
 from edgeml.errors import EdgemlError
 from edgeml.ids import is_digest, is_name
 
 from . import authority, devices, identities, metrics, overview, tls_files
 from .admission import Admission
-from .broker import TOKEN_BYTES, token_hash
 from .config import FleetHome, database_url, find_home, load
 from .identity_api import PeerProtocol, add_routes, peer_of
 from .lifeline import Lifeline
 from .store import Store
+from .tokens import operator_token, token_hash
 
 CONCURRENT_REQUESTS_MAX: Final = 200
 KEEP_ALIVE_S: Final = 5
@@ -53,20 +53,6 @@ _LIMITS: Final[dict[str, Any]] = {
 _METADATA_NAME: Final = re.compile(r"(?:[0-9]{1,10}\.)?[a-z][a-z0-9_-]{0,60}\.json", re.ASCII)
 _device_login = HTTPBasic(realm="edgeml devices", auto_error=False)
 _operator_login = HTTPBearer(auto_error=False)
-
-
-def operator_token(home: FleetHome) -> str:
-    """Return the operator's token, made at first use.
-
-    Raises:
-        StorageError: The disk refused.
-    """
-    if not home.operator_token.exists():
-        atomic.write_bytes(home.operator_token, secrets.token_urlsafe(TOKEN_BYTES).encode())
-    try:
-        return home.operator_token.read_text().strip()
-    except OSError as error:
-        raise atomic.storage_error(error, home.operator_token) from error
 
 
 def make_app(home: FleetHome, store: Store, operator: str) -> FastAPI:

@@ -8,7 +8,6 @@ and writes the files from which either knows the logins. Their settings are the 
 from __future__ import annotations
 
 import enum
-import hashlib
 import os
 import secrets
 import sys
@@ -24,11 +23,9 @@ from edgeml.topics import CONTROLLER_USER
 
 from . import mosquitto
 from .config import BROKER_KINDS, FleetConfig, FleetHome, is_loopback
+from .tokens import NO_TOKEN, controller_token, token_hash
 
 KIND_VARIABLE: Final = "EDGEML_BROKER"
-TOKEN_BYTES: Final = 32
-NO_TOKEN: Final = "-"  # noqa: S105  # no secret: nothing hashes to it
-"""In the place of a token's hashes: the device logs in by its certificate alone."""
 
 
 class BrokerKind(enum.Enum):
@@ -92,11 +89,6 @@ def prepare(home: FleetHome, config: FleetConfig) -> Launch:
     return Launch(kind, command, note)
 
 
-def token_hash(token: str) -> str:
-    """SHA-256 of a token in hex: enough, because tokens are random 256-bit numbers."""
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
 def tokens_path(home: FleetHome) -> Path:
     """File that names who may log in to amqtt: `user:sha256` lines."""
     return home.broker / "tokens"
@@ -105,21 +97,6 @@ def tokens_path(home: FleetHome) -> Path:
 def login_files(home: FleetHome) -> tuple[Path, ...]:
     """Files that change when somebody may log in, or may not any more."""
     return (mosquitto.passwords_path(home), tokens_path(home))
-
-
-def controller_token(home: FleetHome) -> str:
-    """Return the controller's own token, made at first use.
-
-    Raises:
-        StorageError: The disk refused.
-    """
-    path = home.broker / "controller.token"
-    if not path.exists():
-        atomic.write_bytes(path, secrets.token_urlsafe(TOKEN_BYTES).encode())
-    try:
-        return path.read_text().strip()
-    except OSError as error:
-        raise atomic.storage_error(error, path) from error
 
 
 def write_logins(home: FleetHome, devices: Mapping[DeviceId, tuple[str, str]]) -> None:

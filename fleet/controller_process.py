@@ -22,7 +22,6 @@ from edgeml.lock import Lock
 from edgeml.mqtt import Login, PahoTransport
 
 from . import locks
-from .broker import controller_token
 from .config import FleetConfig, FleetHome, database_url, find_home, load
 from .doorkeeper import Doorkeeper
 from .keys import SNAPSHOT, TIMESTAMP, key_path, load_signer
@@ -30,6 +29,7 @@ from .lifeline import Lifeline
 from .repository import Repository
 from .service import Controller, new_session, presence_message
 from .store import Store
+from .tokens import controller_token
 
 logger = logging.getLogger(__name__)
 

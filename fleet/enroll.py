@@ -8,7 +8,6 @@ is `serve`'s business: it watches the files that are written here.
 from __future__ import annotations
 
 import re
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,6 +21,7 @@ from . import authority, broker, devices, identities, mosquitto, removals, tls_f
 from .config import FleetConfig, FleetHome
 from .devices import Enrolment
 from .store import Store
+from .tokens import new_token, token_hash
 
 SETTINGS: Final = "agent.toml"
 TOKEN: Final = "token"  # noqa: S105  # a file's name
@@ -65,7 +65,7 @@ def add(home: FleetHome, config: FleetConfig, store: Store, new: NewDevice, now_
         )
     root = trust_anchor(home)
     _check_empty(new.kit)
-    token = secrets.token_urlsafe(broker.TOKEN_BYTES)
+    token = new_token()
     atomic.write_bytes(new.kit / ROOT, root, mode=0o644)
     atomic.write_bytes(new.kit / TOKEN, token.encode())
     atomic.write_bytes(new.kit / SETTINGS, _settings(config, new).encode(), mode=0o644)
@@ -73,7 +73,7 @@ def add(home: FleetHome, config: FleetConfig, store: Store, new: NewDevice, now_
         device=device,
         tenant=config.tenant,
         profile=new.profile,
-        token_sha256=broker.token_hash(token),
+        token_sha256=token_hash(token),
         broker_hash=mosquitto.hash_token(token),
         enrolled_at_ms=now_ms,
     )

@@ -19,11 +19,11 @@ from edgeml.manifest import RuntimeFamily
 from edgeml.monitor import Monitor
 
 from . import authority, config, telemetry_store
-from .api import operator_token
 from .config import FleetHome
 from .keys import ANCHOR, SNAPSHOT, TARGETS, TIMESTAMP, create_keys, key_path, load_keys, load_signer
 from .repository import PublishedVariant, Repository
 from .store import Store
+from .tokens import operator_token
 
 PASSPHRASE_BYTES_MAX: Final = 4 << 10
 

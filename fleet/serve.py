@@ -27,11 +27,11 @@ from edgeml.clock import SystemClock
 from edgeml.errors import ConfigError, EdgemlError, StateError
 
 from . import broker, devices, locks, tls_files
-from .api import operator_token
 from .broker import BrokerKind, Launch
 from .config import FleetConfig, FleetHome, database_url, load
 from .lifeline import tied_to_parent
 from .store import Store
+from .tokens import operator_token
 
 logger = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from edgeml.port import free_port
 from fleet import broker, config, mosquitto
 from fleet.broker import BrokerKind, Launch
 from fleet.config import FleetConfig, FleetHome
+from fleet.tokens import controller_token, token_hash
 
 TENANT = "acme"
 DEVICES = ("cam-a", "cam-b")
@@ -68,10 +69,9 @@ class RunningBroker:
             self.process.wait(10)
 
     def reload_logins(self, tokens: dict[str, str]) -> None:
-        self.tokens = tokens | {"controller": broker.controller_token(self.home)}
+        self.tokens = tokens | {"controller": controller_token(self.home)}
         hashes = {
-            DeviceId(name): (broker.token_hash(token), mosquitto.hash_token(token))
-            for name, token in tokens.items()
+            DeviceId(name): (token_hash(token), mosquitto.hash_token(token)) for name, token in tokens.items()
         }
         broker.write_logins(self.home, hashes)
         if self.process is not None and self.kind is BrokerKind.MOSQUITTO:

@@ -17,8 +17,8 @@ from edgeml.ids import TenantId
 from edgeml.port import free_port
 from fleet import amqtt_broker, broker
 from fleet.amqtt_broker import TriedOutBroker
-from fleet.broker import token_hash
 from fleet.config import BrokerSettings, FleetConfig, FleetHome
+from fleet.tokens import token_hash
 
 # amqtt leaves the sockets of refused logins to the garbage collector.
 pytestmark = [pytest.mark.broker, pytest.mark.filterwarnings("ignore::ResourceWarning")]

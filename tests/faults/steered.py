@@ -14,6 +14,7 @@ from fleet.doorkeeper import Doorkeeper
 from fleet.repository import Repository
 from fleet.rollout import Plan
 from fleet.service import Controller
+from fleet.tokens import controller_token
 
 from .served import PROFILE, Served, wait_for
 
@@ -31,7 +32,7 @@ class Steered(Served):
         self.clock = clock or SystemClock()
         login = Login(
             host="127.0.0.1", port=self.config.broker.port, username=topics.CONTROLLER_USER,
-            password=broker.controller_token(self.home), client_id="controller",
+            password=controller_token(self.home), client_id="controller",
         )  # fmt: skip
         doorkeeper = Doorkeeper(self.config.quota, self.clock)
         self.transport = PahoTransport(

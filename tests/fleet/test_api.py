@@ -14,10 +14,10 @@ from edgeml.ids import DeviceId, digest_of
 from edgeml.source import HttpSource
 from edgeml.testing import sample_bundle
 from fleet import api, devices, founding
-from fleet.broker import token_hash
 from fleet.config import FleetHome, database_url, load
 from fleet.devices import Enrolment
 from fleet.store import Store
+from fleet.tokens import operator_token, token_hash
 
 TOKEN = "token-of-cam-1"
 DATA = bytes(range(256)) * 1024
@@ -53,7 +53,7 @@ def store(home):
 
 @pytest.fixture(scope="module")
 def url(home, store):
-    app = api.make_app(home, store, api.operator_token(home))
+    app = api.make_app(home, store, operator_token(home))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -244,8 +244,8 @@ def test_anybody_may_ask_whether_it_is_alive(url):
 
 
 def test_operators_token_is_kept_and_for_its_owner_only(home):
-    first = api.operator_token(home)
-    assert first == api.operator_token(home)
+    first = operator_token(home)
+    assert first == operator_token(home)
     assert len(first) >= 43
     assert home.operator_token.stat().st_mode & 0o077 == 0
 
