@@ -1,17 +1,22 @@
-"""Making a fleet: all of it, or something that the next call finishes."""
+"""Making a fleet: all of it, or something that the next call finishes. Publishing in it: only what agents load."""
 
 import os
 import shutil
 import time
 
+import msgspec
 import pytest
 
-from edgeml.errors import ConfigError
+from edgeml.bundle import Bundle, write_bundle
+from edgeml.errors import ConfigError, IncompatibleError
+from edgeml.manifest import RuntimeFamily
 from edgeml.source import DirectorySource
+from edgeml.testing import sample_bundle
 from edgeml.trust import TrustStore
 from fleet import founding
-from fleet.config import FleetHome
+from fleet.config import FleetHome, database_url, load
 from fleet.keys import load_keys
+from fleet.store import Store
 
 PASSPHRASE = b"correct horse"
 
@@ -69,3 +74,21 @@ def test_keys_are_not_mixed_with_other_files(tmp_path):
         founding.found(home)
     assert [path.name for path in home.directory.iterdir() if path.name.startswith(".")] == []
     assert [path.name for path in home.keys.iterdir()] == ["notes.txt"]
+
+
+def test_nothing_is_published_where_one_is_for_no_agent(tmp_path):
+    home = FleetHome(tmp_path / "fleet")
+    founding.found(home)
+    store = Store(database_url(home, load(home)))
+    sample_bundle(tmp_path / "served.edgeml")
+    with Bundle(tmp_path / "served.edgeml") as served:
+        manifest = msgspec.structs.replace(
+            served.manifest, variant="torchscript-fp32", runtime=RuntimeFamily.TORCHSCRIPT
+        )
+    write_bundle(tmp_path / "own.edgeml", manifest, {"model.torchscript": b"a program's own"})
+    both = [tmp_path / "served.edgeml", tmp_path / "own.edgeml"]
+    with pytest.raises(IncompatibleError, match="holds TorchScript, which no agent loads"):
+        founding.publish(home, store, both, home.keys)
+    (published,) = founding.publish(home, store, both[:1], home.keys)
+    assert published.is_new
+    store.close()
