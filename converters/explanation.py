@@ -59,7 +59,9 @@ def explain(
         baseline=floor.baseline,
         max_drop=floor.max_drop,
         samples=len(bench.verifier.samples),
-        candidates=candidate_rows([one.candidate for one in found], views, _notes(bench, found)),
+        candidates=candidate_rows(
+            [one.candidate for one in found], views, _notes(bench, found), bench.turns_ms
+        ),
         layers=tuple(_row(one) for one in layers),
         answers=_answers(bench, found, static, layers, floor),
     )
@@ -115,7 +117,8 @@ def _shown(bench: Workbench, one: Verified, runtime: DeviceRuntime) -> why.Shown
     run = next((run for run in one.candidate.runs if run.runtime is runtime), None)
     if run is None:
         return None
-    return why.Shown(one.candidate.recipe, bench.graph(one), run, bench.turns_ms(one, runtime))
+    recipe = one.candidate.recipe
+    return why.Shown(recipe, bench.graph(one), run, bench.turns_ms(recipe, runtime))
 
 
 def _notes(bench: Workbench, found: Sequence[Verified]) -> dict[Recipe, str]:

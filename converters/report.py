@@ -5,7 +5,7 @@ Decides the fields and their units. How they are shown to people is `show.py`'s 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -13,6 +13,7 @@ import msgspec
 from edgeml.expectation import Expected
 from edgeml.ids import Digest
 from edgeml.manifest import RuntimeFamily
+from edgeml.profile import DeviceRuntime
 from edgeml.steps import Processing
 
 from .candidate import Candidate, Failed, Placement, Run
@@ -54,6 +55,13 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     latency_p95_ms: float | None = None
     peak_memory_bytes: int | None = None
     failure: str = ""
+    latency_turns_ms: float | None = None
+    """p50 as measured in turns with the others that keep to the floor; None where it was not."""
+
+    @property
+    def latency_ms(self) -> float | None:
+        """p50, in turns where it was measured so: others' were measured minutes apart."""
+        return self.latency_p50_ms if self.latency_turns_ms is None else self.latency_turns_ms
 
 
 class CandidateRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +115,21 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[LayerRow, ...] = ()
     answers: tuple[Answer, ...] = ()
 
+    def told(self, run: RunRow) -> str:
+        """A run's latency in words; ~ before it where others were measured in turns, and this one was not."""
+        if run.latency_ms is None:
+            return "-"
+        turns = any(one.latency_turns_ms is not None for row in self.candidates for one in row.runs)
+        return f"{'~' if turns and run.latency_turns_ms is None else ''}{run.latency_ms:.3f} ms"
+
+    @property
+    def comparison(self) -> str:
+        """What is to be said of how latencies compare; empty where each has but its own figure."""
+        turns = [one.latency_turns_ms is not None for row in self.candidates for one in row.runs]
+        if not any(turns):
+            return ""
+        return "latencies in turns" if all(turns) else "latencies in turns, but for those with a ~"
+
 
 class WrittenBundle(msgspec.Struct, frozen=True, kw_only=True):
     """A bundle that was written. `sha256` is of the whole file."""
@@ -149,10 +172,21 @@ class Packaging(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def candidate_rows(
-    candidates: Sequence[Candidate], views: Sequence[View], notes: Mapping[Recipe, str]
+    candidates: Sequence[Candidate],
+    views: Sequence[View],
+    notes: Mapping[Recipe, str],
+    turns_ms: Callable[[Recipe, DeviceRuntime], float | None],
 ) -> tuple[CandidateRow, ...]:
-    """Join candidates with what became of them for each profile, and with what there is to say of them."""
-    return tuple(_row(one, views, notes.get(one.recipe, "")) for one in candidates)
+    """Join candidates with what became of them for each profile, what there is to say of them, and latencies in turns."""
+    return tuple(
+        _row(
+            one,
+            views,
+            notes.get(one.recipe, ""),
+            tuple(_run(run, turns_ms(one.recipe, run.runtime)) for run in one.runs),
+        )
+        for one in candidates
+    )
 
 
 def encode(record: Report | Conversion | Packaging) -> bytes:
@@ -160,26 +194,26 @@ def encode(record: Report | Conversion | Packaging) -> bytes:
     return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
 
 
-def _row(one: Candidate, views: Sequence[View], note: str) -> CandidateRow:
+def _row(one: Candidate, views: Sequence[View], note: str, runs: tuple[RunRow, ...]) -> CandidateRow:
     return CandidateRow(
         variant=one.name,
         steps=one.recipe.described,
         length_bytes=one.length_bytes,
         sha256=one.sha256,
-        runs=tuple(map(_run, one.runs)),
+        runs=runs,
         failure=one.failure,
         verdicts=tuple(_verdict(view, index) for view in views if (index := _place(view, one)) is not None),
         note=note,
     )
 
 
-def _run(run: Run) -> RunRow:
+def _run(run: Run, turns_ms: float | None) -> RunRow:
     if isinstance(run.outcome, Failed):
         return RunRow(runtime=run.runtime.value, version=run.version, failure=run.outcome.reason)
     return RunRow(
         runtime=run.runtime.value, version=run.version, value=run.outcome.value, agreement=run.outcome.agreement,
         latency_p50_ms=run.outcome.latency_p50_ms, latency_p95_ms=run.outcome.latency_p95_ms,
-        peak_memory_bytes=run.outcome.peak_memory_bytes,
+        peak_memory_bytes=run.outcome.peak_memory_bytes, latency_turns_ms=turns_ms,
     )  # fmt: skip
 
 

@@ -139,10 +139,11 @@ def tell_report(report: Report, console: Console) -> None:
             first = (
                 (row.variant, size(row.length_bytes) if row.length_bytes else "-") if not index else ("", "")
             )
-            table.add_row(*first, *_figures(run))
+            table.add_row(*first, *_figures(report, run))
     console.print(table)
     console.print(
-        f"latency and memory: measured here, on {report.host}, over {report.samples} samples, one thread; another machine's are others",
+        f"latency and memory: measured here, on {report.host}, over {report.samples} samples, one thread; "
+        f"{report.comparison}{'; ' if report.comparison else ''}another machine's are others",
         soft_wrap=True,
     )
     for line in _reasons(report.candidates):
@@ -211,16 +212,16 @@ def _step(step: Step) -> str:
     return f"{kind}({', '.join(f'{name} {value}' for name, value in said.items())})" if said else str(kind)
 
 
-def _figures(run: RunRow | None) -> tuple[str, str, str, str, str]:
+def _figures(report: Report, run: RunRow | None) -> tuple[str, str, str, str, str]:
     if run is None:
         return "-", "-", "-", "-", "-"
-    if run.value is None or run.agreement is None or run.latency_p50_ms is None:
+    if run.value is None or run.agreement is None:
         return run.runtime, "-", "-", "-", "-"
     return (
         run.runtime,
         f"{run.value:.4g}" if abs(run.value) > 1 else f"{run.value:.4f}",
         f"{run.agreement:.4f}",
-        f"{run.latency_p50_ms:.3f} ms",
+        report.told(run),
         size(run.peak_memory_bytes or 0),
     )
 

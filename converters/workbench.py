@@ -75,7 +75,7 @@ class Workbench:
             ),
             None,
         )
-        turns = (self.turns_ms(verified, run.runtime) for run in candidate.runs)
+        turns = (self.turns_ms(candidate.recipe, run.runtime) for run in candidate.runs)
         turns_ms = next((one for one in turns if one is not None), None)
         return place(candidate, self.graph(verified), profile, record, turns_ms)
 
@@ -96,9 +96,9 @@ class Workbench:
             # Told in the report; each candidate has a figure of its own.
             self.uncompared = error.message
 
-    def turns_ms(self, verified: Verified, runtime: DeviceRuntime) -> float | None:
-        """Latency on this host as it was measured in turns with others; None where it was not."""
-        return self._turns_ms.get((verified.candidate.recipe, runtime))
+    def turns_ms(self, recipe: Recipe, runtime: DeviceRuntime) -> float | None:
+        """Latency of a candidate on this host as it was measured in turns with others; None where it was not."""
+        return self._turns_ms.get((recipe, runtime))
 
     def graph(self, verified: Verified) -> Graph | None:
         """What a candidate's file computes; None where it cannot be read."""

@@ -87,7 +87,7 @@ def _candidates(report: Report) -> Table:
             if run is not None and run.value is not None and run.agreement is not None:
                 figures = (
                     run.version or run.runtime, f"{run.value:.4g}", f"{run.agreement:.4f}",
-                    f"{run.latency_p50_ms or 0:.3f} ms", size(run.peak_memory_bytes or 0),
+                    report.told(run), size(run.peak_memory_bytes or 0),
                 )  # fmt: skip
             elif run is not None:
                 figures = (run.runtime, "-", "-", "-", "-")
@@ -96,7 +96,8 @@ def _candidates(report: Report) -> Table:
             )
     return Table(
         "Candidates", (*_HEADINGS[:3], report.metric, *_HEADINGS[4:]), tuple(rows),
-        f"Latency and memory were measured on {report.host}, of one request at a time; another machine's are others.",
+        f"Latency and memory were measured on {report.host}, of one request at a time; "
+        f"{report.comparison}{'; ' if report.comparison else ''}another machine's are others.",
     )  # fmt: skip
 
 
@@ -149,7 +150,7 @@ def _scatters(shown: Shown) -> tuple[Picture, ...]:
     pictures = []
     for title, unit, cost in (
         ("file size", Unit.BYTES, lambda row: float(row.length_bytes)),
-        ("latency on this host", Unit.MILLISECONDS, lambda row: row.ran.latency_p50_ms),
+        ("latency on this host", Unit.MILLISECONDS, lambda row: row.ran.latency_ms),
     ):
         marks = tuple(
             Mark(row.variant, cost(row), row.ran.value, _standing(row))

@@ -134,6 +134,15 @@ class TestWhereALatencyIsFrom:
         assert set(bases.values()) <= {TURNS, BASIS["host"]}
         assert bases["onnx-fp32"] == TURNS, "all that keep to the floor are compared with the plain one"
 
+    def test_the_table_shows_what_was_measured_in_turns(self, both):
+        seen = 0
+        for row in both["candidates"]:
+            [here] = [one for one in row["verdicts"] if one["profile"] == "host"]
+            if here["latency_basis"] == TURNS:
+                seen += 1
+                assert row["runs"][0]["latency_turns_ms"] == here["latency_ms"]
+        assert seen >= 2
+
     def test_why_int8_is_not_faster_is_told_of_the_figures_by_which_it_was_chosen(self, both):
         [said] = [one["answer"] for one in both["answers"] if "int8 not faster" in one["question"]]
         here = {
@@ -171,6 +180,7 @@ class TestWhereALatencyIsFrom:
         assert "ms estimated) chosen" in board
         assert "ms measured on this host, in turns) chosen" in here.split("Which layer")[0]
         assert "latency here" in board
+        assert "latencies in turns" in board
 
     def test_what_this_host_can_a_board_cannot(self, both, desk, tmp_path):
         """A limit between what is measured here and what is estimated there is met here alone."""

@@ -131,6 +131,19 @@ class TestTheTables:
         assert found["For board"].rows[0].cells[2] == "-"
         assert "a host" in found["Candidates"].note
 
+    def test_latencies_in_turns_stand_before_those_of_their_own_minute_which_are_marked(self):
+        plain, int8, *rest = REPORT.candidates
+        turns = msgspec.structs.replace(
+            plain, runs=(msgspec.structs.replace(plain.runs[0], latency_turns_ms=0.25),)
+        )
+        made = page(msgspec.structs.replace(REPORT, candidates=(turns, int8, *rest)))
+        table = tables(made)["Candidates"]
+        assert [row.cells[5] for row in table.rows[:2]] == ["0.250 ms", "~0.500 ms"]
+        assert "in turns, but for those with a ~" in table.note
+        assert "in turns" not in tables(page())["Candidates"].note
+        alone = tables(page(msgspec.structs.replace(REPORT, candidates=(turns,))))["Candidates"]
+        assert "latencies in turns;" in alone.note
+
     def test_a_failed_candidate_says_why(self):
         reasons = {row.cells[0]: row.cells[4] for row in tables(page())["For board"].rows}
         assert reasons["tflite-fp16"] == "no way there"
