@@ -125,7 +125,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def comparison(self) -> str:
         """What is to be said of how latencies compare; empty where each has but its own figure."""
-        turns = [one.latency_turns_ms is not None for row in self.candidates for one in row.runs]
+        ran = [one for row in self.candidates for one in row.runs if one.latency_ms is not None]
+        turns = [one.latency_turns_ms is not None for one in ran]
         if not any(turns):
             return ""
         return "latencies in turns" if all(turns) else "latencies in turns, but for those with a ~"
