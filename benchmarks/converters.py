@@ -4,7 +4,7 @@ For each model: bytes and latency over the float export's, accuracy, agreement w
 thread, in rounds that take turns; a round counts its fastest tenth, a ratio is taken within a round, and the median of
 the rounds is shown. Selected is, of ours within the floor and within 0.30 of the bytes, the fastest; among those within
 3 % of it the smallest. Targets: 0.30 of the bytes, 0.60 of the latency, and neither larger nor slower than the best peer
-within the floor. Quantization alone reaches the latency on processors with VNNI; `--whole` has `edgeml convert` choose, with
+within the floor. That latency was set for quantization alone on a processor with VNNI; `--whole` has `edgeml convert` choose, with
 samples to train on: as a user begins, with everything explored under the same floor, and explored at a floor of 3 points,
 where 0.45 of the latency is the target. What it chose is measured beside everything else.
 

@@ -115,22 +115,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[LayerRow, ...] = ()
     answers: tuple[Answer, ...] = ()
 
-    def told(self, run: RunRow) -> str:
-        """A run's latency in words; ~ before it where others were measured in turns, and this one was not."""
-        if run.latency_ms is None:
-            return "-"
-        turns = any(one.latency_turns_ms is not None for row in self.candidates for one in row.runs)
-        return f"{'~' if turns and run.latency_turns_ms is None else ''}{run.latency_ms:.3f} ms"
-
-    @property
-    def comparison(self) -> str:
-        """What is to be said of how latencies compare; empty where each has but its own figure."""
-        ran = [one for row in self.candidates for one in row.runs if one.latency_ms is not None]
-        turns = [one.latency_turns_ms is not None for one in ran]
-        if not any(turns):
-            return ""
-        return "latencies in turns" if all(turns) else "latencies in turns, but for those with a ~"
-
 
 class WrittenBundle(msgspec.Struct, frozen=True, kw_only=True):
     """A bundle that was written. `sha256` is of the whole file."""

@@ -20,9 +20,9 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from edgeml.expectation import Expected
-from edgeml.manifest import RuntimeFamily
 from edgeml.steps import Processing, Step
 
+from .comparison import Comparison, comparison_of
 from .report import CandidateRow, Conversion, Packaging, Report, RunRow
 from .search import OnProgress, Progress
 from .select import Verdict
@@ -106,7 +106,7 @@ def tell_conversion(conversion: Conversion) -> None:
     for path in conversion.files:
         console.print(f"{path}: {_FOR_PROGRAMS[Path(path).suffix]}", soft_wrap=True)
     console.print(f"{conversion.page}: all of this with pictures", soft_wrap=True)
-    served = [one.path for one in conversion.bundles if one.runtime is not RuntimeFamily.TORCHSCRIPT]
+    served = [one.path for one in conversion.bundles if one.runtime.is_for_agents]
     if served:
         console.print(f"next: edgeml fleet publish {' '.join(served)}", soft_wrap=True)
 
@@ -134,16 +134,17 @@ def tell_report(report: Report, console: Console) -> None:
         "memory here",
     ):
         table.add_column(heading, no_wrap=True)
+    comparison = comparison_of(report)
     for row in report.candidates:
         for index, run in enumerate(row.runs or (None,)):
             first = (
                 (row.variant, size(row.length_bytes) if row.length_bytes else "-") if not index else ("", "")
             )
-            table.add_row(*first, *_figures(report, run))
+            table.add_row(*first, *_figures(comparison, run))
     console.print(table)
     console.print(
         f"latency and memory: measured here, on {report.host}, over {report.samples} samples, one thread; "
-        f"{report.comparison}{'; ' if report.comparison else ''}another machine's are others",
+        f"{comparison.note}another machine's are others",
         soft_wrap=True,
     )
     for line in _reasons(report.candidates):
@@ -212,7 +213,7 @@ def _step(step: Step) -> str:
     return f"{kind}({', '.join(f'{name} {value}' for name, value in said.items())})" if said else str(kind)
 
 
-def _figures(report: Report, run: RunRow | None) -> tuple[str, str, str, str, str]:
+def _figures(comparison: Comparison, run: RunRow | None) -> tuple[str, str, str, str, str]:
     if run is None:
         return "-", "-", "-", "-", "-"
     if run.value is None or run.agreement is None:
@@ -221,7 +222,7 @@ def _figures(report: Report, run: RunRow | None) -> tuple[str, str, str, str, st
         run.runtime,
         f"{run.value:.4g}" if abs(run.value) > 1 else f"{run.value:.4f}",
         f"{run.agreement:.4f}",
-        report.told(run),
+        comparison.latency(run),
         size(run.peak_memory_bytes or 0),
     )
 

@@ -46,6 +46,11 @@ class RuntimeFamily(enum.Enum):
         """Name of the model file in the bundle."""
         return f"model.{self.value}"
 
+    @property
+    def is_for_agents(self) -> bool:
+        """Whether agents load it."""
+        return self is not RuntimeFamily.TORCHSCRIPT
+
 
 class Task(enum.Enum):
     """What the first output means."""

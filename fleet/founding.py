@@ -101,10 +101,11 @@ def read_passphrase(path: Path | None) -> bytes | None:
 
 def _check_runtime(path: Path) -> None:
     with bundles.Bundle(path) as bundle:
-        if bundle.manifest.runtime is RuntimeFamily.TORCHSCRIPT:
+        runtime: RuntimeFamily = bundle.manifest.runtime
+        if not runtime.is_for_agents:
             raise IncompatibleError(
-                f"{path.name} holds TorchScript, which no agent loads: nothing was published",
-                hint="publish ONNX or TFLite; the .pt beside the bundle is for a program of yours, torch.jit.load reads it",
+                f"{path.name} holds {runtime.value}, which no agent loads: nothing was published",
+                hint="publish what was converted to ONNX or TFLite",
             )
 
 

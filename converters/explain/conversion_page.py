@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..calibration import Observed, convergence
+from ..comparison import comparison_of
 from ..metrics import Direction
 from ..report import CandidateRow, Report, VerdictRow
 from ..select import Floor, Verdict
@@ -77,7 +78,7 @@ def _profiles(report: Report) -> tuple[str, ...]:
 
 
 def _candidates(report: Report) -> Table:
-    rows = []
+    rows, comparison = [], comparison_of(report)
     for candidate in report.candidates:
         standing = _standing(candidate)
         for index, run in enumerate(candidate.runs or (None,)):
@@ -87,7 +88,7 @@ def _candidates(report: Report) -> Table:
             if run is not None and run.value is not None and run.agreement is not None:
                 figures = (
                     run.version or run.runtime, f"{run.value:.4g}", f"{run.agreement:.4f}",
-                    report.told(run), size(run.peak_memory_bytes or 0),
+                    comparison.latency(run), size(run.peak_memory_bytes or 0),
                 )  # fmt: skip
             elif run is not None:
                 figures = (run.runtime, "-", "-", "-", "-")
@@ -97,7 +98,7 @@ def _candidates(report: Report) -> Table:
     return Table(
         "Candidates", (*_HEADINGS[:3], report.metric, *_HEADINGS[4:]), tuple(rows),
         f"Latency and memory were measured on {report.host}, of one request at a time; "
-        f"{report.comparison}{'; ' if report.comparison else ''}another machine's are others.",
+        f"{comparison.note}another machine's are others.",
     )  # fmt: skip
 
 

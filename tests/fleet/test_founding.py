@@ -87,7 +87,7 @@ def test_nothing_is_published_where_one_is_for_no_agent(tmp_path):
         )
     write_bundle(tmp_path / "own.edgeml", manifest, {"model.torchscript": b"a program's own"})
     both = [tmp_path / "served.edgeml", tmp_path / "own.edgeml"]
-    with pytest.raises(IncompatibleError, match="holds TorchScript, which no agent loads"):
+    with pytest.raises(IncompatibleError, match="holds torchscript, which no agent loads"):
         founding.publish(home, store, both, home.keys)
     (published,) = founding.publish(home, store, both[:1], home.keys)
     assert published.is_new
