@@ -168,7 +168,7 @@ class TestWhatIsRefused:
         assert caught.value.observed > caught.value.budget == value
 
 
-def test_a_model_that_aborts_its_runtime_is_named_and_leaves_no_bundle(desk):
+def test_a_model_for_which_runtimes_write_out_of_bounds_is_named_and_leaves_no_bundle(desk):
     (desk / "words.tflite").write_bytes(remembering("int8"))
     with pytest.raises(
         IncompatibleError, match=r"words\.tflite keeps the state of layer t\d+ \(SVDF\) in int8"

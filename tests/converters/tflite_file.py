@@ -163,8 +163,11 @@ class File:
 
 
 def remembering(state="int16"):
-    """Five SVDF layers, from [1, 32] to four scores in int8. With a state of int8, LiteRT 2.3 dies of it at the first request,
-    and so does tflite-runtime 2.14: they write int16 into it. TensorFlow Lite Micro is right with both."""
+    """Five SVDF layers, from [1, 32] to four scores in int8.
+
+    With a state of int8, LiteRT 2.3 and tflite-runtime 2.14 write int16 into it, beyond its end. Most processes die of it, the
+    others answer nonsense. TensorFlow Lite Micro is right with both.
+    """
     file = File("int8")
     data = file.input([1, 32])
     for _ in range(5):

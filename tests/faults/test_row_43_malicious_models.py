@@ -325,8 +325,8 @@ def test_a_monitor_of_another_model_is_never_tried_again(pair, signer, rewritten
     assert "counts elsewhere, which the model neither takes nor gives" in entry.reason, entry.reason
 
 
-def test_a_model_that_aborts_its_runtime_takes_nothing_along(pair, signer, rewritten):
-    """LiteRT 2.3 and tflite-runtime 2.14 write beyond the state of this model, which is a good one elsewhere."""
+def test_a_model_for_which_its_runtime_writes_out_of_bounds_takes_nothing_along(pair, signer, rewritten):
+    """LiteRT 2.3 writes beyond the state of this model: its process dies, or goes on and answers nonsense."""
     sample, answer = np.ones((2, 32), np.int8), np.zeros((2, 4), np.int8)
     recorded = golden.encode(Golden((sample,), (answer,)))
     bundle = rewritten(
@@ -340,7 +340,8 @@ def test_a_model_that_aborts_its_runtime_takes_nothing_along(pair, signer, rewri
         scores=ScoreKind.NONE,
     )
     entry = deploy(pair, signer, bundle)
-    assert re.search("died of SIG(ABRT|SEGV)", entry.reason), entry.reason
+    # Which of the two depends on what lies behind the state in its process; the next test has a death that is sure.
+    assert re.search("died of SIG(ABRT|SEGV)|golden vectors: .* of the range", entry.reason), entry.reason
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])

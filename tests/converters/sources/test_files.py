@@ -1,5 +1,7 @@
 """ONNX and TFLite files as sources: what they are, what is refused, by which name."""
 
+import re
+
 import numpy as np
 import onnx
 import pytest
@@ -179,14 +181,22 @@ def test_bytes_that_are_no_model(tmp_path, name, content):
     assert caught.value.exit_code == (3 if content else 2)
 
 
-class TestAModelThatAbortsItsRuntime:
+class TestAModelForWhichItsRuntimeWritesOutOfBounds:
     """SVDF with a state of int8: LiteRT and tflite-runtime write int16 into it (`tflite_file.remembering`)."""
 
     ROWS = np.ones((3, 32), np.int8)
 
+    def harmed(self, **place):
+        """Whether the child died of it or, if nothing that it needs lay behind the state, gave other answers than the good one."""
+        [wanted] = probe(remembering("int16"), TFLITE, [self.ROWS], **place).answers
+        try:
+            [given] = probe(remembering("int8"), TFLITE, [self.ROWS], **place).answers
+        except BackendError as error:
+            return re.search("died of SIG(ABRT|SEGV)", error.message)
+        return not np.array_equal(given, wanted)
+
     def test_it_takes_its_child_process_alone(self):
-        with pytest.raises(BackendError, match=r"died of SIG(ABRT|SEGV)"):
-            probe(remembering("int8"), TFLITE, [self.ROWS])
+        assert self.harmed()
 
     def test_it_is_refused_before_it_is_run(self, tmp_path):
         with pytest.raises(IncompatibleError, match=r"layer t\d+ \(SVDF\) in int8"):
@@ -197,10 +207,8 @@ class TestAModelThatAbortsItsRuntime:
         assert source.answers(self.ROWS, "rows").shape == (3, 4)
 
     @needs(Guest.TFLITE_RUNTIME)
-    def test_old_devices_die_of_it_too(self):
-        place = Place(DeviceRuntime.TFLITE_RUNTIME, python=python_of(Guest.TFLITE_RUNTIME))
-        with pytest.raises(BackendError, match=r"died of SIG(ABRT|SEGV)"):
-            probe(remembering("int8"), TFLITE, [self.ROWS], place=place)
+    def test_old_devices_suffer_from_it_too(self):
+        assert self.harmed(place=Place(DeviceRuntime.TFLITE_RUNTIME, python=python_of(Guest.TFLITE_RUNTIME)))
 
     @needs(Guest.TFLITE_MICRO)
     def test_a_microcontroller_is_right_with_it(self):
