@@ -57,13 +57,13 @@ class Ballast:
         """Put back what was given away, if there is room: what SQLite's files leave when they are closed, for one."""
         for number in range(PIECES):
             path = self._directory / str(number)
-            if not path.exists() and not self._put(path):
+            if not _is_whole(path) and not self._put(path):
                 return
 
     def _put(self, path: Path) -> bool:
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 os.posix_fallocate(descriptor, 0, PIECE_BYTES)
             finally:
@@ -80,4 +80,12 @@ class Ballast:
             with suppress(OSError):
                 (self._directory / str(number)).unlink()
                 return True
+        return False
+
+
+def _is_whole(path: Path) -> bool:
+    """False if there is none, or one of which an agent was killed before the disk had given all of it."""
+    try:
+        return path.stat().st_size >= PIECE_BYTES
+    except OSError:
         return False
