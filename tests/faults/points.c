@@ -3,7 +3,9 @@
  * Loaded before the C library, so that it sees what Python, SQLite and tuf do alike: creating, writing, truncating,
  * syncing, renaming and removing. The state is one shared mapping: all processes of an agent count together. At the
  * point chosen the call is not made (or, if it writes and `torn` is set, half of it), and the agent and the process
- * that made the call are killed; the others die with the agent. What it cannot see: pages written through a mapping
+ * that made the call are killed; the others die with the agent. The point is counted from the start, or from the first after
+ * the calls that EDGEML_POINTS_AFTER names, in their order ("CALL PATH", one a line): how many calls come before those
+ * changes from life to life. What it cannot see: pages written through a mapping
  * (SQLite's index of its log, which is rebuilt), and, unless it is told to, the files of telemetry.
  */
 #define _GNU_SOURCE
@@ -29,11 +31,14 @@ struct shared {
     int64_t kill_at;
     int64_t torn;
     int64_t agent;
+    _Atomic int64_t passed;
+    _Atomic int64_t first;
 };
 
 static struct shared *shared;
 static const char *root;
 static size_t root_length;
+static const char *marks;
 static int log_descriptor = -1;
 static int with_telemetry;
 
@@ -43,6 +48,7 @@ __attribute__((constructor)) static void begin(void) {
     root = getenv("EDGEML_POINTS_ROOT");
     if (path == NULL || root == NULL || told == NULL) return;
     root_length = strlen(root);
+    marks = getenv("EDGEML_POINTS_AFTER");
     with_telemetry = getenv("EDGEML_POINTS_TELEMETRY") != NULL;
     int descriptor = (int)syscall(SYS_openat, AT_FDCWD, path, O_RDWR | O_CLOEXEC, 0);
     if (descriptor < 0) return;
@@ -63,6 +69,23 @@ static void end_everything(void) {
     for (;;) syscall(SYS_pause);
 }
 
+/* Whether the point is counted, which it is when all marks were passed before it. */
+static int counted(const char *call, const char *name, int64_t mine) {
+    const char *mark = marks;
+    for (int64_t passed = atomic_load(&shared->passed); mark != NULL && passed > 0; passed--) {
+        mark = strchr(mark, '\n');
+        if (mark != NULL) mark++;
+    }
+    if (mark == NULL) return 1;
+    /* A rename tells the old name, too. */
+    size_t call_length = strlen(call), length = strcspn(name, " "), end = strcspn(mark, "\n");
+    if (end != call_length + 1 + length || strncmp(mark, call, call_length) != 0 || mark[call_length] != ' ') return 0;
+    if (strncmp(mark + call_length + 1, name, length) != 0) return 0;
+    atomic_store(&shared->first, mine + 1);
+    atomic_fetch_add(&shared->passed, 1);
+    return 0;
+}
+
 /* Tells the log of a point: its number, the call, the file's size before it, the file (two, for a rename).
  * Returns 1 if the call is to be made by half and everything ended after it. */
 static int point(const char *call, const char *path, int writes, int64_t size) {
@@ -72,7 +95,7 @@ static int point(const char *call, const char *path, int writes, int64_t size) {
     const char *name = path[root_length] ? path + root_length + 1 : ".";
     int length = snprintf(line, sizeof line, "%lld %s %lld %s\n", (long long)mine, call, (long long)size, name);
     if (log_descriptor >= 0) syscall(SYS_write, log_descriptor, line, (size_t)length);
-    if (mine != shared->kill_at) return 0;
+    if (!counted(call, name, mine) || mine - atomic_load(&shared->first) != shared->kill_at) return 0;
     if (writes && shared->torn) return 1;
     end_everything();
     return 0;

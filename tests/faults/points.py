@@ -46,8 +46,11 @@ BAD = frozenset({f"{MODEL}@3.0.0"})
 NEVER = -1
 SOAK = os.environ.get("EDGEML_SOAK") == "1"
 """Every point instead of a sample: `make soak`."""
-SHARED = struct.Struct("=qqqq")
-"""As in `points.c`: how many there were, at which to end, whether to tear it, and the process that ends with it."""
+SHARED = struct.Struct("=qqqqqq")
+"""As in `points.c`: how many there were, at which to end, whether to tear it, the process that ends with it, how many marks
+were passed, and the first point after them."""
+AGENT_AT = 24
+"""Where the process is in it."""
 _PRELOADING = """\
 import os, sys
 settings = {settings!r}
@@ -93,10 +96,26 @@ class Point:
         return self.call, "/".join(named[:1] + named[-1:]), "/." in f"/{self.path}"
 
 
+@dataclass(frozen=True)
+class Cut:
+    """The point at which a life is killed: counted from the first after these calls (call, path), one after the other."""
+
+    at: int = NEVER
+    torn: bool = False
+    after: tuple[tuple[str, str], ...] = ()
+
+    def seen(self, points):
+        """Those of a life's points that count."""
+        for mark in self.after:
+            calls = [(point.call, point.path) for point in points]
+            points = points[calls.index(mark) + 1 :] if mark in calls else []
+        return points
+
+
 class Life:
     """One life of an agent on a storage directory, alone or with its points counted."""
 
-    def __init__(self, directory, storage, library=None, kill_at=NEVER, torn=False, more=""):
+    def __init__(self, directory, storage, library=None, cut=Cut(), more=""):
         directory.mkdir(parents=True, exist_ok=True)
         self.storage = storage
         self.log = directory / "agent.log"
@@ -109,7 +128,7 @@ class Life:
         )
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         self._shared = directory / "shared"
-        self._shared.write_bytes(SHARED.pack(0, kill_at, int(torn), 0))
+        self._shared.write_bytes(SHARED.pack(0, cut.at, int(cut.torn), 0, 0, 0))
         if library is not None:
             hook = {
                 "LD_PRELOAD": str(library),
@@ -117,6 +136,8 @@ class Life:
                 "EDGEML_POINTS_ROOT": str(storage),
                 "EDGEML_POINTS_LOG": str(self.told),
             }
+            if cut.after:
+                hook["EDGEML_POINTS_AFTER"] = "\n".join(map(" ".join, cut.after))
             (directory / "hook").mkdir(exist_ok=True)
             (directory / "hook" / "sitecustomize.py").write_text(_PRELOADING.format(settings=hook))
             environment |= {**hook, "PYTHONPATH": f"{directory / 'hook'}:{ROOT}"}
@@ -126,7 +147,7 @@ class Life:
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd=ROOT, env=environment,
             )  # fmt: skip
         with self._shared.open("r+b") as file, mmap.mmap(file.fileno(), SHARED.size) as mapped:
-            mapped[SHARED.size - 8 :] = struct.pack("=q", self.process.pid)
+            mapped[AGENT_AT : AGENT_AT + 8] = struct.pack("=q", self.process.pid)
 
     @property
     def points(self):
@@ -265,9 +286,9 @@ class Stage:
             life.kill()
         return life.points
 
-    def cut(self, storage, name, version, kill_at, torn=False):
+    def cut(self, storage, name, version, cut):
         """One life that is killed at a point; return it, dead. It may end before the point is reached."""
-        life = Life(storage.parent / name, storage, self.library, kill_at, torn)
+        life = Life(storage.parent / name, storage, self.library, cut)
         try:
             life.run_to(lambda: life.is_done(self.digest(version)) and life.cleared(), "the end")
         finally:
@@ -278,7 +299,7 @@ class Stage:
         """Kill one life after the other at these points, then let one live: what must hold, holds.
 
         Args:
-            cuts: (point, torn) of each life that is killed.
+            cuts: of each life that is killed.
             ends_on: the version that is current in the end.
             outcome: how the deployment ends.
 
@@ -288,10 +309,10 @@ class Stage:
         storage = self.copy(name, version)
         try:
             reached = 0
-            for life, (kill_at, torn) in enumerate(cuts):
-                cut = self.cut(storage, f"cut-{life}", version, kill_at, torn)
-                assert "Traceback" not in cut.words(), cut.words()
-                reached += kill_at < len(cut.points)
+            for index, cut in enumerate(cuts):
+                life = self.cut(storage, f"cut-{index}", version, cut)
+                assert "Traceback" not in life.words(), life.words()
+                reached += cut.at < len(cut.seen(life.points))
                 one_active_model(storage, MODEL, {f"{MODEL}@1.0.0", f"{MODEL}@{version}"} - BAD)
             answered = self.live(storage, storage.parent / "after", version)
             slots = one_active_model(storage, MODEL, {f"{MODEL}@{ends_on}"})

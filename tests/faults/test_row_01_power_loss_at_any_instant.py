@@ -10,7 +10,7 @@ import pytest
 
 from edgeml.twin import Outcome
 
-from .points import SOAK, each, sample_of, stage
+from .points import SOAK, Cut, each, sample_of, stage
 
 __all__ = ["stage"]
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(7200 if SOAK else 180)]
@@ -21,9 +21,7 @@ def test_an_agent_killed_at_any_change_to_its_disk_ends_on_the_new_release(stage
     chosen = points if SOAK else sample_of(points, 18)
 
     def attempt(point):
-        return stage.survive(
-            f"whole-{point.index}", "2.0.0", [(point.index, False)], "2.0.0", Outcome.COMMITTED
-        )
+        return stage.survive(f"whole-{point.index}", "2.0.0", [Cut(point.index)], "2.0.0", Outcome.COMMITTED)
 
     reached = sum(each(attempt, chosen))
     record_property("points", f"{len(points)} found, {len(chosen)} tried, {reached} killed")
@@ -39,7 +37,7 @@ def test_a_write_that_is_torn_by_the_kill_is_never_taken_for_a_whole_one(stage):
 
     def attempt(point):
         return stage.survive(
-            f"torn-{point.index}", "2.0.0", [(point.index, True)], "2.0.0", Outcome.COMMITTED
+            f"torn-{point.index}", "2.0.0", [Cut(point.index, torn=True)], "2.0.0", Outcome.COMMITTED
         )
 
     reached = sum(each(attempt, chosen))
@@ -55,7 +53,7 @@ def test_two_kills_in_a_row_end_on_the_new_release_too(stage):
 
     def attempt(pair):
         first, second = pair
-        cuts = [(first.index, False), (second, False)]
+        cuts = [Cut(first.index), Cut(second)]
         return stage.survive(f"twice-{first.index}", "2.0.0", cuts, "2.0.0", Outcome.COMMITTED)
 
     pairs = list(zip(points[::step], seconds, strict=False))

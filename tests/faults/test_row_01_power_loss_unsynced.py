@@ -9,7 +9,7 @@ import pytest
 from edgeml.twin import Outcome
 
 from .durability import FLIP, undurable
-from .points import MODEL, SOAK, Life, Point, each, stage
+from .points import MODEL, SOAK, Cut, Life, Point, each, stage
 
 __all__ = ["stage"]
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(7200 if SOAK else 180)]
@@ -32,7 +32,7 @@ def test_the_rule_itself_sees_what_is_missing():
 def lives_of(stage, name, kill_at):
     """The points of a life that is killed at one, and of the life after it."""
     storage = stage.copy(name, "2.0.0")
-    first = stage.cut(storage, "first", "2.0.0", kill_at)
+    first = stage.cut(storage, "first", "2.0.0", Cut(kill_at))
     second = Life(storage.parent / "second", storage, stage.library)
     try:
         assert second.run_to(lambda: second.is_done(stage.digest("2.0.0")), "the end")

@@ -93,7 +93,7 @@ class Keeper:
     def live(self, boot, kill_at=NEVER, torn=False):
         """One life; return the points that it had and whether it was killed."""
         shared, told = self.directory / f"shared-{boot}", self.directory / f"points-{boot}"
-        shared.write_bytes(SHARED.pack(0, kill_at, int(torn), 0))
+        shared.write_bytes(SHARED.pack(0, kill_at, int(torn), 0, 0, 0))
         hook = {
             "LD_PRELOAD": str(self.library), "EDGEML_POINTS": str(shared), "EDGEML_POINTS_ROOT": str(self.storage),
             "EDGEML_POINTS_LOG": str(told), "EDGEML_POINTS_TELEMETRY": "1", "PYTHONPATH": str(ROOT),

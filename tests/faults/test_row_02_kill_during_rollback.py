@@ -7,7 +7,7 @@ import pytest
 
 from edgeml.twin import Outcome
 
-from .points import SOAK, each, sample_of, stage
+from .points import SOAK, Cut, each, sample_of, stage
 
 __all__ = ["stage"]
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(7200 if SOAK else 180)]
@@ -19,8 +19,8 @@ def test_a_rollback_is_completed_by_the_next_life(stage):
     # Fetched, verified, tried, found wanting, taken back, said.
     after = points[fetched:]
     chosen = after if SOAK else sample_of(after, 8)
-    cuts = [[(point.index, False)] for point in chosen]
-    cuts += [[(point.index, False), (30, False)] for point in (chosen if SOAK else chosen[:2])]
+    cuts = [[Cut(point.index)] for point in chosen]
+    cuts += [[Cut(point.index), Cut(30)] for point in (chosen if SOAK else chosen[:2])]
 
     def attempt(numbered):
         number, several = numbered

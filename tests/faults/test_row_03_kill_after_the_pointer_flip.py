@@ -11,21 +11,20 @@ from agent.slots import SlotTable
 from edgeml.twin import DeviceState, Outcome
 
 from .durability import COMMIT, FLIP
-from .points import MODEL, each, stage
+from .points import MODEL, Cut, each, stage
 
 __all__ = ["stage"]
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
 
 def test_the_next_life_commits_again(stage):
-    points = stage.count("count", "2.0.0")
-    [flip] = [point.index for point in points if (point.call, point.path) == FLIP]
-    commit = next(point.index for point in points[flip:] if (point.call, point.path) == COMMIT)
-    assert commit > flip + 1
+    between = Cut(after=(FLIP,)).seen(stage.count("count", "2.0.0"))
+    commit = [(point.call, point.path) for point in between].index(COMMIT)
+    assert commit > 1
 
-    def attempt(index):
-        storage = stage.copy(f"at-{index}", "2.0.0")
-        stage.cut(storage, "cut", "2.0.0", index)
+    def attempt(at):
+        storage = stage.copy(f"at-{at}", "2.0.0")
+        stage.cut(storage, "cut", "2.0.0", Cut(at, after=(FLIP,)))
         flipped = SlotTable(storage).slots(MODEL).current.release
         state = peek(storage / "journal.db")[MODEL].state
         answered = stage.live(storage, storage.parent / "after", "2.0.0")
@@ -33,7 +32,7 @@ def test_the_next_life_commits_again(stage):
         return flipped, state, answered, entry.outcome, SlotTable(storage).slots(MODEL).current.release
 
     new = f"{MODEL}@2.0.0"
-    chosen = [flip + 1, (flip + commit) // 2 + 1, commit - 1]
+    chosen = sorted({0, commit // 2, commit - 1})
     assert each(attempt, chosen) == [
         (new, DeviceState.COMMITTING, "2.0.0", Outcome.COMMITTED, new) for _ in chosen
     ]
@@ -43,4 +42,4 @@ def test_a_commit_that_had_only_begun_serves_what_it_commits(stage):
     """The journal says COMMITTING and the table still names the old release, which the next life serves at first."""
     points = stage.count("count-begun", "2.0.0")
     [flip] = [point.index for point in points if (point.call, point.path) == FLIP]
-    assert stage.survive("begun", "2.0.0", [(flip, False)], "2.0.0", Outcome.COMMITTED) == 1
+    assert stage.survive("begun", "2.0.0", [Cut(flip)], "2.0.0", Outcome.COMMITTED) == 1

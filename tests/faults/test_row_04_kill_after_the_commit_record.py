@@ -7,20 +7,19 @@ from agent.slots import SlotTable
 from edgeml.twin import Outcome
 
 from .durability import COMMIT, FLIP
-from .points import MODEL, each, stage
+from .points import MODEL, Cut, each, stage
 
 __all__ = ["stage"]
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
 
 def test_it_stays_committed_and_is_not_fetched_again(stage):
-    points = stage.count("count", "2.0.0")
-    flip = next(point.index for point in points if (point.call, point.path) == FLIP)
-    commit = next(point.index for point in points[flip:] if (point.call, point.path) == COMMIT)
+    # The first such commit is begun when it is passed, and made when the point after it is reached.
+    later = Cut(after=(FLIP, COMMIT)).seen(stage.count("count", "2.0.0"))
 
-    def attempt(index):
-        storage = stage.copy(f"at-{index}", "2.0.0")
-        stage.cut(storage, "cut", "2.0.0", index)
+    def attempt(at):
+        storage = stage.copy(f"at-{at}", "2.0.0")
+        stage.cut(storage, "cut", "2.0.0", Cut(at, after=(FLIP, COMMIT)))
         before = peek(storage / "journal.db")[MODEL]
         answered = stage.live(storage, storage.parent / "after", "2.0.0")
         after = peek(storage / "journal.db")[MODEL]
@@ -30,5 +29,5 @@ def test_it_stays_committed_and_is_not_fetched_again(stage):
         return before.outcome, answered, after.outcome, after.fetched_bytes == before.fetched_bytes
 
     # The first call after the record, the next commit, and what is cleared away.
-    chosen = sorted({commit + 1, commit + 2, len(points) - 5, len(points) - 1})
+    chosen = sorted({0, 1, len(later) - 5, len(later) - 1})
     assert each(attempt, chosen) == [(Outcome.COMMITTED, "2.0.0", Outcome.COMMITTED, True) for _ in chosen]
