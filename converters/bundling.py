@@ -73,6 +73,7 @@ class Bundler:
         return Conversion(
             report=self.explained.report, bundles=tuple(bundles), warnings=self.source.warnings,
             page=str(self.explained.page), files=tuple(files),
+            for_agents=tuple(one.path for one in bundles if self._is_for_agents(one)),
         )  # fmt: skip
 
     def _bundle(self, one: Verified, views: Sequence[View]) -> tuple[Manifest, dict[str, bytes]]:
@@ -137,6 +138,11 @@ class Bundler:
     def _runtimes(self, names: Sequence[str]) -> set[DeviceRuntime]:
         profiles = [profile for profile in self.order.profiles if profile.name in names]
         return {runtime for profile in profiles for runtime in profile.runtimes}
+
+    def _is_for_agents(self, bundle: WrittenBundle) -> bool:
+        return bundle.runtime.is_for_agents and any(
+            runtime.is_for_agents for runtime in self._runtimes(bundle.profiles)
+        )
 
     def _beside(self, manifest: Manifest, suffix: str, content: bytes) -> str:
         """Write what a device's own program is built with, or loads, next to the bundle."""

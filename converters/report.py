@@ -128,10 +128,11 @@ class WrittenBundle(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Conversion(msgspec.Struct, frozen=True, kw_only=True):
-    """What a conversion gives back."""
+    """What a conversion gives back. `for_agents` has the paths of those bundles that an agent of some profile loads."""
 
     report: Report
     bundles: tuple[WrittenBundle, ...]
+    for_agents: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     page: str = ""
     files: tuple[str, ...] = ()

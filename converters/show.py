@@ -106,9 +106,8 @@ def tell_conversion(conversion: Conversion) -> None:
     for path in conversion.files:
         console.print(f"{path}: {_FOR_PROGRAMS[Path(path).suffix]}", soft_wrap=True)
     console.print(f"{conversion.page}: all of this with pictures", soft_wrap=True)
-    served = [one.path for one in conversion.bundles if one.runtime.is_for_agents]
-    if served:
-        console.print(f"next: edgeml fleet publish {' '.join(served)}", soft_wrap=True)
+    if conversion.for_agents:
+        console.print(f"next: edgeml fleet publish {' '.join(conversion.for_agents)}", soft_wrap=True)
 
 
 def console_for_tables() -> Console:

@@ -53,6 +53,11 @@ class DeviceRuntime(enum.Enum):
     TORCH = "torch"
     """Of the device's own programs, in Python or C++."""
 
+    @property
+    def is_for_agents(self) -> bool:
+        """Whether agents run models on it."""
+        return self not in {DeviceRuntime.TFLITE_MICRO, DeviceRuntime.TORCH}
+
 
 class Quantity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A number with its unit and where it comes from."""

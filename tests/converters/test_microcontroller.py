@@ -112,6 +112,10 @@ class TestThreeProfilesInOneCall:
             "onnx-int8-s8s8": ("raspberry-pi-4",),
         }
 
+    def test_the_board_alone_has_an_agent_to_publish_for(self, converted):
+        [board] = [one.path for one in converted.bundles if one.profiles == ("raspberry-pi-4",)]
+        assert converted.for_agents == (board,)
+
     def test_a_microcontroller_takes_and_gives_integers_with_channels_last(self, converted, source):
         [said] = [one for one in converted.bundles if one.variant.startswith("tflite")]
         with Bundle(Path(said.path)) as one:
