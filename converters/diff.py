@@ -22,7 +22,8 @@ from edgeml.monitor import Monitor
 from edgeml.tensors import TensorSpec
 
 from .data_splits import sample_keys
-from .weights import Reals, Weight
+from .scaling import Reals
+from .weights import Weight
 
 TEXT_MAX: Final = 200
 

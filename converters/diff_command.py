@@ -5,6 +5,7 @@ Decides how bundles are opened and what is printed. What counts as a difference 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from edgeml.ids import is_digest
 
 if TYPE_CHECKING:
     from .diff import BundleDiff, LayerChange, Side
+    from .weights import Naming
 
 LAYERS_SHOWN = 8
 
@@ -25,7 +27,8 @@ LAYERS_SHOWN = 8
 def diff(before: Path, after: Path, as_json: bool) -> None:
     """Say what changed from bundle BEFORE to bundle AFTER: interface, quality, answers, weights, provenance, size.
 
-    Also how many bytes a device that has BEFORE would download to get AFTER.
+    Also how many bytes a device that has BEFORE would download to get AFTER. Weights are told by layer: by their names
+    or, where those of a file say nothing, by the operator that reads them ("Conv 3" is the third convolution).
 
     \b
     Example:
@@ -41,7 +44,8 @@ def diff(before: Path, after: Path, as_json: bool) -> None:
     from .diff import compare
     from .show import print_json
 
-    sides = _read(before), _read(after)
+    naming = _naming((before, after))
+    sides = _read(before, naming), _read(after, naming)
     result = compare(*sides, delta_bytes=sum(map(len, delta.pieces(before, after))))
     if as_json:
         print_json(result)
@@ -123,7 +127,20 @@ def _plain(text: str) -> str:
     return "".join(char for char in text if char.isprintable()).replace("[", r"\[")
 
 
-def _read(path: Path) -> Side:
+def _naming(paths: Iterable[Path]) -> Naming:
+    """By what constants are called on both sides: by their names, if those of both say anything."""
+    from edgeml import bundle
+
+    from .weights import Naming, naming_of
+
+    for path in paths:
+        with bundle.Bundle(path) as opened:
+            if naming_of(opened.model(), opened.manifest.runtime) is Naming.PLACE:
+                return Naming.PLACE
+    return Naming.NAME
+
+
+def _read(path: Path, naming: Naming) -> Side:
     from edgeml import bundle, golden, monitor
     from edgeml.ids import digest_of_file
 
@@ -137,7 +154,7 @@ def _read(path: Path) -> Side:
             manifest=manifest,
             monitor=monitor.decode(opened.read(bundle.MONITOR)) if has(bundle.MONITOR) else None,
             recorded=golden.decode(opened.read(bundle.GOLDEN), manifest) if has(bundle.GOLDEN) else None,
-            weights=read_weights(opened.model(), manifest.runtime),
+            weights=read_weights(opened.model(), manifest.runtime, naming),
             sha256=digest_of_file(path),
             length_bytes=path.stat().st_size,
         )

@@ -1,12 +1,14 @@
 """The constant tensors of a model file, as the reals they stand for: .onnx initializers, .tflite buffers.
 
-Decides how a quantized constant is turned back (by the node that reads it, or by the scales stored with it)
-and what it is called then, so that the fp32 and the int8 variant of a model have tensors of the same name. Nothing is
-run. Files are hostile: what states more than it holds is refused.
+Decides what a constant is called, so that the fp32 and the int8 variant of a model have tensors of the same name: by its
+own name or, where those say nothing, by the place where it is read (`constants.py`). How integers are turned back:
+`scaling.py`, or by the scales that a .tflite stores with them. Nothing is run. Files are hostile: what states more than it
+holds is refused.
 """
 
 from __future__ import annotations
 
+import enum
 import math
 import struct
 from collections.abc import Iterator
@@ -19,6 +21,9 @@ import numpy.typing as npt
 from edgeml.errors import BackendError
 from edgeml.manifest import RuntimeFamily
 
+from .constants import read_constants, says_nothing
+from .scaling import Reals, reals_of, scalings, to_reals
+
 TENSORS_MAX: Final = 20_000
 QUANTIZED_SUFFIX: Final = "_quantized"
 """What onnxruntime's quantizer adds to the name of a weight."""
@@ -29,7 +34,14 @@ _TFLITE_TYPES: Final = {
 """Element types by their number in the .tflite schema; others (text, 4-bit integers, ...) are left out."""
 _HINT: Final = "the file may be damaged; make the bundle again"
 
-Reals = npt.NDArray[np.float64]
+
+class Naming(enum.Enum):
+    """What constants of an ONNX file are called by."""
+
+    NAME = "name"
+    """Their own."""
+    PLACE = "place"
+    """The operator that reads them, and what they are to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +68,18 @@ class Weight:
         return self.name
 
 
-def read_weights(model: bytes, family: RuntimeFamily) -> tuple[Weight, ...]:
+def naming_of(model: bytes, family: RuntimeFamily) -> Naming:
+    """Tell by what the constants of a file are to be called: by their names, if those say anything.
+
+    Raises:
+        BackendError: The file is damaged, or keeps its weights elsewhere.
+    """
+    if family is RuntimeFamily.ONNX and says_nothing(_graph(model)):
+        return Naming.PLACE
+    return Naming.NAME
+
+
+def read_weights(model: bytes, family: RuntimeFamily, naming: Naming = Naming.NAME) -> tuple[Weight, ...]:
     """Read all numeric constants, in the order of the file; none of TorchScript, whose file is code.
 
     Raises:
@@ -64,27 +87,42 @@ def read_weights(model: bytes, family: RuntimeFamily) -> tuple[Weight, ...]:
     """
     match family:
         case RuntimeFamily.ONNX:
-            return tuple(_onnx(model))
+            return tuple(_onnx(model) if naming is Naming.NAME else _placed(model))
         case RuntimeFamily.TFLITE:
             return tuple(_tflite(model))
         case RuntimeFamily.TORCHSCRIPT:
             return ()
 
 
-def _onnx(model: bytes) -> Iterator[Weight]:
+def _graph(model: bytes) -> Any:
     import onnx
-    from onnx import numpy_helper
 
     try:
         graph = onnx.load_from_string(model).graph
     except Exception as error:  # protobuf's errors are not public, and onnx passes them on
         raise BackendError("no ONNX model", hint=_HINT) from error
-    stored = {one.name: one for one in graph.initializer}
-    if len(stored) > TENSORS_MAX:
-        raise BackendError(f"the model has {len(stored)} constants, more than {TENSORS_MAX}")
-    if any(one.data_location == onnx.TensorProto.EXTERNAL for one in stored.values()):
+    if len(graph.initializer) > TENSORS_MAX:
+        raise BackendError(f"the model has {len(graph.initializer)} constants, more than {TENSORS_MAX}")
+    if any(one.data_location == onnx.TensorProto.EXTERNAL for one in graph.initializer):
         raise BackendError("the model keeps its weights in another file", hint="save it as one file")
-    scaled = {name: how for node in graph.node for name, how in _scalings(node) if name in stored}
+    return graph
+
+
+def _placed(model: bytes) -> Iterator[Weight]:
+    try:
+        for one in read_constants(_graph(model), len(model)):
+            if one.values.dtype.kind in "fiub":
+                yield Weight(one.place, one.stored, one.values.astype(np.float64))
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise BackendError(f"a constant is damaged: {error}", hint=_HINT) from error
+
+
+def _onnx(model: bytes) -> Iterator[Weight]:
+    from onnx import numpy_helper
+
+    graph = _graph(model)
+    stored = {one.name: one for one in graph.initializer}
+    scaled = {name: how for node in graph.node for name, how in scalings(node) if name in stored}
     parameters = {name for how in scaled.values() for name in (*how.scales, how.zero)}
     for name, tensor in stored.items():
         if name in parameters:
@@ -96,51 +134,13 @@ def _onnx(model: bytes) -> Iterator[Weight]:
                 if array.dtype.kind in "fiub":
                     yield Weight(name, array.dtype.name, array.astype(np.float64))
                 continue
-            scale = np.asarray(math.prod(numpy_helper.to_array(stored[one]) for one in how.scales))
-            zero = numpy_helper.to_array(stored[how.zero]) if how.zero in stored else np.zeros(())
-            if how.block:
-                scale, zero = (_spread(one, array.shape, how) for one in (scale, zero))
-            values = _reals(array, scale, zero, how.axis)
+            known = {
+                one: numpy_helper.to_array(stored[one]) for one in (*how.scales, how.zero) if one in stored
+            }
+            values = reals_of(array, how, known)
             yield Weight(name.removesuffix(QUANTIZED_SUFFIX), array.dtype.name, values)
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise BackendError(f"constant {name[:100]} is damaged: {error}", hint=_HINT) from error
-
-
-@dataclass(frozen=True, slots=True)
-class _Scaling:
-    """How a node reads an integer constant: names of its scales (multiplied) and zero point, the axis of these."""
-
-    scales: tuple[str, ...]
-    zero: str
-    axis: int
-    block: int = 0
-    """So many elements in a row of `axis` share a scale; 0: all of an index do."""
-
-
-def _scalings(node: Any) -> Iterator[tuple[str, _Scaling]]:
-    """Name the constants that a node takes as integers."""
-    names = [*node.input]
-    numbers = {one.name: one.i for one in node.attribute}
-    match node.op_type:
-        case "DequantizeLinear":
-            zero = names[2] if len(names) > 2 else ""
-            yield names[0], _Scaling((names[1],), zero, numbers.get("axis", 1), numbers.get("block_size", 0))
-        case "QLinearConv" | "QLinearMatMul" | "QGemm" if len(names) >= 6:
-            # Output channels come first in a convolution's weights, last in a matrix'.
-            first = node.op_type == "QLinearConv" or bool(numbers.get("transB"))
-            yield names[3], _Scaling((names[4],), names[5], 0 if first else -1)
-            bias = {"QLinearConv": 8, "QGemm": 6}.get(node.op_type)
-            if bias is not None and len(names) > bias and names[bias]:
-                # A bias is added to products, whose scale is the product of both.
-                yield names[bias], _Scaling((names[1], names[4]), "", 0)
-
-
-def _spread(one: npt.NDArray[Any], shape: tuple[int, ...], how: _Scaling) -> npt.NDArray[Any]:
-    """Give each element the scale of its block."""
-    if one.ndim != len(shape):
-        return one
-    wide = np.repeat(one, min(how.block, shape[how.axis]), axis=how.axis)
-    return wide.take(range(shape[how.axis]), axis=how.axis)
 
 
 def _tflite(model: bytes) -> Iterator[Weight]:
@@ -188,16 +188,4 @@ def _tflite_weight(model: bytes, root: Any, tensor: Any) -> Weight | None:
         return Weight(name, dtype.name, array.astype(np.float64))
     scale, zero = quantization.ScaleAsNumpy(), quantization.ZeroPointAsNumpy()
     zeros = zero if quantization.ZeroPointLength() else np.zeros(len(scale))
-    return Weight(name, dtype.name, _reals(array, scale, zeros, quantization.QuantizedDimension()))
-
-
-def _reals(array: npt.NDArray[Any], scale: npt.NDArray[Any], zero: npt.NDArray[Any], axis: int) -> Reals:
-    """Turn integers back; `scale` and `zero` are one for all, or one for each index of `axis`."""
-    if scale.size > 1 and scale.shape != array.shape:
-        if not -array.ndim <= axis < array.ndim or scale.size != array.shape[axis]:
-            raise ValueError("its scales do not fit its shape")
-        form = [1] * array.ndim
-        form[axis] = -1
-        scale, zero = scale.reshape(form), zero.reshape(form)
-    result: Reals = (array.astype(np.float64) - zero.astype(np.float64)) * scale.astype(np.float64)
-    return result
+    return Weight(name, dtype.name, to_reals(array, scale, zeros, quantization.QuantizedDimension()))

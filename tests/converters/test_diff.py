@@ -69,7 +69,7 @@ def test_weights_that_moved_are_told_with_how_far_and_what_a_device_downloads(fi
     assert not said["is_identical"]
     assert said["changes"] == []
     [layer] = said["layers"]
-    assert (layer["layer"], layer["changed"], layer["tensors"]) == ("w", 1, 1)
+    assert (layer["layer"], layer["changed"], layer["tensors"]) == ("Linear 1", 1, 1)
     assert layer["largest"] == pytest.approx(0.01, rel=1e-3)
     assert 0.005 < layer["relative"] < 0.05
     assert said["answers"]["samples"] == 16

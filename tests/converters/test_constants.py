@@ -1,0 +1,149 @@
+"""Constants by their places: the same for every variant of a model, and the same reals as far as its bits reach."""
+
+import contextlib
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from converters.constants import GROWTH_MAX, read_constants, says_nothing
+from converters.recipe import Activations, DynamicInt8, Encoding, Float16, StaticInteger, WeightOnly
+from converters.steps.onnx_compact import compact
+from converters.steps.onnx_quantize import prepare, quantize
+from converters.weights import Naming, naming_of, read_weights
+from edgeml.errors import BackendError
+from edgeml.manifest import RuntimeFamily
+
+pytestmark = pytest.mark.torch
+ONNX = RuntimeFamily.ONNX
+STEPS = {
+    "float16": (Float16(), 2**-11),
+    "weights of 8 bits": (WeightOnly(8), 1 / 127),
+    "weights of 4 bits": (WeightOnly(4), 1 / 7),
+    "QDQ": (StaticInteger(Activations.UINT8, Encoding.QDQ, weight_bits=7), 1 / 63),
+    "QOperator": (StaticInteger(Activations.INT8, Encoding.QOPERATOR), 1 / 127),
+}
+"""Each with the step of its weights, as a part of the largest."""
+
+
+def read(model):
+    graph = onnx.load_from_string(model).graph
+    return {one.place: one for one in read_constants(graph, len(model))}
+
+
+def graph_of(nodes, initializers):
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in initializers.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+@pytest.fixture(scope="module")
+def original(pooled):
+    return compact(prepare(pooled[0]))
+
+
+class TestVariantsOfOneModel:
+    @pytest.mark.parametrize("name", STEPS)
+    def test_each_has_the_places_and_nearly_the_reals_of_the_original(self, pooled, original, name):
+        step, part = STEPS[name]
+        small = quantize(prepare(pooled[0]), pooled[1][:64], step)
+        wanted, found = read(original), read(small)
+        weights = [place for place in wanted if place.endswith((".weight", ".bias"))]
+        assert any(one.startswith("Conv 2") for one in weights)
+        assert any(one.startswith("Linear 1") for one in weights)
+        assert set(weights) <= set(found)
+        for place in weights:
+            assert found[place].values.shape == wanted[place].values.shape, place
+            largest = np.abs(wanted[place].values).max()
+            far = np.abs(found[place].values - wanted[place].values).max()
+            assert far <= 0.51 * part * largest + 1e-3, place
+
+    def test_integers_whose_scale_is_elsewhere_are_no_weights(self, pooled):
+        found = read(quantize(prepare(pooled[0]), pooled[1][:64], DynamicInt8()))
+        assert found["Linear 1.integers"].values.dtype.kind in "iu"
+        assert "Linear 1.weight" not in found
+
+    def test_a_file_of_ours_is_read_by_places_and_an_exporters_by_names(self, pooled, original):
+        assert naming_of(original, ONNX) is Naming.PLACE
+        assert naming_of(pooled[0], ONNX) is Naming.NAME
+
+    def test_names_and_places_are_two_ways_to_the_same_numbers(self, pooled):
+        by_name = read_weights(pooled[0], ONNX)
+        by_place = read_weights(pooled[0], ONNX, Naming.PLACE)
+        total = sum(float(np.square(one.values).sum()) for one in by_name if one.stored == "float32")
+        assert sum(
+            float(np.square(one.values).sum()) for one in by_place if one.stored == "float32"
+        ) == pytest.approx(total)
+
+    @settings(max_examples=200, deadline=None)
+    @given(data=st.data())
+    def test_damage_is_refused_or_read_and_never_a_crash(self, original, data):
+        torn = bytearray(original)
+        for at in data.draw(st.lists(st.integers(0, len(torn) - 1), min_size=1, max_size=8)):
+            torn[at] = data.draw(st.integers(0, 255))
+        with contextlib.suppress(BackendError):
+            read_weights(bytes(torn), ONNX, naming_of(bytes(torn), ONNX))
+
+
+def test_a_matrix_has_its_outputs_first_whichever_way_it_is_stored():
+    weight = np.arange(12, dtype=np.float32).reshape(4, 3)
+    forms = {
+        "MatMul": ({}, weight),
+        "Gemm": ({"transB": 1}, np.ascontiguousarray(weight.T)),
+    }
+    for kind, (attributes, stored) in forms.items():
+        model = graph_of([helper.make_node(kind, ["x", "w"], ["y"], **attributes)], {"w": stored})
+        np.testing.assert_array_equal(read(model.SerializeToString())["Linear 1.weight"].values, weight.T)
+
+
+def test_an_input_is_called_what_the_operator_calls_it_or_by_its_number():
+    nodes = [
+        helper.make_node("Reshape", ["x", "s"], ["r"]),
+        helper.make_node("Own", ["r", "w"], ["o"], domain="own"),
+        helper.make_node("Add", ["o", "w"], ["a"]),
+        helper.make_node("Add", ["a", "w"], ["y"]),
+    ]
+    model = graph_of(nodes, {"s": np.array([4]), "w": np.ones(4, np.float32)})
+    assert [*read(model.SerializeToString())] == ["Reshape 1.shape", "Own 1.input 1", "Add 1.B", "Add 2.B"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "initializers"),
+    [
+        ([("Mul", ["w", "v"], {})], {"w": np.ones((4000, 1), np.int8), "v": np.ones((1, 4000), np.int8)}),
+        (
+            [("Concat", [f"a{i}", f"a{i}"], {"axis": 0}) for i in range(60)],
+            {"a0": np.ones(64, np.int8)},
+        ),
+    ],
+    ids=["a product of a row and a column", "doubled sixty times"],
+)
+def test_constants_that_would_grow_beyond_the_file_are_refused(nodes, initializers):
+    made, last = [], ""
+    for index, (kind, inputs, attributes) in enumerate(nodes):
+        last = f"a{index + 1}"
+        made.append(helper.make_node(kind, inputs, [last], **attributes))
+    made.append(helper.make_node("Add", ["x", last], ["y"]))
+    model = graph_of(made, initializers).SerializeToString()
+    assert len(model) * GROWTH_MAX < 4000 * 4000
+    with pytest.raises(BackendError, match="grow beyond"):
+        read_weights(model, ONNX, Naming.PLACE)
+
+
+@pytest.mark.parametrize(
+    ("names", "node", "said"),
+    [(["w"], "", True), (["conv.weight"], "", False), (["w"], "/conv/Conv", False), ([], "", True)],
+)
+def test_what_says_nothing(names, node, said):
+    model = graph_of(
+        [helper.make_node("Relu", ["x"], ["y"], name=node)],
+        {name: np.ones(1, np.float32) for name in names},
+    )
+    assert says_nothing(model.graph) is said
