@@ -55,6 +55,23 @@ class Constant:
     values: Array
 
 
+class _Room:
+    """How many elements may still be made."""
+
+    def __init__(self, elements: int) -> None:
+        self._elements = elements
+
+    def take(self, elements: int) -> None:
+        """Take some of it before they are made.
+
+        Raises:
+            ValueError: There are not as many left.
+        """
+        self._elements -= elements
+        if self._elements < 0:
+            raise ValueError("its constants grow beyond what the file can mean")
+
+
 def says_nothing(graph: Any) -> bool:
     """Whether no operator has a name, and no constant one of more than a few letters."""
     return not any(node.name for node in graph.node) and all(
@@ -73,9 +90,9 @@ def read_constants(graph: Any, file_bytes: int) -> Iterator[Constant]:
     """
     from onnx import numpy_helper
 
+    room = _Room(GROWTH_MAX * file_bytes)
     known = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
     stored = {name: array.dtype.name for name, array in known.items()}
-    room = GROWTH_MAX * file_bytes
     counts: Counter[str] = Counter()
     for node in graph.node:
         inputs = [known.get(name) for name in node.input]
@@ -90,19 +107,15 @@ def read_constants(graph: Any, file_bytes: int) -> Iterator[Constant]:
             if name in known and set(how.scales) <= set(known)
         }
         if node.op_type == "DequantizeLinear" and reals:
+            room.take(reals[node.input[0]].size)
             known[node.output[0]], stored[node.output[0]] = reals[node.input[0]], stored[node.input[0]]
             continue
         compute = _COMPUTED.get(node.op_type)
         if compute is not None and inputs and all(one is not None for one in inputs):
             given = [one for one in inputs if one is not None]
-            room -= (
-                math.prod(np.broadcast_shapes(*(one.shape for one in given)))
-                if node.op_type in _SPREAD
-                else 0
-            )
-            room -= sum(one.size for one in given)
-            if room < 0:
-                raise ValueError("its constants grow beyond what the file can mean")
+            if node.op_type in _SPREAD:
+                room.take(math.prod(np.broadcast_shapes(*(one.shape for one in given))))
+            room.take(sum(one.size for one in given))
             largest = max(range(len(given)), key=lambda at: given[at].size)
             for name, array in zip(node.output, compute(given, attributes), strict=True):
                 known[name], stored[name] = array, stored[node.input[largest]]
@@ -117,6 +130,7 @@ def read_constants(graph: Any, file_bytes: int) -> Iterator[Constant]:
             name = node.input[at]
             role = _role(node, at)
             values = reals.get(name, known[name])
+            room.take(values.size)
             if (kind, role) == ("Linear", "weight") and not (
                 "transB" in attributes and attributes["transB"].i
             ):

@@ -118,12 +118,13 @@ def test_an_input_is_called_what_the_operator_calls_it_or_by_its_number():
     ("nodes", "initializers"),
     [
         ([("Mul", ["w", "v"], {})], {"w": np.ones((4000, 1), np.int8), "v": np.ones((1, 4000), np.int8)}),
+        ([("Sum", ["w"] * 99, {})], {"w": np.ones(40_000, np.int8)}),
         (
             [("Concat", [f"a{i}", f"a{i}"], {"axis": 0}) for i in range(60)],
             {"a0": np.ones(64, np.int8)},
         ),
     ],
-    ids=["a product of a row and a column", "doubled sixty times"],
+    ids=["a product of a row and a column", "read ninety-nine times", "doubled sixty times"],
 )
 def test_constants_that_would_grow_beyond_the_file_are_refused(nodes, initializers):
     made, last = [], ""
