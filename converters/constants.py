@@ -1,4 +1,4 @@
-"""The constants of an ONNX graph as its operators read them, named by that: `Conv 3.weight`.
+"""The constants of an ONNX graph as its operators read them, named by these readers: `Conv 3.weight`.
 
 Decides what stands for a weight where tensors' names say nothing, as in the files that `edgeml convert` writes: their
 names are of one letter, and a letter means another tensor in another variant. Narrow storage is undone: what only turns
@@ -11,18 +11,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from .scaling import reals_of, scalings
+from .scaling import Weight, reals_of, scalings
 
 Array = npt.NDArray[Any]
 
-GROWTH_MAX: Final = 16
-"""Elements that all results may have together, for each byte of the file. Two weights to a byte take twelve in six steps."""
+GROWTH_MAX: Final = 64
+"""Elements that all results may have together, for each byte of the file. Two weights to a byte take 26 on their way."""
 _SAYS_MIN: Final = 4
 """Characters of a name that says something."""
 _KINDS: Final = {
@@ -34,7 +33,7 @@ _ROLES: Final[Mapping[str, Mapping[int, str]]] = {
     "Conv": {1: "weight", 2: "bias"}, "FusedConv": {1: "weight", 2: "bias"}, "NhwcFusedConv": {1: "weight", 2: "bias"},
     "QLinearConv": {3: "weight", 8: "bias"}, "ConvInteger": {1: "integers"}, "ConvTranspose": {1: "weight", 2: "bias"},
     "Gemm": {1: "weight", 2: "bias"}, "FusedGemm": {1: "weight", 2: "bias"}, "QGemm": {3: "weight", 6: "bias"},
-    "MatMul": {0: "weight", 1: "weight"}, "QLinearMatMul": {0: "weight", 3: "weight"},
+    "MatMul": {0: "weight", 1: "weight"}, "QLinearMatMul": {0: "integers", 3: "weight"},
     "MatMulInteger": {0: "integers", 1: "integers"},
 }  # fmt: skip
 """What an input is to its operator. Integers are such as have their scales in another operator, which are not turned back."""
@@ -46,29 +45,20 @@ _PARAMETERS: Final[Mapping[str, frozenset[int]]] = {
 """Inputs that are scales and zero points, which belong to what they scale."""
 
 
-@dataclass(frozen=True, slots=True)
-class Constant:
-    """One constant at the place where it is read. `stored` is the element type in the file, `values` what is read."""
+class _Growth:
+    """Counts elements before they are made."""
 
-    place: str
-    stored: str
-    values: Array
+    def __init__(self, elements_max: int) -> None:
+        self._left = elements_max
 
-
-class _Room:
-    """How many elements may still be made."""
-
-    def __init__(self, elements: int) -> None:
-        self._elements = elements
-
-    def take(self, elements: int) -> None:
-        """Take some of it before they are made.
+    def add(self, elements: int) -> None:
+        """Count these.
 
         Raises:
-            ValueError: There are not as many left.
+            ValueError: There would be more than may be.
         """
-        self._elements -= elements
-        if self._elements < 0:
+        self._left -= elements
+        if self._left < 0:
             raise ValueError("its constants grow beyond what the file can mean")
 
 
@@ -79,10 +69,11 @@ def says_nothing(graph: Any) -> bool:
     )
 
 
-def read_constants(graph: Any, file_bytes: int) -> Iterator[Constant]:
+def read_constants(graph: Any, file_bytes: int) -> Iterator[Weight]:
     """Follow the constants to the operators that read them, in the order of the graph.
 
-    Integers are turned back into what they stand for; a matrix has its outputs first, whichever way it is stored.
+    Integers are turned back into what they stand for; a matrix has its outputs first, whichever way it is stored. What is
+    no number is left out.
 
     Raises:
         ValueError: The results of operators on constants would be larger than any file of this size needs.
@@ -90,7 +81,7 @@ def read_constants(graph: Any, file_bytes: int) -> Iterator[Constant]:
     """
     from onnx import numpy_helper
 
-    room = _Room(GROWTH_MAX * file_bytes)
+    growth = _Growth(GROWTH_MAX * file_bytes)
     known = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
     stored = {name: array.dtype.name for name, array in known.items()}
     counts: Counter[str] = Counter()
@@ -107,15 +98,15 @@ def read_constants(graph: Any, file_bytes: int) -> Iterator[Constant]:
             if name in known and set(how.scales) <= set(known)
         }
         if node.op_type == "DequantizeLinear" and reals:
-            room.take(reals[node.input[0]].size)
+            growth.add(reals[node.input[0]].size)
             known[node.output[0]], stored[node.output[0]] = reals[node.input[0]], stored[node.input[0]]
             continue
         compute = _COMPUTED.get(node.op_type)
         if compute is not None and inputs and all(one is not None for one in inputs):
             given = [one for one in inputs if one is not None]
             if node.op_type in _SPREAD:
-                room.take(math.prod(np.broadcast_shapes(*(one.shape for one in given))))
-            room.take(sum(one.size for one in given))
+                growth.add(math.prod(np.broadcast_shapes(*(one.shape for one in given))))
+            growth.add(sum(one.size for one in given))
             largest = max(range(len(given)), key=lambda at: given[at].size)
             for name, array in zip(node.output, compute(given, attributes), strict=True):
                 known[name], stored[name] = array, stored[node.input[largest]]
@@ -130,12 +121,13 @@ def read_constants(graph: Any, file_bytes: int) -> Iterator[Constant]:
             name = node.input[at]
             role = _role(node, at)
             values = reals.get(name, known[name])
-            room.take(values.size)
+            growth.add(values.size)
             if (kind, role) == ("Linear", "weight") and not (
                 "transB" in attributes and attributes["transB"].i
             ):
                 values = np.swapaxes(values, -1, -2) if values.ndim > 1 else values
-            yield Constant(f"{kind} {counts[kind]}.{role}", stored[name], values)
+            if values.dtype.kind in "fiub":
+                yield Weight(f"{kind} {counts[kind]}.{role}", stored[name], values.astype(np.float64))
 
 
 def _role(node: Any, at: int) -> str:

@@ -22,8 +22,7 @@ from edgeml.monitor import Monitor
 from edgeml.tensors import TensorSpec
 
 from .data_splits import sample_keys
-from .scaling import Reals
-from .weights import Weight
+from .scaling import Reals, Weight
 
 TEXT_MAX: Final = 200
 

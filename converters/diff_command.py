@@ -135,8 +135,8 @@ def _naming(paths: Iterable[Path]) -> Naming:
 
     for path in paths:
         with bundle.Bundle(path) as opened:
-            if naming_of(opened.model(), opened.manifest.runtime) is Naming.PLACE:
-                return Naming.PLACE
+            if naming_of(opened.model(), opened.manifest.runtime) is Naming.READER:
+                return Naming.READER
     return Naming.NAME
 
 

@@ -1,4 +1,4 @@
-"""How integers among a model's constants are turned back into the reals they stand for.
+"""Constants as the reals that they stand for, and how integers are turned back into those.
 
 Decides which constants an ONNX operator reads as integers, and by which scales and zero points. What is read of a file, and
 what it is called: `weights.py`, `constants.py`.
@@ -15,6 +15,30 @@ import numpy as np
 import numpy.typing as npt
 
 Reals = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One constant tensor. `stored` is the element type in the file, `values` the reals it stands for."""
+
+    name: str
+    stored: str
+    values: Reals
+
+    @property
+    def layer(self) -> str:
+        """What it belongs to: its name without the last part.
+
+        >>> Weight("net.0.weight", "float32", np.zeros(1)).layer
+        'net.0'
+        >>> Weight("w", "float32", np.zeros(1)).layer
+        'w'
+        """
+        for mark in ("/", "."):
+            head, found, _ = self.name.rpartition(mark)
+            if found and head:
+                return head
+        return self.name
 
 
 @dataclass(frozen=True, slots=True)

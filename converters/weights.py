@@ -1,7 +1,7 @@
 """The constant tensors of a model file, as the reals they stand for: .onnx initializers, .tflite buffers.
 
 Decides what a constant is called, so that the fp32 and the int8 variant of a model have tensors of the same name: by its
-own name or, where those say nothing, by the place where it is read (`constants.py`). How integers are turned back:
+own name or, where those say nothing, by its reader (`constants.py`). How integers are turned back:
 `scaling.py`, or by the scales that a .tflite stores with them. Nothing is run. Files are hostile: what states more than it
 holds is refused.
 """
@@ -12,7 +12,6 @@ import enum
 import math
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -22,7 +21,7 @@ from edgeml.errors import BackendError
 from edgeml.manifest import RuntimeFamily
 
 from .constants import read_constants, says_nothing
-from .scaling import Reals, reals_of, scalings, to_reals
+from .scaling import Weight, reals_of, scalings, to_reals
 
 TENSORS_MAX: Final = 20_000
 QUANTIZED_SUFFIX: Final = "_quantized"
@@ -40,32 +39,8 @@ class Naming(enum.Enum):
 
     NAME = "name"
     """Their own."""
-    PLACE = "place"
+    READER = "reader"
     """The operator that reads them, and what they are to it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """One constant tensor. `stored` is the element type in the file, `values` the reals it stands for."""
-
-    name: str
-    stored: str
-    values: Reals
-
-    @property
-    def layer(self) -> str:
-        """What it belongs to: its name without the last part.
-
-        >>> Weight("net.0.weight", "float32", np.zeros(1)).layer
-        'net.0'
-        >>> Weight("w", "float32", np.zeros(1)).layer
-        'w'
-        """
-        for mark in ("/", "."):
-            head, found, _ = self.name.rpartition(mark)
-            if found and head:
-                return head
-        return self.name
 
 
 def naming_of(model: bytes, family: RuntimeFamily) -> Naming:
@@ -75,7 +50,7 @@ def naming_of(model: bytes, family: RuntimeFamily) -> Naming:
         BackendError: The file is damaged, or keeps its weights elsewhere.
     """
     if family is RuntimeFamily.ONNX and says_nothing(_graph(model)):
-        return Naming.PLACE
+        return Naming.READER
     return Naming.NAME
 
 
@@ -87,7 +62,7 @@ def read_weights(model: bytes, family: RuntimeFamily, naming: Naming = Naming.NA
     """
     match family:
         case RuntimeFamily.ONNX:
-            return tuple(_onnx(model) if naming is Naming.NAME else _placed(model))
+            return tuple(_onnx(model) if naming is Naming.NAME else _by_reader(model))
         case RuntimeFamily.TFLITE:
             return tuple(_tflite(model))
         case RuntimeFamily.TORCHSCRIPT:
@@ -108,11 +83,9 @@ def _graph(model: bytes) -> Any:
     return graph
 
 
-def _placed(model: bytes) -> Iterator[Weight]:
+def _by_reader(model: bytes) -> Iterator[Weight]:
     try:
-        for one in read_constants(_graph(model), len(model)):
-            if one.values.dtype.kind in "fiub":
-                yield Weight(one.place, one.stored, one.values.astype(np.float64))
+        yield from read_constants(_graph(model), len(model))
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise BackendError(f"a constant is damaged: {error}", hint=_HINT) from error
 
