@@ -3,9 +3,9 @@
  * Loaded before the C library, so that it sees what Python, SQLite and tuf do alike: creating, writing, truncating,
  * syncing, renaming and removing. The state is one shared mapping: all processes of an agent count together. At the
  * point chosen the call is not made (or, if it writes and `torn` is set, half of it), and the agent and the process
- * that made the call are killed; the others die with the agent. The point is counted from the start, or from the first after
- * the calls that EDGEML_POINTS_AFTER names, in their order ("CALL PATH", one a line): how many calls come before those
- * changes from life to life. What it cannot see: pages written through a mapping
+ * that made the call are killed; the others die with the agent. The point is counted from the start, or from the last of the
+ * calls that EDGEML_POINTS_SINCE names, in their order ("CALL PATH", one a line): how many calls come before those changes
+ * from life to life. What it cannot see: pages written through a mapping
  * (SQLite's index of its log, which is rebuilt), and, unless it is told to, the files of telemetry.
  */
 #define _GNU_SOURCE
@@ -48,7 +48,7 @@ __attribute__((constructor)) static void begin(void) {
     root = getenv("EDGEML_POINTS_ROOT");
     if (path == NULL || root == NULL || told == NULL) return;
     root_length = strlen(root);
-    marks = getenv("EDGEML_POINTS_AFTER");
+    marks = getenv("EDGEML_POINTS_SINCE");
     with_telemetry = getenv("EDGEML_POINTS_TELEMETRY") != NULL;
     int descriptor = (int)syscall(SYS_openat, AT_FDCWD, path, O_RDWR | O_CLOEXEC, 0);
     if (descriptor < 0) return;
@@ -69,7 +69,7 @@ static void end_everything(void) {
     for (;;) syscall(SYS_pause);
 }
 
-/* Whether the point is counted, which it is when all marks were passed before it. */
+/* Whether the point is counted, which it is from the last mark on. */
 static int counted(const char *call, const char *name, int64_t mine) {
     const char *mark = marks;
     for (int64_t passed = atomic_load(&shared->passed); mark != NULL && passed > 0; passed--) {
@@ -81,9 +81,9 @@ static int counted(const char *call, const char *name, int64_t mine) {
     size_t call_length = strlen(call), length = strcspn(name, " "), end = strcspn(mark, "\n");
     if (end != call_length + 1 + length || strncmp(mark, call, call_length) != 0 || mark[call_length] != ' ') return 0;
     if (strncmp(mark + call_length + 1, name, length) != 0) return 0;
-    atomic_store(&shared->first, mine + 1);
+    atomic_store(&shared->first, mine);
     atomic_fetch_add(&shared->passed, 1);
-    return 0;
+    return strchr(mark, '\n') == NULL;
 }
 
 /* Tells the log of a point: its number, the call, the file's size before it, the file (two, for a rename).

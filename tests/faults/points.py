@@ -48,7 +48,7 @@ SOAK = os.environ.get("EDGEML_SOAK") == "1"
 """Every point instead of a sample: `make soak`."""
 SHARED = struct.Struct("=qqqqqq")
 """As in `points.c`: how many there were, at which to end, whether to tear it, the process that ends with it, how many marks
-were passed, and the first point after them."""
+were passed, and the first point that counts."""
 AGENT_AT = 24
 """Where the process is in it."""
 _PRELOADING = """\
@@ -98,17 +98,19 @@ class Point:
 
 @dataclass(frozen=True)
 class Cut:
-    """The point at which a life is killed: counted from the first after these calls (call, path), one after the other."""
+    """The point at which a life is killed, counted from the start or from the last of these calls (call, path) in their order."""
 
     at: int = NEVER
     torn: bool = False
-    after: tuple[tuple[str, str], ...] = ()
+    since: tuple[tuple[str, str], ...] = ()
 
     def seen(self, points):
         """Those of a life's points that count."""
-        for mark in self.after:
+        begun = 0
+        for mark in self.since:
             calls = [(point.call, point.path) for point in points]
-            points = points[calls.index(mark) + 1 :] if mark in calls else []
+            points = points[calls.index(mark, begun) :] if mark in calls[begun:] else []
+            begun = 1
         return points
 
 
@@ -136,8 +138,8 @@ class Life:
                 "EDGEML_POINTS_ROOT": str(storage),
                 "EDGEML_POINTS_LOG": str(self.told),
             }
-            if cut.after:
-                hook["EDGEML_POINTS_AFTER"] = "\n".join(map(" ".join, cut.after))
+            if cut.since:
+                hook["EDGEML_POINTS_SINCE"] = "\n".join(map(" ".join, cut.since))
             (directory / "hook").mkdir(exist_ok=True)
             (directory / "hook" / "sitecustomize.py").write_text(_PRELOADING.format(settings=hook))
             environment |= {**hook, "PYTHONPATH": f"{directory / 'hook'}:{ROOT}"}

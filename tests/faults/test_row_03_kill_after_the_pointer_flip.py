@@ -18,13 +18,13 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
 
 def test_the_next_life_commits_again(stage):
-    between = Cut(after=(FLIP,)).seen(stage.count("count", "2.0.0"))
-    commit = [(point.call, point.path) for point in between].index(COMMIT)
-    assert commit > 1
+    later = Cut(since=(FLIP,)).seen(stage.count("count", "2.0.0"))
+    commit = [(point.call, point.path) for point in later].index(COMMIT)
+    assert commit > 2
 
     def attempt(at):
         storage = stage.copy(f"at-{at}", "2.0.0")
-        stage.cut(storage, "cut", "2.0.0", Cut(at, after=(FLIP,)))
+        stage.cut(storage, "cut", "2.0.0", Cut(at, since=(FLIP,)))
         flipped = SlotTable(storage).slots(MODEL).current.release
         state = peek(storage / "journal.db")[MODEL].state
         answered = stage.live(storage, storage.parent / "after", "2.0.0")
@@ -32,7 +32,7 @@ def test_the_next_life_commits_again(stage):
         return flipped, state, answered, entry.outcome, SlotTable(storage).slots(MODEL).current.release
 
     new = f"{MODEL}@2.0.0"
-    chosen = sorted({0, commit // 2, commit - 1})
+    chosen = sorted({1, commit // 2, commit - 1})
     assert each(attempt, chosen) == [
         (new, DeviceState.COMMITTING, "2.0.0", Outcome.COMMITTED, new) for _ in chosen
     ]
@@ -40,6 +40,9 @@ def test_the_next_life_commits_again(stage):
 
 def test_a_commit_that_had_only_begun_serves_what_it_commits(stage):
     """The journal says COMMITTING and the table still names the old release, which the next life serves at first."""
-    points = stage.count("count-begun", "2.0.0")
-    [flip] = [point.index for point in points if (point.call, point.path) == FLIP]
-    assert stage.survive("begun", "2.0.0", [Cut(flip)], "2.0.0", Outcome.COMMITTED) == 1
+    begun = Cut(0, since=(FLIP,))
+    storage = stage.copy("looked-at", "2.0.0")
+    stage.cut(storage, "cut", "2.0.0", begun)
+    assert SlotTable(storage).slots(MODEL).current.release == f"{MODEL}@1.0.0"
+    assert peek(storage / "journal.db")[MODEL].state is DeviceState.COMMITTING
+    assert stage.survive("begun", "2.0.0", [begun], "2.0.0", Outcome.COMMITTED) == 1

@@ -14,12 +14,11 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
 
 def test_it_stays_committed_and_is_not_fetched_again(stage):
-    # The first such commit is begun when it is passed, and made when the point after it is reached.
-    later = Cut(after=(FLIP, COMMIT)).seen(stage.count("count", "2.0.0"))
+    later = Cut(since=(FLIP, COMMIT)).seen(stage.count("count", "2.0.0"))
 
     def attempt(at):
         storage = stage.copy(f"at-{at}", "2.0.0")
-        stage.cut(storage, "cut", "2.0.0", Cut(at, after=(FLIP, COMMIT)))
+        stage.cut(storage, "cut", "2.0.0", Cut(at, since=(FLIP, COMMIT)))
         before = peek(storage / "journal.db")[MODEL]
         answered = stage.live(storage, storage.parent / "after", "2.0.0")
         after = peek(storage / "journal.db")[MODEL]
@@ -29,5 +28,5 @@ def test_it_stays_committed_and_is_not_fetched_again(stage):
         return before.outcome, answered, after.outcome, after.fetched_bytes == before.fetched_bytes
 
     # The first call after the record, the next commit, and what is cleared away.
-    chosen = sorted({0, 1, len(later) - 5, len(later) - 1})
+    chosen = sorted({1, 2, len(later) - 5, len(later) - 1})
     assert each(attempt, chosen) == [(Outcome.COMMITTED, "2.0.0", Outcome.COMMITTED, True) for _ in chosen]
