@@ -4,6 +4,7 @@ Devices are simulated ones with labels, a tenth of which is wrong, so that the r
 gate is to stop a worse one within the slices stated here, and to let one that answers alike pass.
 """
 
+import math
 import os
 from collections import Counter
 
@@ -63,6 +64,11 @@ def slices(fleet, release):
         return len({one // round(WINDOW_S * 1000) for one in found})
 
 
+def by_chance(fraction, trials):
+    """The rate of so many draws: farther off than six standard deviations is one run in five hundred million."""
+    return pytest.approx(fraction, abs=6 * math.sqrt(fraction * (1 - fraction) / trials))
+
+
 def evidence(fleet, rollout):
     return next(one for one in fleet.seen(rollout).evidence if one.metric is Metric.WRONG)
 
@@ -85,8 +91,8 @@ def test_a_release_that_is_wrong_more_often_is_taken_back_in_time(fleet, crowd, 
     assert parts == {Part.REVERTED: 4, Part.NOT_ASKED: 6}
     assert all(one.outcome in {None, *GOOD} for one in seen.devices), "no device noticed anything by itself"
     weighed = evidence(fleet, rollout)
-    assert weighed.candidate_rate == pytest.approx(wrong_fraction(seed), abs=0.05)
-    assert weighed.incumbent_rate == pytest.approx(wrong_fraction(GOOD_SEED), abs=0.05)
+    assert weighed.candidate_rate == by_chance(wrong_fraction(seed), weighed.candidate_trials)
+    assert weighed.incumbent_rate == by_chance(wrong_fraction(GOOD_SEED), weighed.incumbent_trials)
     print(f"wrong in {share}: stopped after {needed} slices, log e {weighed.log_e:.1f}")
 
 
