@@ -286,10 +286,3 @@ def flash(
     if flashed.root_installed:
         click.echo("The storage had no trust anchor and was given this fleet's.")
     click.echo("The device verifies and tries it when it next starts: edgeml agent status")
-
-
-def main() -> None:
-    """Entry point of the `edgeml-agent` program."""
-    from edgeml.program import run
-
-    run(agent, "edgeml-agent")

@@ -15,7 +15,6 @@ import click
 
 from . import __version__
 from .errors import EdgemlError
-from .program import run
 
 GROUP: Final = "edgeml.commands"
 NEEDS: Final = {
@@ -128,8 +127,3 @@ def completion(shell: str) -> None:
 
 
 _register()
-
-
-def main() -> None:
-    """Entry point of the `edgeml` program."""
-    run(edgeml, "edgeml")

@@ -1,7 +1,7 @@
 """Runs a command as a program.
 
 Decides how an error is shown: one line that says what is wrong, one that says what to do, and the error's exit code;
-and that a Ctrl-C which comes while the program ends just ends it.
+and that a Ctrl-C which comes while the program is loaded or ends just ends it.
 Loads click only for click's commands: the device's daemon comes through here without it (4 MB).
 """
 
@@ -51,11 +51,13 @@ def guarded(main: Callable[[], object]) -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def run(command: click.Command, name: str) -> NoReturn:
-    """Run a click command as a program."""
-    import click
+def run(load: Callable[[], click.Command], name: str) -> NoReturn:
+    """Load a click command and run it as a program; a Ctrl-C while it is loaded ends it like any other."""
 
     def main() -> object:
+        import click
+
+        command = load()
         try:
             return command.main(prog_name=name, standalone_mode=False)
         except click.ClickException as error:

@@ -343,7 +343,7 @@ def test_a_directory_that_cannot_be_written_is_a_storage_error(filled, config):
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_without_the_library_it_says_how_to_get_it(filled, config, tmp_path, command):
-    code = "import sys; sys.modules['sqlite_utils'] = None; from edgeml.cli import main; main()"
+    code = "import sys; sys.modules['sqlite_utils'] = None; from edgeml.__main__ import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "agent", "buffer", *command, "-c", config], capture_output=True, text=True, check=False,
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60,

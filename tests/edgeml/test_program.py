@@ -1,5 +1,6 @@
 """How a program ends: an exit code and one line, also when Ctrl-C comes while it is ending."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
+from edgeml.program import INTERRUPTED_EXIT_CODE
 
 INTERRUPT = "os.kill(os.getpid(), signal.SIGINT)"
 
@@ -45,3 +48,34 @@ def end(main):
 def test_an_interrupt_while_the_program_ends_shows_no_traceback(main, said):
     done = end(main)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "begun\n", said)
+
+
+FINDER = """
+    import os, signal, sys
+
+    class Interrupting:
+        def find_spec(self, name, path=None, target=None):
+            if name == "MODULE":
+                sys.meta_path.remove(self)
+                print("sent", flush=True)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    sys.meta_path.insert(0, Interrupting())
+"""
+"""Sends the signal while the program looks for the module, before a line of it has run."""
+
+
+@pytest.mark.parametrize(
+    ("script", "module"),
+    [
+        ("edgeml", "click"), ("edgeml", "importlib.metadata"), ("edgeml", "edgeml.doctor"),
+        ("edgeml-agent", "click"), ("edgeml-agent", "agent.cli"), ("edgeml-agent", "agent.buffer_command"),
+    ],
+)  # fmt: skip
+def test_an_interrupt_while_the_program_is_loaded_shows_no_traceback(script, module, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(FINDER.replace("MODULE", module)))
+    done = subprocess.run(
+        [Path(sys.executable).parent / script, "--help"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False, timeout=30,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (INTERRUPTED_EXIT_CODE, "sent\n", "interrupted\n")
