@@ -1,7 +1,7 @@
 """Whether a model may be loaded beside the others: tables, and what must hold for all numbers."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.admission import (
@@ -98,7 +98,6 @@ def admitted(model, peak, where):
         return None
 
 
-@settings(deadline=None)
 @given(PEAKS, ROOMS)
 def test_what_is_admitted_keeps_the_device_within_its_budget(peak, where):
     found = admitted(A, peak, where)
@@ -109,7 +108,6 @@ def test_what_is_admitted_keeps_the_device_within_its_budget(peak, where):
     assert where.shared_bytes + others + old + found.granted_bytes <= where.budget_bytes
 
 
-@settings(deadline=None)
 @given(PEAKS, ROOMS, st.integers(0, 512 * MIB))
 def test_more_room_never_refuses_and_never_worsens_the_place(peak, where, more):
     found = admitted(A, peak, where)
@@ -126,20 +124,17 @@ def test_more_room_never_refuses_and_never_worsens_the_place(peak, where, more):
         assert again.placement is Placement.BESIDE or found.placement is Placement.INSTEAD
 
 
-@settings(deadline=None)
 @given(PEAKS, ROOMS, st.integers(0, 512 * MIB))
 def test_a_smaller_peak_is_admitted_wherever_a_larger_one_is(peak, where, less):
     if admitted(A, peak, where) is not None:
         assert admitted(A, Peak(max(peak.peak_bytes - less, 0), peak.source), where) is not None
 
 
-@settings(deadline=None)
 @given(SIZES, SIZES)
 def test_a_workers_own_part_is_never_nothing_and_never_more_than_all(whole, shared):
     assert round(whole / 8) <= own_bytes(whole, shared) <= whole
 
 
-@settings(deadline=None)
 @given(ROOMS)
 def test_what_is_left_does_not_count_the_models_own_grant(where):
     without = Room(where.budget_bytes, where.shared_bytes, {m: g for m, g in where.granted.items() if m != A})

@@ -1,6 +1,6 @@
 """How much of the network is left today, by clocks that may be wrong."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.allowance import DAY_MS, DAY_S, Spent, left_bytes, today, wait_s
@@ -29,7 +29,6 @@ def test_a_clock_that_stands_in_the_past_or_was_once_in_the_future_does_not_bloc
     assert today(Spent(29_999, 5), 20_000 * DAY_MS, DAY_S) == Spent(20_000, 0)
 
 
-@settings(deadline=None)
 @given(SPENTS, WALLS, SINCES)
 def test_what_was_spent_is_forgotten_only_with_a_later_day_or_after_24_hours(spent, wall_ms, since_s):
     after = today(spent, wall_ms, since_s)
@@ -38,7 +37,6 @@ def test_what_was_spent_is_forgotten_only_with_a_later_day_or_after_24_hours(spe
     assert today(after, wall_ms, 0.0) == after
 
 
-@settings(deadline=None)
 @given(SPENTS, WALLS, st.floats(0, DAY_S))
 def test_after_the_wait_it_is_another_day_and_the_wait_is_a_day_at_most(spent, wall_ms, since_s):
     pause_s = wait_s(spent, wall_ms, since_s)
@@ -47,7 +45,6 @@ def test_after_the_wait_it_is_another_day_and_the_wait_is_a_day_at_most(spent, w
     assert later.spent_bytes == 0 or spent.spent_bytes == 0
 
 
-@settings(deadline=None)
 @given(SPENTS, st.none() | st.integers(0, 1 << 40))
 def test_what_is_left_is_never_below_nothing(spent, budget):
     left = left_bytes(spent, budget)

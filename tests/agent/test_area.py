@@ -146,7 +146,7 @@ def test_a_frame_in_memory_that_nobody_shares_is_refused():
     channel.close()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.binary(max_size=200), st.integers(0, SLOT_BYTES))
 def test_any_bytes_in_shared_memory_are_an_answer_or_a_manifest_error(content, length):
     ends = Ends()

@@ -46,13 +46,12 @@ def windows(count=50):
 
 
 @given(st.lists(values.map(written), min_size=1, max_size=12), st.integers(1, 5))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_any_rows_come_back_to_the_last_byte(lines, times):
     assert unpack_lines(pack_lines(lines * times)) == lines * times
 
 
 @given(st.lists(st.lists(integers, min_size=1, max_size=6), min_size=COLUMNS_ROWS_MIN, max_size=60))
-@settings(deadline=None)
 def test_columns_of_any_numbers_and_lengths_come_back(rows):
     lines = [written({"seq": number, "n": row, "m": row[::-1]}) for number, row in enumerate(rows)]
     packed = pack_lines(lines)
@@ -106,7 +105,7 @@ def test_damage_anywhere_is_seen(seed):
 
 
 @given(st.binary(max_size=300), st.binary(max_size=40))
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_a_head_that_makes_no_sense_is_none_and_takes_no_time(head, digits):
     body = zlib.compress(head) + digits
     found = unpack_lines(MARK + zlib.crc32(body).to_bytes(4, "little") + body)
@@ -114,7 +113,7 @@ def test_a_head_that_makes_no_sense_is_none_and_takes_no_time(head, digits):
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_a_good_head_with_one_byte_changed_is_no_trouble(data):
     packed = pack_lines(windows(6))
     inflater = zlib.decompressobj()

@@ -214,7 +214,7 @@ def test_a_batch_has_at_most_a_hundred_rows(open_buffer):
     lengths=st.lists(st.integers(0, 60_000), min_size=1, max_size=8),
     bytes_max=st.sampled_from([2_000, 9_000, BATCH_BYTES_MAX]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_batches_never_exceed_their_size_and_all_rows_are_sent_or_counted(lengths, bytes_max):
     buffer = Buffer(":memory:", "b1")
     for index, length in enumerate(lengths):

@@ -162,4 +162,4 @@ class Life(RuleBasedStateMachine):
 
 def test_produced_is_acknowledged_plus_dropped_plus_held_whatever_happens(tmp_path):
     Life.directory = tmp_path
-    run_state_machine_as_test(Life, settings=settings(max_examples=25, stateful_step_count=25, deadline=None))
+    run_state_machine_as_test(Life, settings=settings(max_examples=25, stateful_step_count=25))

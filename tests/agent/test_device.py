@@ -226,7 +226,7 @@ SCRIPT = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(SCRIPT)
 def test_any_order_of_wishes_actions_and_restarts_brings_each_model_to_its_newest(script):
     """Duplicated, reordered and replayed wishes about three models, with actions side by side, and restarts."""

@@ -1,7 +1,7 @@
 """How bad it is, cause by cause: where the levels begin, and that none of them flaps."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.diagnosis import DWELL_S, RESERVE_BYTES, Cause, Facts, Level, Limits, Usage, diagnose, hold
@@ -97,7 +97,6 @@ READINGS = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(READINGS, st.floats(0, 2 * DWELL_S)), max_size=40))
 def test_no_cause_falls_twice_or_falls_after_a_rise_within_the_dwell(steps):
     held, now_s = {}, 0.0
@@ -116,7 +115,6 @@ def test_no_cause_falls_twice_or_falls_after_a_rise_within_the_dwell(steps):
             assert after >= next((n.level for n in diagnose(reading, LIMITS) if n.cause is cause), Level.CALM)
 
 
-@settings(deadline=None)
 @given(READINGS, st.floats(0, 60), st.integers(0, RESERVE_BYTES), st.floats(0, 50))
 def test_a_worse_reading_is_never_a_milder_level(reading, hotter, less, more):
     def worse(value, by):

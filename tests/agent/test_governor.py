@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.diagnosis import DWELL_S, RESERVE_BYTES, Cause, Facts, Limits, Usage, used_bytes
@@ -178,7 +178,6 @@ def run(course):
         state = after
 
 
-@settings(deadline=None)
 @given(COURSES, st.floats(0, 40))
 def test_hotter_is_never_a_milder_treatment(course, hotter):
     *_, (now_s, facts, before, after, _) = run(course)
@@ -190,7 +189,6 @@ def test_hotter_is_never_a_milder_treatment(course, hotter):
         assert worse.treatments[model].duty <= treatment.duty
 
 
-@settings(deadline=None)
 @given(COURSES)
 def test_the_last_worker_is_taken_only_over_the_budget_or_in_great_heat(course):
     for _, facts, before, after, _ in run(course):
@@ -203,7 +201,6 @@ def test_the_last_worker_is_taken_only_over_the_budget_or_in_great_heat(course):
             assert too_hot or used_bytes(facts) > LIMITS.memory_bytes
 
 
-@settings(deadline=None)
 @given(COURSES)
 def test_workers_go_one_at_a_time_and_come_back_only_after_the_dwell(course):
     moved_s = float("-inf")
@@ -219,7 +216,6 @@ def test_workers_go_one_at_a_time_and_come_back_only_after_the_dwell(course):
             moved_s = now_s
 
 
-@settings(deadline=None)
 @given(COURSES)
 def test_every_change_is_a_decision_and_nothing_else_is(course):
     for _, facts, before, after, decisions in run(course):
@@ -236,7 +232,6 @@ def test_every_change_is_a_decision_and_nothing_else_is(course):
             assert not milder or one.kind in {Kind.RESUME, Kind.RESTART}
 
 
-@settings(deadline=None)
 @given(COURSES)
 def test_the_same_facts_again_at_once_change_nothing_but_the_order_of_equals(course):
     *_, (now_s, facts, _, state, _) = run(course)

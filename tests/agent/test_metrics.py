@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -163,7 +163,6 @@ ACTS = st.one_of(
 
 
 @given(st.lists(ACTS, max_size=40))
-@settings(deadline=None)
 def test_no_counter_ever_shrinks_and_totals_are_the_windows_added_up(acts):
     windows = Windows(60.0)
     before, closed = {}, []

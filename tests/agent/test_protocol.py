@@ -1,7 +1,7 @@
 """The Open Inference Protocol's bytes: whatever comes is read or refused, and every type survives JSON."""
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.ipc import Answer, TensorBytes
@@ -17,7 +17,6 @@ MANIFEST = Manifest(
 )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300), st.integers(0, 400))
 def test_any_bytes_are_a_call_or_a_config_error(body, json_length):
     for decode in (lambda: decode_call(body, json_length, MANIFEST), lambda: decode_feedback(body)):
@@ -37,7 +36,6 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(
     json_values,
     st.sampled_from(["FP32", "FP16", "FP64", "BOOL", "INT8", "UINT8", "INT64"]),

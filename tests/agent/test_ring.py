@@ -63,7 +63,7 @@ def test_nothing_joins_a_block_that_lost_its_front(connection):
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_it_is_a_queue(data):
     connection = open_file(":memory:", 8 << 20).connection
     ring, model, seq, held_bytes = Ring(EVENTS), [], 0, 0

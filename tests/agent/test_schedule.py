@@ -1,7 +1,7 @@
 """When a device may fetch and apply: tables over a day, and what must hold at every hour."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.schedule import (
@@ -85,7 +85,6 @@ def test_what_is_no_window_is_a_mistake_of_the_settings(text):
     assert parse_window("") is None
 
 
-@settings(deadline=None)
 @given(
     st.integers(0, 1439),
     st.integers(0, 1439),

@@ -94,7 +94,7 @@ def test_a_device_that_starts_has_nothing_to_spend():
     sizes=st.lists(st.integers(1, 12_000), min_size=1, max_size=80),
     restarts=st.sets(st.integers(0, 79)),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_24_hours_cost_more_than_the_budget_whatever_restarts(gaps, sizes, restarts):
     per_day = 80_000
     now_s, paid, budget = 0.0, [], Budget(per_day, 0.0)

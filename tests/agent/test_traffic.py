@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.allowance import DAY_S
@@ -119,7 +119,6 @@ def test_a_damaged_account_is_said_and_starts_at_nothing(tmp_path, caplog):
     assert "cannot be read" in caplog.text
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 3 * MIB), max_size=20))
 def test_the_disk_never_says_less_than_was_used(tmp_path_factory, counts):
     folder = tmp_path_factory.mktemp("traffic")

@@ -294,7 +294,7 @@ wishes = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(wishes)
 def test_any_order_of_messages_steps_and_restarts_converges_to_the_newest_wish(script):
     """Duplicates, reordering, replays and restarts in any mixture: the retained message decides in the end."""

@@ -307,7 +307,7 @@ STEPS = st.lists(
     ),
     limits=st.sampled_from([BufferLimits(), BufferLimits(rows_max=60)]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_row_is_stored_exactly_once_or_counted_as_dropped(tmp_path_factory, steps, weather, limits):
     clock = FakeClock()
     broker = LoopbackBroker(TENANT, weather)

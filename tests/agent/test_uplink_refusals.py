@@ -65,7 +65,7 @@ def test_one_bad_row_is_dropped_and_the_others_arrive(buffer, uplink, caplog):
 
 
 @given(count=st.integers(1, 150), data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_exactly_the_bad_rows_are_dropped_whichever_they_are(count, data):
     bad = data.draw(st.sets(st.integers(1, count)))
     buffer = Buffer(":memory:", "b1")

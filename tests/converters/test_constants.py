@@ -82,7 +82,7 @@ class TestVariantsOfOneModel:
             float(np.square(one.values).sum()) for one in by_reader if one.stored == "float32"
         ) == pytest.approx(total)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(data=st.data())
     def test_damage_is_refused_or_read_and_never_a_crash(self, original, data):
         torn = bytearray(original)

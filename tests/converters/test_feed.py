@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -43,7 +43,6 @@ REALS = npst.arrays(
 
 
 class TestIntegersOfReals:
-    @settings(deadline=None)
     @given(REALS, SCALES, st.sampled_from(INTEGERS), st.integers(-128, 255))
     def test_are_those_of_the_step_quantise(self, samples, scale, dtype, zero_point):
         zero_point = int(np.clip(zero_point, LIMITS[dtype].min, LIMITS[dtype].max))
@@ -105,7 +104,6 @@ class TestChannels:
 
 
 class TestRealsOfIntegers:
-    @settings(deadline=None)
     @given(st.data(), SCALES, st.sampled_from(INTEGERS))
     def test_are_those_of_the_step_dequantise(self, data, scale, dtype):
         answers = data.draw(npst.arrays(np.dtype(dtype.value), (3, 4)))

@@ -176,7 +176,7 @@ class TestSpelling:
             compact(b"\x00\xffnothing")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.sampled_from(["Add", "Mul", "MatMul", "Relu", "Neg", "Gemm"]), min_size=1, max_size=8),
     st.integers(0, 2**31 - 1),

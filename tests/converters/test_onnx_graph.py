@@ -283,7 +283,7 @@ def test_bytes_that_are_no_model_are_refused(data):
     assert caught.value.hint
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_a_damaged_file_is_read_or_refused(data):
     whole = network()

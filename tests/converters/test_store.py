@@ -17,7 +17,7 @@ from edgeml.manifest import RuntimeFamily
 from edgeml.probe import ProbeResult
 from edgeml.tensors import DType, TensorSpec
 
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=25)
 """Each example writes files, and a disk takes its time."""
 PARTS = st.one_of(st.text(max_size=8), st.integers(-(2**53), 2**53), st.booleans(), st.none())
 EXPORT = Export(RuntimeFamily.ONNX)
@@ -145,7 +145,6 @@ class TestTrim:
 
 
 class TestNames:
-    @settings(deadline=None)
     @given(st.lists(PARTS, max_size=5), st.lists(PARTS, max_size=5))
     def test_are_the_same_for_the_same_parts_alone(self, one, other):
         same = msgspec.json.encode(one) == msgspec.json.encode(other)  # True and 1 are equal in Python

@@ -163,13 +163,13 @@ def swallow(data):
     arena(graph)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, len(SMALL)))
 def test_a_truncated_file_is_read_or_refused(length):
     swallow(SMALL[:length])
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=250, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.integers(8, len(SMALL) - 1), st.integers(0, 255)), min_size=1, max_size=12))
 def test_a_mutated_file_is_read_or_refused(changes):
     data = bytearray(SMALL)
@@ -178,7 +178,7 @@ def test_a_mutated_file_is_read_or_refused(changes):
     swallow(bytes(data))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, len(SMALL) // 4 - 1), st.integers(0, 2**32 - 1))
 def test_any_word_may_be_any_number(place, word):
     data = bytearray(SMALL)

@@ -118,7 +118,7 @@ class TestWriting:
         contents=st.dictionaries(st.sampled_from(MEMBERS[2:]), st.binary(max_size=300)),
         model=st.binary(max_size=300),
     )
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     def test_any_content_survives(self, tmp_path_factory, contents, model):
         path = tmp_path_factory.mktemp("any") / "x.edgeml"
         write_bundle(path, MANIFEST, {"model.onnx": model, **contents})
@@ -306,14 +306,14 @@ class TestReading:
 
 
 @given(st.binary(max_size=600))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_bytes_are_refused_and_nothing_else_escapes(tmp_path_factory, data):
     with pytest.raises(ArtifactError):
         open_and_verify(data, tmp_path_factory.getbasetemp())
 
 
 @given(data=st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_any_mutation_of_a_good_bundle_gives_the_same_content_or_an_error_of_ours(
     good, tmp_path_factory, data
 ):

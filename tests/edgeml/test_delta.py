@@ -75,7 +75,6 @@ def shelf(tmp_path_factory):
 
 
 @given(st.binary(max_size=300), st.binary(max_size=300))
-@settings(deadline=None)
 def test_any_two_files_go_round(shelf, base, target):
     assert applied(shelf, base, made(shelf, base, target), ends(base, target)) == target
 
@@ -85,14 +84,14 @@ MEMBERS = st.dictionaries(NAMES, st.binary(max_size=200), max_size=4)
 
 
 @given(MEMBERS, MEMBERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_two_archives_go_round(shelf, old, new):
     base, target = archive(shelf / "old.zip", old), archive(shelf / "new.zip", new)
     assert applied(shelf, base, made(shelf, base, target), ends(base, target)) == target
 
 
 @given(st.integers(1, 3), st.integers(-2, 2), st.integers(0, 2**32))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_sizes_around_a_block_go_round(shelf, blocks, more, seed):
     base = noise(blocks * (64 << 10) + more, seed)
     target = moved(base, 3)
@@ -104,7 +103,6 @@ def test_sizes_around_a_block_go_round(shelf, blocks, more, seed):
         lambda a: st.tuples(st.just(a), st.binary(min_size=len(a), max_size=len(a)))
     )
 )
-@settings(deadline=None)
 def test_bytes_are_added_one_by_one_modulo_256(pair):
     a, b = pair
     assert delta._added(a, b) == bytes((x + y) % 256 for x, y in zip(a, b, strict=True))
@@ -228,7 +226,6 @@ class TestWhatIsRefused:
             self.refused(tmp_path, bytes(flipped))
 
     @given(st.binary(max_size=200))
-    @settings(deadline=None)
     def test_any_body_is_an_error_of_ours(self, shelf, body):
         self.refused(shelf, by_hand(self.BASE, self.TARGET, [(3000, 0)], b"", packed=body))
 
@@ -236,7 +233,6 @@ class TestWhatIsRefused:
         st.lists(st.tuples(st.integers(0, LITERAL), st.integers(0, LITERAL)), max_size=6),
         st.integers(0, 2**16 - 1) | st.none(),
     )
-    @settings(deadline=None)
     def test_any_table_is_an_error_of_ours(self, shelf, segments, count):
         self.refused(shelf, by_hand(self.BASE, self.TARGET, segments, bytes(3000), count=count))
 

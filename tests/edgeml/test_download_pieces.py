@@ -68,7 +68,7 @@ class Pieces:
             yield data[position : position + self.piece]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     size=st.integers(1, 60_000),
     chunk_bytes=st.sampled_from([4096, 8192, 16384]),

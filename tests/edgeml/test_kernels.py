@@ -31,14 +31,14 @@ def interpolated(pixels, height, width, mode):
 @pytest.mark.torch
 class TestResizeAgainstTorch:
     @given(PIXELS, SIDES, SIDES)
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     def test_bilinear(self, pixels, height, width):
         mine = kernels.resize_bilinear(pixels, (1, 2), (height, width))
         assert mine.dtype == np.float32
         np.testing.assert_allclose(mine, interpolated(pixels, height, width, "bilinear"), atol=2e-3)
 
     @given(PIXELS, st.sampled_from([1, 2, 4, 8, 16]), st.sampled_from([1, 2, 4, 8, 16]))
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     def test_nearest(self, pixels, height, width):
         # Powers of two: elsewhere a centre may lie on an edge, and the last bit of a float32 decides in torch.
         mine = kernels.resize_nearest(pixels, (1, 2), (height, width))

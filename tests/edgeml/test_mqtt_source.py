@@ -5,7 +5,7 @@ from collections import deque
 from contextlib import suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeml import topics
@@ -138,7 +138,6 @@ def test_what_answers_nothing_costs_time_and_no_byte_is_wrong(habits, offset, se
     assert read(source_of(fleet), offset) == DATA[offset:]
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(sorted(HABITS)), max_size=30), st.integers())
 def test_whatever_it_sends_only_signed_chunks_are_kept_and_an_honest_fleet_goes_on_from_there(
     tmp_path_factory, habits, seed

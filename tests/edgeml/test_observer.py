@@ -123,7 +123,7 @@ def test_counts_are_those_of_counting_one_value_at_a_time(inputs):
         assert moved <= 2 * near, column.name
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.sampled_from(list(SHAPES)),
     st.lists(st.integers(1, RING_ROWS + 5), min_size=1, max_size=6),
@@ -142,7 +142,7 @@ def test_how_samples_are_batched_changes_nothing(name, sizes, seed):
     assert one.sketch.counts == other.sketch.counts
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 600), st.integers(0, 600))
 def test_two_takes_merge_into_one(first, second):
     inputs = SHAPES["table"]

@@ -309,7 +309,7 @@ class TestWeather:
             seed=st.integers(0, 9),
         ),
     )
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     def test_nothing_arrives_that_was_not_said_and_links_go_up_and_down_in_turn(self, acts, weather):
         broker = LoopbackBroker(TENANT, weather)
         fleet, cam = controller(broker), device(broker)

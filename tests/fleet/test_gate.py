@@ -170,7 +170,7 @@ def brute_force(trials: list[Trial]) -> float:
     return min(logs)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(scenes)
 def test_fast_leave_one_out_equals_the_definition(trials: list[Trial]) -> None:
     assert evidence_of(trials).log_e == pytest.approx(brute_force(trials), abs=1e-9)

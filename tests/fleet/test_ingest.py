@@ -172,7 +172,7 @@ def test_batch_that_inflates_without_bound_is_refused():
 
 
 @given(st.sampled_from([Leaf.STATE, Leaf.BIRTH, Leaf.REPORTED]), st.binary(max_size=300))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_payload_raises_anything_else(leaf, payload):
     try:
         read(leaf, payload)
@@ -184,7 +184,7 @@ NUMBERS = st.one_of(st.integers(), st.floats(), st.text(max_size=5), st.none(), 
 
 
 @given(st.dictionaries(st.sampled_from(Window.__struct_fields__), NUMBERS), st.text(max_size=20))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_batch_raises_anything_else(changes, boot):
     row = msgspec.to_builtins(window()) | {
         key: value for key, value in changes.items() if value == value and abs(hash(value))

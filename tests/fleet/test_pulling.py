@@ -317,7 +317,7 @@ REQUESTS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.one_of(REQUESTS.map(msgspec.json.encode), st.binary(max_size=2000)), max_size=20))
 def test_whatever_a_device_asks_for_the_controller_goes_on_and_answers_only_what_is_published(
     world, payloads

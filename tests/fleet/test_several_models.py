@@ -74,7 +74,7 @@ def test_memory_lost_under_a_new_session_is_believed_of_each_model_by_itself(wor
     assert running(world.device("cam-1")) == {ALARMS: ALARMS_OLD, DIGITS: OLD}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.tuples(

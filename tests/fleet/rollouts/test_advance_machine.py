@@ -177,7 +177,7 @@ class Rolling(RuleBasedStateMachine):
 
 def test_no_order_of_events_breaks_a_promise_and_every_rollout_ends(new_field) -> None:
     run_state_machine_as_test(
-        lambda: Rolling(new_field), settings=settings(max_examples=60, stateful_step_count=30, deadline=None)
+        lambda: Rolling(new_field), settings=settings(max_examples=60, stateful_step_count=30)
     )
 
 
