@@ -149,7 +149,7 @@ def test_requests_are_answered_in_the_order_in_which_they_came(doubler):
 
 
 def test_those_who_waited_go_together_without_being_held_back_for_more(doubler):
-    line = Line(MANIFEST, Rules(batch_max=4, window_s=0.5), doubler)
+    line = Line(MANIFEST, Rules(batch_max=4, window_s=2.0), doubler)
     threads = held(line, doubler)
     for i in range(8):
         threads += run_all([lambda i=i: line.ask(ask_for(i))])[0]
@@ -158,7 +158,7 @@ def test_those_who_waited_go_together_without_being_held_back_for_more(doubler):
     doubler.gate.set()
     joined(threads)
     assert doubler.calls == [[-1], [0, 1, 2, 3], [4, 5, 6, 7]]
-    assert time.monotonic() - started_s < 0.4
+    assert time.monotonic() - started_s < 1.6
 
 
 @pytest.mark.parametrize("rules", [ONE_BY_ONE, TOGETHER], ids=["one by one", "together"])

@@ -10,6 +10,7 @@ import time
 
 import httpx
 import msgspec
+import numpy as np
 import pytest
 
 from agent import server
@@ -344,10 +345,13 @@ def test_feedback_reaches_the_request_it_is_about(echo, client):
 
 def test_answers_do_not_wait_for_acknowledgements(echo, client):
     client.post(URL, json=call())
-    started_s = time.perf_counter()
-    for _ in range(20):
+    took_s = []
+    for _ in range(40):
+        started_s = time.perf_counter()
         client.post(URL, json=call())
-    assert (time.perf_counter() - started_s) / 20 < 0.03  # a delayed acknowledgement takes 0.04 s
+        took_s.append(time.perf_counter() - started_s)
+    # A delayed acknowledgement takes 0.04 s, each time; a busy machine is late now and then.
+    assert np.percentile(took_s, 25) < 0.03
 
 
 def test_it_stops_quickly_even_with_open_connections():
