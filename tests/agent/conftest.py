@@ -9,7 +9,7 @@ from agent.supervisor import Supervisor, WorkerLimits, installed_preload
 from edgeml.tensors import DType
 from edgeml.testing import sample_bundle
 
-LIMITS = WorkerLimits(load_timeout_s=20.0, request_timeout_s=1.0)
+LIMITS = WorkerLimits(load_timeout_s=20.0, request_timeout_s=2.0)
 
 
 @pytest.fixture(scope="session")

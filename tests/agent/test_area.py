@@ -28,6 +28,8 @@ from edgeml.manifest import Manifest, Measurement, Provenance, RuntimeFamily
 from edgeml.runtime import open_session
 from edgeml.tensors import DType
 
+from ..waiting import wait_for
+
 WIDTH = 50_000
 
 
@@ -277,7 +279,4 @@ def test_workers_that_come_and_go_leave_no_memory_mapped(forkserver):
         child.kill("was stopped")
         child.close()
         del child
-    until_s = time.monotonic() + 2
-    while mapped() > before and time.monotonic() < until_s:
-        time.sleep(0.01)
-    assert mapped() == before
+    wait_for(lambda: mapped() == before, "what was mapped to go")

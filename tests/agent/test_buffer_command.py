@@ -240,7 +240,7 @@ def test_ls_and_export_while_a_writer_fills_and_evicts_and_it_is_never_refused(p
         writer.stdin.write("stop\n")
         writer.stdin.close()
         rest = writer.stdout.read().split()
-        assert writer.wait(30) == 0
+        assert writer.wait(60) == 0
     finally:
         writer.kill()
         writer.wait()

@@ -298,7 +298,7 @@ def test_kill_9_loses_at_most_what_was_not_flushed_and_breaks_nothing(open_buffe
         lines = list(itertools.islice(process.stdout, 40))
         process.send_signal(signal.SIGKILL)
         lines += process.stdout.readlines()
-        process.wait(10)
+        process.wait(60)
         process.stdout.close()
         flushed[boot] = int([line for line in lines if line.endswith("\n")][-1])
     buffer = open_buffer("b4")

@@ -62,7 +62,7 @@ def test_kill_9_takes_no_more_rows_and_none_older_than_is_stated(tmp_path, pause
     process.send_signal(signal.SIGKILL)
     killed_s = time.monotonic()
     said = [first, *process.stdout.readlines()]
-    process.wait(10)
+    process.wait(60)
     process.stdout.close()
     appended = {int(line.split()[0]): float(line.split()[1]) for line in said if line.endswith("\n")}
     buffer = Buffer(path, "b2")

@@ -1,11 +1,11 @@
 """An agent inside another program: the same answers as the bare model, whatever it is made of."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import msgspec
@@ -23,6 +23,8 @@ from edgeml.runtime import open_session
 from edgeml.telemetry import Stream
 from edgeml.testing import sample_bundle
 from edgeml.twin import Slot, Slots
+
+from ..waiting import wait_for
 
 pytestmark = pytest.mark.processes
 
@@ -151,14 +153,12 @@ def test_a_worker_that_is_killed_costs_an_answer_and_comes_back(sample):
         os.kill(agent._source._serving.active.pid, signal.SIGSEGV)
         with pytest.raises((BackendError, NoModelError)):
             agent.infer({"x": array()})
-        until_s = time.monotonic() + 10
-        while True:
-            try:
-                again = agent.infer({"x": array()}).outputs["logits"]
-                break
-            except (BackendError, NoModelError):
-                assert time.monotonic() < until_s
-                time.sleep(0.01)
+
+        def once_more():
+            with contextlib.suppress(BackendError, NoModelError):
+                return agent.infer({"x": array()})
+
+        again = wait_for(once_more, "another worker").outputs["logits"]
         np.testing.assert_array_equal(again, first)
 
 
@@ -216,10 +216,7 @@ print(agent._source._serving.active.pid, flush=True)
         env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path,
     )  # fmt: skip
     proc = Path("/proc") / done.stdout.strip()
-    until_s = time.monotonic() + 5
-    while proc.exists() and time.monotonic() < until_s:
-        time.sleep(0.01)
-    assert not proc.exists()
+    wait_for(lambda: not proc.exists(), "the worker to go")
 
 
 def test_the_package_itself_stays_light():

@@ -16,6 +16,8 @@ from agent.forkserver import LOST, RUNNING, ForkServer
 from agent.supervisor import Supervisor, installed_preload
 from edgeml.errors import BackendError
 
+from ..waiting import wait_for
+
 pytestmark = pytest.mark.processes
 
 
@@ -42,14 +44,11 @@ class Forked:
         finally:
             os.close(held)
 
-    def gone(self, timeout_s=5.0):
-        """Wait for the end of its lifeline."""
+    def gone(self):
+        """Tell whether its lifeline has ended."""
         os.set_blocking(self.lifeline, False)
-        until_s = time.monotonic() + timeout_s
-        while time.monotonic() < until_s:
-            with contextlib.suppress(BlockingIOError):
-                return os.read(self.lifeline, 1) == b""
-            time.sleep(0.005)
+        with contextlib.suppress(BlockingIOError):
+            return os.read(self.lifeline, 1) == b""
         return False
 
     def close(self):
@@ -75,10 +74,14 @@ def status(pid):
 
 
 def reap(forkserver, pid):
-    until_s = time.monotonic() + 5
-    while (found := forkserver.reap(pid)) == RUNNING and time.monotonic() < until_s:
-        time.sleep(0.002)
-    return found
+    found = []
+
+    def is_over():
+        found.append(forkserver.reap(pid))
+        return found[-1] != RUNNING
+
+    wait_for(is_over, "its end")
+    return found[-1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
@@ -86,7 +89,7 @@ def test_an_end_is_told_once_and_truly(own, fork, number):
     worker = fork()
     assert own.reap(worker.pid) == RUNNING
     os.kill(worker.pid, number)
-    assert worker.gone()
+    wait_for(worker.gone, "it to go")
     assert reap(own, worker.pid) == -number
     assert own.reap(worker.pid) == LOST
 
@@ -94,7 +97,7 @@ def test_an_end_is_told_once_and_truly(own, fork, number):
 def test_a_worker_whose_supervisor_closes_ends_by_itself(own, fork):
     worker = fork()
     worker.stream.close()
-    assert worker.gone()
+    wait_for(worker.gone, "it to go")
     assert reap(own, worker.pid) == 1
 
 
@@ -102,7 +105,7 @@ def test_a_dead_worker_keeps_its_process_id_until_its_end_is_asked_for(own, fork
     """Else a signal meant for it could hit another process."""
     worker = fork()
     os.kill(worker.pid, signal.SIGKILL)
-    assert worker.gone()
+    wait_for(worker.gone, "it to go")
     time.sleep(0.1)
     assert status(worker.pid)[0] == "Z"
     reap(own, worker.pid)
@@ -119,7 +122,7 @@ def test_the_death_of_one_worker_is_not_hidden_by_another(own, fork):
     """A forked worker must not inherit what tells of another one's end."""
     first, second = fork(), fork()
     os.kill(first.pid, signal.SIGKILL)
-    assert first.gone()
+    wait_for(first.gone, "it to go")
     assert reap(own, first.pid) == -signal.SIGKILL
     assert own.reap(second.pid) == RUNNING
 
@@ -127,7 +130,7 @@ def test_the_death_of_one_worker_is_not_hidden_by_another(own, fork):
 def test_its_death_takes_its_workers_and_the_next_fork_starts_another(own, fork):
     worker = fork()
     os.kill(own._process.pid, signal.SIGKILL)
-    assert worker.gone()
+    wait_for(worker.gone, "it to go")
     assert reap(own, worker.pid) == LOST
     assert own.reap(fork().pid) == RUNNING
 
@@ -158,7 +161,7 @@ def test_many_threads_fork_and_reap_at_once(own):
         for _ in range(5):
             worker = Forked(own)
             os.kill(worker.pid, signal.SIGKILL)
-            assert worker.gone()
+            wait_for(worker.gone, "it to go")
             found.append(reap(own, worker.pid))
             worker.close()
 
@@ -176,7 +179,7 @@ def test_no_descriptor_and_no_process_is_left_behind(own):
     def once():
         worker = Forked(own)
         os.kill(worker.pid, signal.SIGKILL)
-        assert worker.gone()
+        wait_for(worker.gone, "it to go")
         reap(own, worker.pid)
         worker.close()
 

@@ -98,7 +98,7 @@ def turns(vigil, looks, at_s):
         looks.done.clear()
         news = vigil.turn(Moment(NOW_MS + round(now_s * 1000), now_s))
         if vigil._looking is not None:
-            assert looks.done.wait(5)
+            assert looks.done.wait(60)
             while not vigil._looking.done():
                 pass
             news = vigil.turn(Moment(NOW_MS + round(now_s * 1000), now_s)) or news

@@ -164,7 +164,7 @@ def test_nothing_asked_is_nothing_to_compare_and_a_death_in_the_shadow_is_refuse
     with pytest.raises(StateError, match="asked nothing"):
         house.installer.compare(new, 1.0)
     os.kill(house.installer._shadows[A].worker.pid, signal.SIGKILL)
-    house.installer._shadows[A].worker.wait(10)
+    house.installer._shadows[A].worker.wait(60)
     assert house.answering.infer("a", ask(), "r").manifest.version == "1.0.0"
     with pytest.raises(BackendError, match="died in the shadow"):
         house.installer.compare(new, 1.0)

@@ -24,6 +24,8 @@ from edgeml.ids import ModelName
 from edgeml.manifest import Manifest, Measurement, Provenance, RuntimeFamily, Task
 from edgeml.tensors import DType, TensorSpec
 
+from ..waiting import PATIENCE_S, wait_for
+
 SPEC = TensorSpec("x", DType.INT64, (-1, 1))
 MANIFEST = Manifest(
     "double", "1.0.0", "v", RuntimeFamily.ONNX, ("p",), (SPEC,), (SPEC,), (),
@@ -58,7 +60,7 @@ class Doubler:
             values = numbers(tensors)
             self.calls.append(values)
             self.entered.set()
-            self.gate.wait(10)
+            self.gate.wait(60)
             if self.poison in values:
                 raise BackendError("the model refuses this")
             return Answer(ask_for(*(2 * value for value in values)), 1.0, None)
@@ -88,7 +90,7 @@ def run_all(functions):
 
 def joined(threads):
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive(), "a request was lost"
 
 
@@ -97,15 +99,12 @@ def held(line, doubler):
     doubler.gate.clear()
     doubler.entered.clear()
     threads, _ = run_all([lambda: line.ask(ask_for(-1))])
-    assert doubler.entered.wait(5)
+    assert doubler.entered.wait(PATIENCE_S)
     return threads
 
 
 def wait_until_behind(line, count):
-    until_s = time.monotonic() + 5
-    while len(line._behind) != count:
-        assert time.monotonic() < until_s
-        time.sleep(0.001)
+    wait_for(lambda: len(line._behind) == count, f"{count} behind")
 
 
 @pytest.mark.parametrize("rules", [ONE_BY_ONE, TOGETHER], ids=["one by one", "together"])
@@ -348,9 +347,7 @@ def test_over_http_who_is_late_gets_504_and_who_is_too_many_429_with_a_time(supe
     line = serving.active._line
     os.kill(serving.active.pid, signal.SIGSTOP)
     first, _ = run_all([lambda: httpx.post(url, json=body, timeout=20)])
-    until_s = time.monotonic() + 5
-    while not line._led:
-        assert time.monotonic() < until_s
+    wait_for(lambda: line._led, "the first to lead")
     late = httpx.post(url, json=hurried)
     assert late.status_code == 504
     assert "no time for the request" in late.json()["error"]

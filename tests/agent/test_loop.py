@@ -90,7 +90,7 @@ def test_coroutines_and_threads_in_one_line_each_get_their_own_answer(run, super
         thread.start()
     run(all_in_loop())
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
     stop.set()
     meddler.join()
@@ -193,7 +193,7 @@ def test_one_request_after_the_other_keeps_nobody_out_for_long(run, supervisor, 
     looking = threading.Thread(target=look)
     looking.start()
     run(scenario())
-    looking.join(30)
+    looking.join(60)
     assert len(waited) == 20
     # A handful; without order it was whatever luck gave.
     assert max(waited) <= 50

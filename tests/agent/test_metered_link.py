@@ -1,7 +1,5 @@
 """The link of a device with a budget: counted by the kernel, given up when the day is used up, made anew the next day."""
 
-import time
-
 import pytest
 
 from agent.allowance import DAY_S
@@ -14,6 +12,7 @@ from edgeml.testing import FakeClock
 from edgeml.transport import LinkDown, LinkUp, Message
 
 from ..edgeml.test_mqtt import CONNECT, DISCONNECT, PUBLISH, ScriptedBroker
+from ..waiting import wait_for
 
 BUDGET = 1 << 20
 FAREWELL = Message("em/v1/t/d/cam-1/state", b"goodbye", 1, retain=True)
@@ -41,13 +40,12 @@ class Scene:
             raise ConfigError("no identity")
         return PahoTransport(self.login, subscriptions=("em/v1/t/d/cam-1/desired",), meter=meter)
 
-    def until(self, kind, timeout_s=8.0):
-        until = time.monotonic() + timeout_s
-        while time.monotonic() < until:
+    def until(self, kind):
+        def arrived():
             arrival = self.link.receive(0.02)
-            if isinstance(arrival, kind):
-                return arrival
-        raise AssertionError(f"no {kind}")
+            return arrival if isinstance(arrival, kind) else None
+
+        return wait_for(arrived, f"a {kind.__name__}")
 
 
 @pytest.fixture
@@ -62,9 +60,7 @@ def test_a_link_counts_from_its_first_attempt_and_the_count_outlives_it(scene, t
     before = scene.traffic.spent_bytes
     assert before > 500
     assert scene.link.publish(Message("em/v1/t/d/cam-1/state", b"x" * 5000))
-    until = time.monotonic() + 8
-    while scene.link.unconfirmed and time.monotonic() < until:
-        time.sleep(0.01)
+    wait_for(lambda: not scene.link.unconfirmed, "the confirmation")
     scene.link.receive(0)
     assert before + 5000 < scene.traffic.spent_bytes < before + 6000
     scene.link.close()

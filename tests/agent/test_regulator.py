@@ -1,7 +1,6 @@
 """The regulator over real workers: a leak is caught at the budget, heat is felt by requests, and everything is said."""
 
 import os
-import time
 
 import msgspec
 import pytest
@@ -22,6 +21,8 @@ from agent.turnstile import ShedError, Turnstile
 from edgeml.ids import ModelName
 from edgeml.testing import sample_bundle
 
+from ..waiting import wait_for
+
 MIB = 1 << 20
 A, B = ModelName("a"), ModelName("b")
 LEAKY = """
@@ -39,13 +40,6 @@ def leak(self, inputs, outputs):
 
 worker.LoadedModel._predicted = leak
 """
-
-
-def wait_for(condition, timeout_s=10.0):
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not happen"
-        time.sleep(0.01)
 
 
 class Heat(Sensors):

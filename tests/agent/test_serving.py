@@ -21,12 +21,7 @@ from agent.serving import (
 from edgeml.errors import BackendError
 from edgeml.testing import sample_bundle
 
-
-def wait_for(condition, timeout_s=10.0):
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not happen"
-        time.sleep(0.01)
+from ..waiting import wait_for
 
 
 @pytest.fixture
@@ -210,7 +205,7 @@ def test_a_model_that_is_let_back_before_its_worker_was_seen_to_be_dead_has_not_
     def late(timeout_s):
         gone = real(timeout_s)
         # Only whoever keeps the seat waits without end.
-        assert timeout_s is not None or may_see.wait(10)
+        assert timeout_s is not None or may_see.wait(60)
         return gone
 
     monkeypatch.setattr(worker, "wait", late)
@@ -230,13 +225,13 @@ def test_a_successor_that_comes_up_while_its_model_is_evicted_is_killed_too(supe
     class Slow:
         def load(self, *arguments):
             loading.set()
-            assert may_load.wait(10)
+            assert may_load.wait(60)
             return supervisor.load(*arguments)
 
     serving = Serving(Slow())
     serving.swap(worker)
     os.kill(worker.pid, signal.SIGKILL)
-    assert loading.wait(10)
+    assert loading.wait(60)
     serving.evict("memory is short")
     may_load.set()
     wait_for(lambda: serving.active is not worker and not serving.active.alive)

@@ -18,6 +18,8 @@ from agent.supervisor import Supervisor, WorkerLimits, check_request, installed_
 from edgeml.errors import BackendError, BudgetError, ConfigError, DigestMismatchError, ManifestError
 from edgeml.tensors import DType, TensorSpec
 
+from ..waiting import wait_for
+
 pytestmark = pytest.mark.processes
 
 ROOT = Path(__file__).parents[2]
@@ -38,16 +40,11 @@ print(worker.pid, *{name.partition('.')[0] for name in sys.modules}, flush=True)
 """
 
 
-def gone(pid, timeout_s=5.0):
-    deadline_s = time.monotonic() + timeout_s
-    while time.monotonic() < deadline_s:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.01)
-    return False
+def gone(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 def test_a_worker_answers_proves_itself_and_counts(worker, ask):
@@ -112,10 +109,10 @@ def test_a_worker_that_hangs_is_killed_after_its_time(worker, ask, limits):
     worker.infer(ask())
     os.kill(worker.pid, signal.SIGSTOP)
     started_s = time.monotonic()
-    with pytest.raises(BackendError, match="did not answer within 1 s and was killed"):
+    with pytest.raises(BackendError, match="did not answer within 2 s and was killed"):
         worker.infer(ask())
     assert limits.request_timeout_s <= time.monotonic() - started_s < limits.request_timeout_s + 10
-    assert gone(worker.pid)
+    wait_for(lambda: gone(worker.pid), "it to go")
     assert not worker.alive
 
 
@@ -189,7 +186,7 @@ def test_more_requests_than_may_wait_are_turned_away(worker, ask):
     threads = [threading.Thread(target=run) for _ in range(WAITING_MAX + 5)]
     for thread in threads:
         thread.start()
-    deadline_s = time.monotonic() + 0.8
+    deadline_s = time.monotonic() + 1.6
     while len(outcomes) < 4 and time.monotonic() < deadline_s:
         time.sleep(0.01)
     os.kill(worker.pid, signal.SIGCONT)
@@ -238,7 +235,7 @@ def descendants():
 
 def test_a_stopped_worker_is_gone_and_says_so(worker, ask):
     worker.stop()
-    assert gone(worker.pid)
+    wait_for(lambda: gone(worker.pid), "it to go")
     worker.stop()
     with pytest.raises(BackendError, match="was stopped"):
         worker.infer(ask())
@@ -276,14 +273,14 @@ def test_garbage_from_a_worker_gets_it_killed(worker, ask):
     worker._child._channel.receive = garbled
     with pytest.raises(BackendError, match="said something that is no answer"):
         worker.infer(ask())
-    assert gone(worker.pid)
+    wait_for(lambda: gone(worker.pid), "it to go")
 
 
 def test_closing_the_supervisor_stops_its_workers(forkserver, sample, limits):
     supervisor = Supervisor(forkserver)
     workers = [supervisor.load(*sample, limits) for _ in range(2)]
     supervisor.close()
-    assert all(gone(worker.pid) for worker in workers)
+    wait_for(lambda: all(gone(worker.pid) for worker in workers), "the workers to go")
 
 
 def run_supervisor(sample, *, more="", main=None):
@@ -297,11 +294,11 @@ def run_supervisor(sample, *, more="", main=None):
 
 def test_the_supervisor_loads_neither_numpy_nor_a_runtime_and_exits_without_a_word(sample):
     process = run_supervisor(sample, more="supervisor.close()")
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     worker, *modules = out.split()
     assert {"numpy", "onnxruntime", "ai_edge_litert"} & set(modules) == set()
-    assert gone(int(worker))
+    wait_for(lambda: gone(int(worker)), "it to go")
 
 
 @pytest.mark.parametrize("start", ["a console script", "standard input"])
@@ -312,7 +309,7 @@ def test_workers_start_whatever_the_main_module_is(sample, tmp_path, start):
         script = tmp_path / "edgeml-agent"
         script.write_text(guarded)
         process = run_supervisor(sample, main=(str(script),))
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=60)
     else:
         process = run_supervisor(sample, main=("-",))
         out, err = process.communicate(guarded, timeout=30)
@@ -329,9 +326,9 @@ def test_workers_and_forkserver_die_with_a_killed_supervisor(sample, hangs):
     if hangs:
         os.kill(worker, signal.SIGSTOP)
     process.kill()
-    process.communicate(timeout=10)
-    assert gone(worker)
-    assert gone(forkserver)
+    process.communicate(timeout=60)
+    wait_for(lambda: gone(worker), "it to go")
+    wait_for(lambda: gone(forkserver), "it to go")
 
 
 def test_the_runtime_that_is_installed_is_imported_before_workers_are_forked():

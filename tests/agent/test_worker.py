@@ -68,7 +68,7 @@ class Asked:
 
     def end(self):
         self.channel.close()
-        self.thread.join(5)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
 
@@ -240,7 +240,7 @@ def test_a_request_before_a_model_is_refused(service, ask):
 def test_stop_ends_the_service(service, sample):
     service.load(*sample)
     service.ask(Kind.STOP)
-    service.thread.join(5)
+    service.thread.join(60)
     assert not service.thread.is_alive()
 
 

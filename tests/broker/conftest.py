@@ -26,9 +26,10 @@ from fleet.broker import BrokerKind, Launch
 from fleet.config import FleetConfig, FleetHome
 from fleet.tokens import controller_token, token_hash
 
+from ..waiting import PATIENCE_S, wait_for
+
 TENANT = "acme"
 DEVICES = ("cam-a", "cam-b")
-WAIT_S = 5.0
 
 
 @dataclass
@@ -47,14 +48,15 @@ class RunningBroker:
 
     def start(self) -> None:
         self.process = subprocess.Popen(self.launch.command, stdin=subprocess.DEVNULL)
-        until = time.monotonic() + 20
-        while True:
-            with suppress(OSError):
-                socket.create_connection(("127.0.0.1", self.port), timeout=0.5).close()
-                return
-            assert time.monotonic() < until, "the broker does not come up"
-            assert self.process.poll() is None, "the broker ended"
-            time.sleep(0.05)
+        wait_for(self._listens, "the broker")
+
+    def _listens(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, "the broker ended"
+        with suppress(OSError):
+            socket.create_connection(("127.0.0.1", self.port), timeout=0.5).close()
+            return True
+        return False
 
     def kill(self) -> None:
         assert self.process is not None
@@ -66,7 +68,7 @@ class RunningBroker:
             client.close()
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(10)
+            self.process.wait(60)
 
     def reload_logins(self, tokens: dict[str, str]) -> None:
         self.tokens = tokens | {"controller": controller_token(self.home)}
@@ -115,7 +117,7 @@ class Client:
         client.connect("127.0.0.1", port, keepalive=30)
         client.loop_start()
         self.paho = client
-        assert self._answered.wait(WAIT_S), "no answer to the login"
+        assert self._answered.wait(PATIENCE_S), "no answer to the login"
 
     def _on_connect(self, _client, _data, _flags, reason, _properties) -> None:
         self.accepted = not reason.is_failure
@@ -127,18 +129,18 @@ class Client:
     def subscribe(self, *filters: str) -> None:
         self._granted.clear()
         self.paho.subscribe([(one, 1) for one in filters])
-        assert self._granted.wait(WAIT_S), "no answer to the subscription"
+        assert self._granted.wait(PATIENCE_S), "no answer to the subscription"
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        self.paho.publish(topic, payload, 1, retain).wait_for_publish(WAIT_S)
+        self.paho.publish(topic, payload, 1, retain).wait_for_publish(PATIENCE_S)
 
-    def take(self, timeout_s: float = WAIT_S) -> tuple[str, bytes] | None:
+    def take(self, timeout_s: float = PATIENCE_S) -> tuple[str, bytes] | None:
         try:
             return self.inbox.get(timeout=timeout_s)
         except queue.Empty:
             return None
 
-    def take_until(self, payload: bytes, timeout_s: float = WAIT_S) -> list[bytes]:
+    def take_until(self, payload: bytes, timeout_s: float = PATIENCE_S) -> list[bytes]:
         """Payloads up to and including this one."""
         seen: list[bytes] = []
         until = time.monotonic() + timeout_s

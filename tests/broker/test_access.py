@@ -11,6 +11,8 @@ from edgeml.ids import ChannelId, DeviceId, ModelName, TenantId
 from edgeml.telemetry import Stream
 from edgeml.topics import RULES, Direction, Leaf, Tail
 
+from ..waiting import wait_for
+
 pytestmark = pytest.mark.broker
 TENANT = TenantId("acme")
 CHANNEL = ChannelId("a1b2")
@@ -120,20 +122,14 @@ def test_own_last_will_reaches_the_controller(running):
 def test_device_that_is_added_while_the_broker_runs_can_log_in(running):
     tokens = {name: token for name, token in running.tokens.items() if name != CONTROLLER}
     running.reload_logins(tokens | {"cam-new": "fresh"})
-    until = time.monotonic() + 5
-    accepted = False
-    while not accepted and time.monotonic() < until:
-        client = running.client("cam-new")
-        accepted = bool(client.accepted)
-        time.sleep(0.05)
-    assert accepted
+    wait_for(lambda: running.client("cam-new").accepted, "the new device to be let in")
     assert running.client(OWNER).accepted
 
 
 def test_packet_longer_than_any_of_ours_ends_the_connection_and_not_the_broker(running):
     client = running.client(OWNER)
     client.paho.publish(topic_of(Leaf.BIRTH), b"x" * (1 << 20), 1)
-    assert client.lost.wait(5)
+    assert client.lost.wait(60)
     assert running.client(OWNER).accepted
 
 

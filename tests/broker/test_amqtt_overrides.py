@@ -20,6 +20,8 @@ from fleet.amqtt_broker import TriedOutBroker
 from fleet.config import BrokerSettings, FleetConfig, FleetHome
 from fleet.tokens import token_hash
 
+from ..waiting import PATIENCE_S
+
 # amqtt leaves the sockets of refused logins to the garbage collector.
 pytestmark = [pytest.mark.broker, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 TENANT = TenantId("acme")
@@ -91,7 +93,8 @@ async def speak(config, *packets: bytes):
 
 
 async def listen(reader, seconds: float) -> bytes:
-    heard = b""
+    """What comes first, whenever that is, and all within `seconds` after it."""
+    heard = await asyncio.wait_for(reader.read(4096), PATIENCE_S)
     until = asyncio.get_running_loop().time() + seconds
     while (left := until - asyncio.get_running_loop().time()) > 0:
         try:

@@ -1,6 +1,5 @@
 """The real controller on the real brokers: an empty broker is told again, a taken-away login ends."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,8 @@ from fleet.config import database_url
 from fleet.devices import Enrolment
 from fleet.service import Controller
 from fleet.store import Store
+
+from ..waiting import wait_for
 
 pytestmark = pytest.mark.broker
 TENANT = TenantId("acme")
@@ -65,11 +66,8 @@ def controller(running, store):
     transport.close()
 
 
-def step_until(controller, done, timeout_s=40.0):
-    until = time.monotonic() + timeout_s
-    while not done():
-        assert time.monotonic() < until
-        controller.step(0.05)
+def step_until(controller, done):
+    wait_for(done, meanwhile=lambda: controller.step(0.05))
 
 
 def test_desired_is_there_again_after_the_broker_came_back_empty(running, store, controller):

@@ -137,7 +137,7 @@ def test_kill_9_leaves_a_whole_file(tmp_path):
         for _ in range(20):
             process.stdout.readline()
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        process.wait(60)
         process.stdout.close()
         data = path.read_bytes()
         assert data == data[:8] * 5000

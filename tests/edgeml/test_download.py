@@ -108,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(piece)
             server.sent[name] = server.sent.get(name, 0) + len(piece)
             if server.stall_after is not None and position + 8192 >= server.stall_after:
-                server.released.wait(10)
+                server.released.wait(60)
                 return
             if (
                 server.cut_bytes is not None

@@ -14,7 +14,8 @@ from edgeml import mqtt
 from edgeml.mqtt import RECONNECT_MAX_S, Login, PahoTransport
 from edgeml.transport import LinkDown, LinkUp, Message
 
-WAIT_S = 8.0
+from ..waiting import PATIENCE_S
+
 CONNECT, PUBLISH, PUBACK, SUBSCRIBE, DISCONNECT = 1, 3, 4, 8, 14
 
 
@@ -84,9 +85,9 @@ class ScriptedBroker:
             self.connection.close()
 
     def next(self, kind):
-        until = time.monotonic() + WAIT_S
+        until = time.monotonic() + PATIENCE_S
         while time.monotonic() < until:
-            found, flags, body = self.packets.get(timeout=WAIT_S)
+            found, flags, body = self.packets.get(timeout=PATIENCE_S)
             if found == kind:
                 return flags, body
         raise AssertionError("no such packet")
@@ -118,7 +119,7 @@ def make(broker, monkeypatch):
 
 
 def up(transport):
-    assert transport.receive(WAIT_S) == LinkUp()
+    assert transport.receive(PATIENCE_S) == LinkUp()
     return transport
 
 
@@ -146,7 +147,7 @@ def test_will_is_left_with_the_broker(broker, make):
 def test_refused_login_is_told_and_tried_again(broker, make):
     broker.connack = 5
     transport = make()
-    arrival = transport.receive(WAIT_S)
+    arrival = transport.receive(PATIENCE_S)
     assert isinstance(arrival, LinkDown)
     assert "refused" in arrival.reason
     assert not transport.connected
@@ -160,7 +161,7 @@ def test_refused_login_is_told_and_tried_again(broker, make):
 def test_message_comes_out_of_the_inbox(broker, make):
     transport = up(make())
     broker.send("em/v1/t/d/cam-1/desired", b"payload")
-    assert transport.receive(WAIT_S) == Message("em/v1/t/d/cam-1/desired", b"payload", 0, retain=True)
+    assert transport.receive(PATIENCE_S) == Message("em/v1/t/d/cam-1/desired", b"payload", 0, retain=True)
     assert transport.receive(0.0) is None
 
 
@@ -171,18 +172,18 @@ def test_arrivals_that_found_no_room_are_asked_for_again(broker, make, caplog):
         for _ in range(20):
             broker.send("em/v1/t/d/cam-1/desired", b"old")
         assert transport.publish(Message("em/v1/t/d/cam-1/state", b"x"))
-        until = time.monotonic() + WAIT_S
+        until = time.monotonic() + PATIENCE_S
         while not transport._overflowed and time.monotonic() < until:
             time.sleep(0.01)
     assert len(caplog.records) == 1
-    assert [transport.receive(WAIT_S).payload for _ in range(3)] == [b"old"] * 3
+    assert [transport.receive(PATIENCE_S).payload for _ in range(3)] == [b"old"] * 3
     while (arrival := transport.receive(0.05)) is None or isinstance(arrival, Message):
         pass
     assert arrival == LinkDown("more arrived than could be taken in")
     assert broker.next(SUBSCRIBE)[1].endswith(b"em/v1/t/d/cam-1/desired\x01")
-    assert transport.receive(WAIT_S) == LinkUp()
+    assert transport.receive(PATIENCE_S) == LinkUp()
     broker.send("em/v1/t/d/cam-1/desired", b"new")
-    assert transport.receive(WAIT_S).payload == b"new"
+    assert transport.receive(PATIENCE_S).payload == b"new"
 
 
 def test_bytes_that_wait_are_bounded_too_and_room_that_is_made_is_used(broker, make, monkeypatch):
@@ -190,17 +191,17 @@ def test_bytes_that_wait_are_bounded_too_and_room_that_is_made_is_used(broker, m
     transport = up(make())
     for _ in range(3):
         broker.send("em/v1/t/d/cam-1/desired", b"x" * 100)
-    until = time.monotonic() + WAIT_S
+    until = time.monotonic() + PATIENCE_S
     while not transport._overflowed and time.monotonic() < until:
         time.sleep(0.01)
-    assert [len(transport.receive(WAIT_S).payload) for _ in range(2)] == [100, 100]
+    assert [len(transport.receive(PATIENCE_S).payload) for _ in range(2)] == [100, 100]
     while (arrival := transport.receive(0.05)) is None or isinstance(arrival, Message):
         pass
     assert arrival == LinkDown("more arrived than could be taken in")
-    assert transport.receive(WAIT_S) == LinkUp()
+    assert transport.receive(PATIENCE_S) == LinkUp()
     for _ in range(5):
         broker.send("em/v1/t/d/cam-1/desired", b"y" * 100)
-        assert transport.receive(WAIT_S).payload == b"y" * 100
+        assert transport.receive(PATIENCE_S).payload == b"y" * 100
 
 
 def test_who_is_not_admitted_takes_no_place_in_the_inbox(broker, make):
@@ -213,16 +214,16 @@ def test_who_is_not_admitted_takes_no_place_in_the_inbox(broker, make):
     transport = up(make(admits=admits))
     broker.send("em/v1/t/d/cam-1/desired", b"x" * 100)
     broker.send("em/v1/t/d/cam-1/desired", b"short")
-    assert transport.receive(WAIT_S).payload == b"short"
+    assert transport.receive(PATIENCE_S).payload == b"short"
     assert asked == [("em/v1/t/d/cam-1/desired", 100), ("em/v1/t/d/cam-1/desired", 5)]
 
 
 def test_lost_link_refuses_messages_and_comes_back_by_itself(broker, make):
     transport = up(make())
     broker.cut()
-    assert isinstance(transport.receive(WAIT_S), LinkDown)
+    assert isinstance(transport.receive(PATIENCE_S), LinkDown)
     assert not transport.publish(Message("em/v1/t/d/cam-1/state", b"x"))
-    assert transport.receive(WAIT_S) == LinkUp()
+    assert transport.receive(PATIENCE_S) == LinkUp()
     assert transport.publish(Message("em/v1/t/d/cam-1/state", b"x"))
 
 
@@ -233,8 +234,8 @@ def test_what_was_not_confirmed_is_not_sent_again_on_a_new_link(broker, make):
     assert transport.publish(Message("em/v1/t/d/cam-1/state", b"old"))
     assert broker.next(PUBLISH)[1].endswith(b"old")
     broker.cut()
-    assert isinstance(transport.receive(WAIT_S), LinkDown)
-    assert transport.receive(WAIT_S) == LinkUp()
+    assert isinstance(transport.receive(PATIENCE_S), LinkDown)
+    assert transport.receive(PATIENCE_S) == LinkUp()
     assert transport.publish(Message("em/v1/t/d/cam-1/state", b"new"))
     assert broker.next(PUBLISH)[1].endswith(b"new")
 
@@ -250,11 +251,11 @@ def test_window_of_unconfirmed_messages_is_bounded(broker, make):
 def test_confirmed_messages_make_room(broker, make):
     transport = up(make())
     for _ in range(mqtt.IN_FLIGHT_MAX * 5 + 50):
-        until = time.monotonic() + WAIT_S
+        until = time.monotonic() + PATIENCE_S
         while not transport.publish(Message("em/v1/t/d/cam-1/state", b"x")):
             assert time.monotonic() < until
             time.sleep(0.005)
-    until = time.monotonic() + WAIT_S
+    until = time.monotonic() + PATIENCE_S
     while transport.unconfirmed:
         assert time.monotonic() < until
         time.sleep(0.005)

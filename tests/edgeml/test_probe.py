@@ -19,6 +19,8 @@ from edgeml.manifest import RuntimeFamily
 from edgeml.tensors import BATCH, DType
 from edgeml.testing import linear_model
 
+from ..waiting import PATIENCE_S
+
 pytestmark = pytest.mark.processes
 
 SAMPLES = np.random.default_rng(0).normal(size=(150, 4)).astype(np.float32)
@@ -167,11 +169,11 @@ class TestAChildThatDoesNotEndWell:
     def test_one_that_hangs_is_killed_in_time_with_its_own_children(self, tmp_path):
         text = "import subprocess, sys, time\np = subprocess.Popen(['sleep', '60'])\nopen('pid', 'w').write(str(p.pid))\ntime.sleep(60)"
         begun = time.monotonic()
-        with pytest.raises(BackendError, match="did not finish within 1 s"):
-            run_child(script(tmp_path, text), tmp_path, ChildLimits(timeout_s=1))
-        assert time.monotonic() - begun < 8
+        with pytest.raises(BackendError, match="did not finish within 4 s"):
+            run_child(script(tmp_path, text), tmp_path, ChildLimits(timeout_s=4))
+        assert time.monotonic() - begun < 30
         grandchild = Path(f"/proc/{(tmp_path / 'pid').read_text()}/stat")
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE_S
         while (
             grandchild.exists() and grandchild.read_text().split()[2] != "Z" and time.monotonic() < deadline
         ):
@@ -208,14 +210,14 @@ class TestAChildThatDoesNotEndWell:
             [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": root}, stderr=subprocess.DEVNULL
         )
         try:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + PATIENCE_S
             while (
                 not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
                 and time.monotonic() < deadline
             ):
                 time.sleep(0.02)
             parent.send_signal(signal.SIGINT)
-            assert parent.wait(10) != 0
+            assert parent.wait(60) != 0
         finally:
             parent.kill()
             parent.wait()
@@ -244,7 +246,7 @@ for step in range(1, 60):
             env=os.environ | {"PYTHONPATH": root}, check=False, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert (done.returncode, done.stderr, done.stdout.split()) == (0, "", ["interrupted"] * 59)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_S
         while (alive := processes_with(command[-1])) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not alive

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
 
 import paho.mqtt.client as paho
 import pytest
@@ -18,7 +17,7 @@ from edgeml.ids import DeviceId, TenantId, model_of
 from edgeml.port import free_port
 from edgeml.topics import Leaf
 
-TIMEOUT_S = 40
+from ..waiting import wait_for
 
 
 class Broker:
@@ -39,20 +38,21 @@ class Broker:
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(["mosquitto", "-c", self.settings], stdout=out, stderr=out)
         self.client = paho.Client(CallbackAPIVersion.VERSION2)
-        deadline = time.monotonic() + TIMEOUT_S
-        while True:
-            with contextlib.suppress(OSError):
-                self.client.connect("127.0.0.1", self.port)
-                break
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.05)
+        wait_for(self._lets_in, "the broker")
         self.client.loop_start()
+
+    def _lets_in(self):
+        assert self.process.poll() is None, self.log.read_text()
+        with contextlib.suppress(OSError):
+            self.client.connect("127.0.0.1", self.port)
+            return True
+        return False
 
     def kill(self):
         """Let it be gone, with all that it kept in memory."""
         self.client.loop_stop()
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
 
     def want(self, desired):
         """Retain a wish for `cam-1`."""
@@ -78,7 +78,7 @@ class Broker:
         reader.subscribe([("em/#", 1), ("complete", 1)])
         # In order: after what is retained.
         reader.publish("complete", b"", 1)
-        assert complete.wait(10)
+        assert complete.wait(60)
         reader.disconnect()
         reader.loop_stop()
         return found
@@ -87,7 +87,7 @@ class Broker:
         self.client.disconnect()
         self.client.loop_stop()
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(60)
 
 
 class KeepingBroker(Broker):
@@ -105,10 +105,7 @@ class KeepingBroker(Broker):
         """Do what it does at the end of each autosave interval, which is half an hour."""
         before = self._written()
         self.process.send_signal(signal.SIGUSR1)
-        deadline = time.monotonic() + TIMEOUT_S
-        while self._written() == before:
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.01)
+        wait_for(lambda: self._written() != before, "the broker to write")
 
     def lose(self):
         """Lose the disk."""

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -26,6 +25,7 @@ from edgeml.port import free_port
 from edgeml.testing import sample_bundle
 from edgeml.twin import Outcome, Slot, Slots
 
+from ..waiting import wait_for
 from .apart import Apart
 from .broker import Broker, KeepingBroker
 from .mirror import Mirror
@@ -33,7 +33,6 @@ from .signer import Signer
 from .unit import Unit
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 40
 
 
 class Disk:
@@ -153,13 +152,11 @@ class Agent:
         return self.log.read_text()
 
     def wait_for(self, condition, what):
-        deadline = time.monotonic() + TIMEOUT_S
-        while time.monotonic() < deadline:
+        def look():
             assert self.process.poll() is None, f"the agent ended:\n{self.words()}"
-            if condition():
-                return
-            time.sleep(0.1)
-        raise AssertionError(f"waited {TIMEOUT_S} s for {what}:\n{self.words()}")
+            return condition()
+
+        wait_for(look, what)
 
     def serves(self):
         """The model in the slots answers, byte for byte what was installed."""
@@ -184,12 +181,12 @@ class Agent:
     def end(self, number):
         """Send it a signal, and wait for its end."""
         self.process.send_signal(number)
-        self.process.wait(20)
+        self.process.wait(60)
 
     def stop(self):
         if self.process.poll() is None:
             self.process.terminate()
-        return self.process.wait(20)
+        return self.process.wait(60)
 
 
 @pytest.fixture

@@ -109,5 +109,5 @@ class Crowd:
     def close(self):
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._living.cancel)
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive()

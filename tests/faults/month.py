@@ -185,7 +185,7 @@ class Rows:
         return Sample(0, RELEASE, Digest("ab" * 32), str(at_ms), (tensor,), at_ms, Why.RANDOM)
 
 
-def wait_until(condition, timeout_s=10.0):
+def wait_until(condition, timeout_s):
     """Give real processes real time; tell whether it came to that."""
     until = time.monotonic() + timeout_s
     while not condition():

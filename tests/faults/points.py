@@ -206,7 +206,7 @@ class Life:
 
     def stop(self):
         self.process.terminate()
-        return self.process.wait(20)
+        return self.process.wait(60)
 
     def kill(self):
         if self.process.poll() is None:

@@ -11,7 +11,8 @@ from edgeml.port import free_port
 from edgeml.tls import TlsFiles
 from fleet import authority
 
-TIMEOUT_S = 20
+from ..waiting import wait_for
+
 DAY_MS = 86_400_000
 
 
@@ -46,13 +47,14 @@ class SecureBroker:
         )
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(["mosquitto", "-c", settings], stdout=out, stderr=out)
-        until = time.monotonic() + TIMEOUT_S
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.tls_port), 1):
-                return
-            assert time.monotonic() < until, self.log.read_text()
-            time.sleep(0.05)
+        wait_for(self._listens, "the broker")
+
+    def _listens(self):
+        assert self.process.poll() is None, self.log.read_text()
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.tls_port), 1):
+            return True
+        return False
 
     def close(self):
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(60)

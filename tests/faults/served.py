@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from pathlib import Path
 
@@ -27,18 +26,10 @@ from fleet.config import FleetHome, database_url, load
 from fleet.enroll import NewDevice
 from fleet.store import Store
 
+from ..waiting import PATIENCE_S, wait_for
+
 ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 60
 PROFILE = "generic-x86-64"
-
-
-def wait_for(condition, what, timeout_s=TIMEOUT_S):
-    until = time.monotonic() + timeout_s
-    while time.monotonic() < until:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"waited {timeout_s} s for {what}")
 
 
 def memory_bytes(pid):
@@ -127,7 +118,7 @@ class Served:
             peer.close()
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(20)
+            self.process.wait(60)
         self.store.close()
         if self.process is not None:
             assert "Traceback" not in self.words(), self.words()
@@ -152,7 +143,7 @@ class Peer:
         client.connect("127.0.0.1", served.config.broker.port)
         client.loop_start()
         self.client = client
-        assert self._granted.wait(TIMEOUT_S), "no answer to the subscription"
+        assert self._granted.wait(PATIENCE_S), "no answer to the subscription"
 
     def _on_message(self, _client, _data, message):
         if message.topic.endswith("/ack"):
@@ -173,7 +164,7 @@ class Peer:
 
     def acknowledged(self, seq):
         """Wait until this one is stored."""
-        while (ack := self.acks.get(timeout=TIMEOUT_S)).seq < seq:
+        while (ack := self.acks.get(timeout=PATIENCE_S)).seq < seq:
             pass
         return ack.seq
 

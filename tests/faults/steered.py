@@ -16,13 +16,12 @@ from fleet.rollout import Plan
 from fleet.service import Controller
 from fleet.tokens import controller_token
 
-from .served import PROFILE, Served, wait_for
+from ..waiting import wait_for
+from .served import PROFILE, Served
 
 
 class Steered(Served):
     """A fleet whose controller is in this process."""
-
-    patience_s = 60
 
     def serve(self, clock=None):
         launch = broker.prepare(self.home, self.config)
@@ -57,7 +56,7 @@ class Steered(Served):
             meanwhile()
             return condition()
 
-        return wait_for(look, what, timeout_s=self.patience_s)
+        return wait_for(look, what)
 
     def view(self, name):
         """What an operator sees of a device."""

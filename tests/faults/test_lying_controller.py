@@ -36,7 +36,7 @@ class Speaker:
         self.client.connect("127.0.0.1", broker.port)
         self.client.subscribe(topics.device_topic(TENANT, DEVICE, Leaf.PULL))
         self.client.loop_start()
-        assert ready.wait(10)
+        assert ready.wait(60)
 
     def _on_message(self, _client, _data, message):
         asked = decode_request(message.payload)

@@ -22,7 +22,7 @@ from .points import MODEL, Life, stage
 
 __all__ = ["stage"]
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
-GOLDEN_TIMEOUT_S = 3.0
+GOLDEN_TIMEOUT_S = 6.0
 
 
 def workers_of(life):
@@ -68,7 +68,7 @@ def test_three_segfaults_after_the_commit_go_back_to_the_previous_release(stage)
 
 
 def test_a_model_that_hangs_is_ended_after_its_time_and_refused(tmp_path):
-    """A real model that counts to 2**60. The agent allows 60 s; here it is three."""
+    """A real model that counts to 2**60. The agent allows 60 s; here it is six."""
     path = tmp_path / "hanging.edgeml"
     digest = hanging(path, "9.0.0")
     forkserver = ForkServer(installed_preload())
@@ -76,10 +76,10 @@ def test_a_model_that_hangs_is_ended_after_its_time_and_refused(tmp_path):
     try:
         worker = supervisor.load(path, digest, WorkerLimits(load_timeout_s=GOLDEN_TIMEOUT_S))
         began = time.monotonic()
-        with pytest.raises(BackendError, match="did not answer within 3 s and was killed"):
+        with pytest.raises(BackendError, match="did not answer within 6 s and was killed"):
             worker.golden()
         assert time.monotonic() - began < GOLDEN_TIMEOUT_S * 5
-        assert worker.wait(5), "the process is still there"
+        assert worker.wait(60), "the process is still there"
         worker.stop()
     finally:
         supervisor.close()

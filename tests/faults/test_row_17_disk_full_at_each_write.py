@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -16,6 +15,8 @@ from edgeml.errors import StorageError
 from edgeml.ids import Digest, ModelName, ReleaseId
 from edgeml.telemetry import Event, Stream
 from edgeml.twin import DeviceState, Slot, Slots
+
+from ..waiting import wait_for
 
 SIZE_BYTES = 512 << 10
 PAGE_BYTES = 4096
@@ -166,9 +167,7 @@ def test_a_journal_that_refuses_while_an_agent_begins_is_asked_again(make_agent,
     monkeypatch.setattr(service, "DISK_PAUSE_S", 0.05)
     with Agent(installed.settings) as agent:
         assert agent.infer({"x": np.ones((1, 4), np.float32)}).outputs
-        deadline = time.monotonic() + 10
-        while not peek(installed.storage / "journal.db") and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_for(lambda: peek(installed.storage / "journal.db"), "the journal")
     assert len(refused) == 3
     assert peek(installed.storage / "journal.db")[ModelName("sample")].state is DeviceState.IDLE
 

@@ -106,7 +106,7 @@ def test_an_agent_does_not_start_on_a_read_only_disk_and_says_why(make_disk, mak
     # A person can still look, with nothing that could be written beside the file.
     assert agent.streams() == before
     agent.start()
-    assert agent.process.wait(30) == 5
+    assert agent.process.wait(60) == 5
     assert "Traceback" not in agent.words()
     assert "Read-only file system" in agent.words().splitlines()[-2]
     assert agent.bundle.read_bytes() == agent.content

@@ -151,7 +151,7 @@ def test_an_agent_of_before_a_newer_journal_does_not_start_and_says_why(make_age
     assert agent.stop() == 0
     set_newer(agent.storage)
     agent.start()
-    assert agent.process.wait(30) == 5
+    assert agent.process.wait(60) == 5
     assert "the journal has version 99; this edgeml reads 2" in agent.words()
     assert "update edgeml" in agent.words()
     assert "Traceback" not in agent.words()

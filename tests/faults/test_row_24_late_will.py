@@ -7,7 +7,6 @@ broker retains that: the newest word is the oldest news.
 """
 
 import contextlib
-import time
 
 import pytest
 
@@ -19,10 +18,11 @@ from edgeml.twin import Presence
 from fleet import devices, overview
 from fleet.rollout import Plan, RolloutState
 
+from ..waiting import wait_for
 from .broker import Broker
 from .headquarters import TENANT, Headquarters
 from .invariants import check
-from .life import DEADLINE_S, Life, SetClock
+from .life import Life, SetClock
 from .link import Line
 
 OLD, NEW = "sample@1.0.0", ReleaseId("sample@2.0.0")
@@ -61,11 +61,7 @@ class TwoWays(Life):
 
     def hear(self, condition, what):
         """Let only the fleet hear: the device's own loop stands still, so that it says nothing that would make up for it."""
-        deadline = time.monotonic() + DEADLINE_S
-        while not condition():
-            assert time.monotonic() < deadline, f"waited for {what}"
-            self.headquarters.step()
-            time.sleep(0.01)
+        wait_for(condition, what, meanwhile=self.headquarters.step)
 
     def presences(self):
         """What the fleet's broker was told of it being there, in order."""

@@ -22,7 +22,8 @@ from edgeml.topics import Leaf
 from edgeml.twin import Presence
 from fleet import schema
 
-from .served import TIMEOUT_S, Served, memory_bytes, wait_for
+from ..waiting import PATIENCE_S, wait_for
+from .served import Served, memory_bytes
 
 pytestmark = [pytest.mark.processes, pytest.mark.broker]
 HONEST = ("cam-1", "cam-2")
@@ -138,7 +139,7 @@ def test_nonsense_is_refused_and_told_and_others_are_stored_meanwhile(served):
         assert [cam.acknowledged(seq) for cam in cams] == [seq] * 2
     refused = set()
     while len(refused) < len(POISON):
-        refused.add(bad.acks.get(timeout=TIMEOUT_S).refused)
+        refused.add(bad.acks.get(timeout=PATIENCE_S).refused)
     assert refused == {digest_of(payload) for payload in POISON.values()}, (
         "a device is told, and sends it no more"
     )

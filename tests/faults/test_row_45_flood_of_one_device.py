@@ -20,7 +20,8 @@ from fleet import mosquitto, schema
 from fleet.config import BrokerSettings, FleetConfig, FleetHome, QuotaSettings, create
 from fleet.doorkeeper import Doorkeeper
 
-from .served import Served, free_port, memory_bytes, wait_for
+from ..waiting import wait_for
+from .served import Served, free_port, memory_bytes
 
 HONEST = ("cam-1", "cam-2", "cam-3")
 BATCHES = 25
@@ -144,7 +145,7 @@ def test_the_broker_keeps_only_so_many_bytes_for_a_controller_that_hears_nothing
         if subscribed:
             wait_for(client.is_connected, "the login")
             client.subscribe([(one, 1) for one in topics.up_filters(TenantId(config.tenant))])
-            assert ready.wait(20)
+            assert ready.wait(60)
         return client
 
     try:
@@ -168,7 +169,7 @@ def test_the_broker_keeps_only_so_many_bytes_for_a_controller_that_hears_nothing
             client.disconnect()
             client.loop_stop()
         broker.terminate()
-        broker.wait(10)
+        broker.wait(60)
 
 
 @pytest.mark.parametrize("seconds_offline", [86_400, 30 * 86_400])

@@ -3,7 +3,6 @@
 import contextlib
 import socket
 import threading
-import time
 
 import httpx
 import pytest
@@ -18,6 +17,8 @@ from fleet.config import FleetHome, database_url, load
 from fleet.devices import Enrolment
 from fleet.store import Store
 from fleet.tokens import operator_token, token_hash
+
+from ..waiting import wait_for
 
 TOKEN = "token-of-cam-1"
 DATA = bytes(range(256)) * 1024
@@ -58,13 +59,10 @@ def url(home, store):
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
-    until = time.monotonic() + 10
-    while not server.started:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_for(lambda: server.started, "the server")
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
-    thread.join(10)
+    thread.join(60)
     listener.close()
 
 

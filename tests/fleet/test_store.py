@@ -211,11 +211,11 @@ def test_writers_wait_for_each_other_and_readers_do_not_wait(store):
         with store.write() as connection:
             store_one(connection, rows(1), NOW_MS)
             inside.set()
-            leave.wait(5)
+            leave.wait(60)
 
     thread = threading.Thread(target=slow_writer)
     thread.start()
-    assert inside.wait(5)
+    assert inside.wait(60)
     assert stored_seqs(store) == []
     threading.Timer(0.2, leave.set).start()
     with store.write() as connection:

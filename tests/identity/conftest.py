@@ -17,6 +17,8 @@ from fleet.admission import Admission
 from fleet.config import FleetHome, database_url, load
 from fleet.store import Store
 
+from ..waiting import wait_for
+
 HOUR_MS = 3_600_000
 PROFILE = "generic-x86-64"
 
@@ -53,15 +55,12 @@ class Fleet:
         listener = socket.create_server(("127.0.0.1", port or self.port))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        until = time.monotonic() + 10
-        while not server.started:
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        wait_for(lambda: server.started, "the server")
         try:
             yield self
         finally:
             server.should_exit = True
-            thread.join(10)
+            thread.join(60)
             listener.close()
 
 

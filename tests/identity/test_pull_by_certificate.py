@@ -17,7 +17,8 @@ from edgeml.topics import Leaf
 from edgeml.transport import Message
 from fleet import founding
 
-from .test_mutual_tls import TENANT, comes_up, connected, enrolled, fleet, next_message, wait_for
+from ..waiting import wait_for
+from .test_mutual_tls import TENANT, comes_up, connected, enrolled, fleet, next_message
 
 __all__ = ["fleet"]
 pytestmark = [pytest.mark.processes, pytest.mark.broker]
@@ -60,7 +61,7 @@ def test_release_comes_by_certificate_through_the_broker_alone_and_no_other_devi
     spied = ("#", "em/v1/main/d/cam-p/data/+", "em/v1/main/d/+/data/+", data_topic("cam-p", STOLEN))
     log = tmp_path / "agent.log"
     with connected(thief, subscribe=(*spied, data_topic("cam-q", OWN))) as spy, log.open("wb") as out:
-        assert comes_up(spy, 10)
+        assert comes_up(spy)
         agent = subprocess.Popen(
             [sys.executable, "-m", "edgeml", "agent", "run", "-c", str(settings)],
             stdin=subprocess.DEVNULL,
@@ -73,7 +74,7 @@ def test_release_comes_by_certificate_through_the_broker_alone_and_no_other_devi
                 "--dir", fleet.home.directory,
             )  # fmt: skip
             # The other device does not run, so the rollout goes on: what serves says that it came.
-            wait_for(lambda: serves(settings) == "sample@1.0.0", "the release to serve", 60)
+            wait_for(lambda: serves(settings) == "sample@1.0.0", "the release to serve")
             assert looked(fleet, settings).startswith("the fleet sends signed metadata through the broker")
             text = settings.read_text()
             settings.write_text(
@@ -82,13 +83,13 @@ def test_release_comes_by_certificate_through_the_broker_alone_and_no_other_devi
             assert re.match("cannot reach https://127.0.0.1:1/.*through the broker", looked(fleet, settings))
         finally:
             agent.terminate()
-            agent.wait(15)
+            agent.wait(60)
         # It heard nothing of the other's, may not ask in its name, and is answered only in its own.
         spy.publish(asking(STOLEN, "cam-p"))
         spy.publish(asking(OWN, "cam-q"))
         heard = []
         while not heard or heard[-1].topic != data_topic("cam-q", OWN):
-            heard.append(next_message(spy, 10))
+            heard.append(next_message(spy))
             assert heard[-1] is not None
         assert decode_answer(heard[-1].payload).status is Status.PIECE
         time.sleep(0.5)

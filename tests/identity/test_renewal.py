@@ -28,6 +28,8 @@ from edgeml.errors import TrustError
 from edgeml.source import HttpSource
 from fleet import enroll
 
+from ..waiting import wait_for
+
 DAY_MS = 86_400_000
 
 
@@ -108,13 +110,8 @@ def test_power_cut_at_any_write_leaves_an_identity_that_opens_the_door(fleet, ki
     assert after_syncs == 2
 
 
-def turn_until_news(one, fleet, timeout_s=30):
-    until = time.monotonic() + timeout_s
-    while time.monotonic() < until:
-        if (news := one.turn(fleet.clock.now_ms(), time.monotonic())) is not None:
-            return news
-        time.sleep(0.05)
-    raise AssertionError("no news")
+def turn_until_news(one, fleet):
+    return wait_for(lambda: one.turn(fleet.clock.now_ms(), time.monotonic()), "news")
 
 
 def test_child_of_the_supervisor_renews_and_failures_are_news(fleet, kit, monkeypatch):
@@ -134,14 +131,15 @@ def test_running_agent_renews_by_itself(fleet, kit):
         stdin=subprocess.DEVNULL,
     )
     try:
-        until = time.monotonic() + 40
-        while keypair.facts((kit / "identity.pem").read_bytes()) == before:
-            assert time.monotonic() < until, "the agent does not renew"
+
+        def is_renewed():
             assert agent.poll() is None
-            time.sleep(0.1)
+            return keypair.facts((kit / "identity.pem").read_bytes()) != before
+
+        wait_for(is_renewed, "the agent to renew")
     finally:
         agent.terminate()
-        agent.wait(15)
+        agent.wait(60)
 
 
 @given(failures=st.integers(1, 1000), now_ms=st.integers(0, 1 << 45))

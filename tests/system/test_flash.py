@@ -84,7 +84,7 @@ def served(directory):
         yield config
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(60)
 
 
 def flash(house, bundle, to, *options, fleet=None):

@@ -23,20 +23,19 @@ from fleet.enroll import NewDevice
 from fleet.rollout import RolloutState
 from fleet.store import Store
 
+from .. import waiting
+
 pytestmark = pytest.mark.processes
 
-TIMEOUT_S = 40
 
+def wait_for(condition, what):
+    """As everywhere; who does not answer yet is waited for, too."""
 
-def wait_for(condition, what, timeout_s=TIMEOUT_S):
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
+    def look():
         with contextlib.suppress(OSError, urllib.error.URLError):
-            found = condition()
-            if found:
-                return found
-        time.sleep(0.1)
-    raise AssertionError(f"waited {timeout_s} s for {what}")
+            return condition()
+
+    return waiting.wait_for(look, what)
 
 
 class Process:
@@ -60,7 +59,7 @@ class Process:
     def stop(self):
         self.process.terminate()
         try:
-            return self.process.wait(10)
+            return self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
@@ -296,7 +295,7 @@ def test_a_flashed_release_is_installed_without_any_network_and_a_changed_one_is
     def outcome():
         return json.loads(house.edgeml("agent", "status", "-c", alone, "--json"))["models"][0]["outcome"]
 
-    wait_for(lambda: outcome() in {"failed", "rejected"}, "the changed one to be refused", 90)
+    wait_for(lambda: outcome() in {"failed", "rejected"}, "the changed one to be refused")
     assert house.ask()["model_version"] == "1.0.0"
 
 
@@ -311,7 +310,7 @@ def test_a_signal_to_the_whole_group_lets_the_last_window_be_kept(house):
     house.start_rollout("sample@1.0.0")
     wait_for(house.ask, "an answer")
     os.killpg(agent.process.pid, signal.SIGTERM)
-    assert agent.process.wait(10) == 0
+    assert agent.process.wait(60) == 0
     assert "vanished" not in house.words()
     assert "cannot be taken" not in house.words()
     agent.start()

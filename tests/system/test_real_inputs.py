@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +30,12 @@ from fleet.config import load as load_config
 from fleet.enroll import NewDevice
 from fleet.store import Store
 
+from ..waiting import wait_for
+
 pytestmark = pytest.mark.processes
 ROOT = Path(__file__).parents[2]
 MLPERF = Path(os.environ.get("EDGEML_MLPERF_TINY", "/nonexistent"))
 OLD_DEVICE = Path(os.environ.get("EDGEML_TFLITE_RUNTIME_PYTHON", ROOT / ".venv-tflite" / "bin" / "python"))
-TIMEOUT_S = 60
 if not MLPERF.is_dir():
     pytest.skip("EDGEML_MLPERF_TINY names no directory with MLPerf Tiny's models", allow_module_level=True)
 
@@ -178,15 +178,12 @@ class Device:
         return ended if len(ended) == len(MODELS) and all(ended.values()) else None
 
     def wait_for(self, condition, what):
-        deadline = time.monotonic() + TIMEOUT_S
-        while time.monotonic() < deadline:
+        def look():
             assert self.process.poll() is None, f"the agent ended:\n{self.log.read_text()}"
             with contextlib.suppress(TransferError):
-                found = condition()
-                if found:
-                    return found
-            time.sleep(0.2)
-        raise AssertionError(f"waited {TIMEOUT_S} s for {what}:\n{self.log.read_text()}")
+                return condition()
+
+        return wait_for(look, what)
 
     def client(self):
         return Client(f"http://127.0.0.1:{self.port}")
@@ -194,7 +191,7 @@ class Device:
     def stop(self):
         self.process.terminate()
         try:
-            return self.process.wait(10)
+            return self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise

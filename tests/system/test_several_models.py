@@ -102,7 +102,7 @@ def test_two_flashed_models_serve_side_by_side_and_one_may_die_or_change_without
     asking[died].stop()
     # A new version of it comes.
     flash(house, house.publish("2.0.0", seed=2, model=died))
-    wait_for(lambda: house.ask(model=died)["model_version"] == "2.0.0", "the new version", 60)
+    wait_for(lambda: house.ask(model=died)["model_version"] == "2.0.0", "the new version")
     wait_for(lambda: is_out(house, died, "2.0.0"), "its commit")
     asking[other].stop()
     assert not asking[other].failures
@@ -130,7 +130,7 @@ def test_rollouts_of_two_models_go_on_side_by_side(house, users):
         for model in ("digits", "kws"):
             house.start_rollout(f"{model}@{version}")
         for model in ("digits", "kws"):
-            wait_for(lambda model=model: is_out(house, model, version), f"{model}@{version}", 60)
+            wait_for(lambda model=model: is_out(house, model, version), f"{model}@{version}")
         askers = [users(house, model) for model in ("digits", "kws")]
         wait_for(
             lambda: all(one.state in FINISHED for one in overview.rollouts(house.store)[: -before or None]),
@@ -189,7 +189,7 @@ def test_a_release_in_the_shadow_serves_only_if_its_answers_are_those_of_the_old
         return model.desired_release, model.outcome, model.reason
 
     shadow("digits@2.0.0")
-    wait_for(lambda: outcome()[:2] == ("digits@2.0.0", Outcome.ROLLED_BACK), "a refusal", 60)
+    wait_for(lambda: outcome()[:2] == ("digits@2.0.0", Outcome.ROLLED_BACK), "a refusal")
     assert "other than those given: more than the 5% allowed" in outcome()[2]
     house.edgeml(
         "fleet", "rollout", "abort", overview.rollouts(house.store)[0].id, "--dir", house.home.directory
@@ -197,7 +197,7 @@ def test_a_release_in_the_shadow_serves_only_if_its_answers_are_those_of_the_old
     wait_for(lambda: overview.rollouts(house.store)[0].state in FINISHED, "the abort")
     assert set(user.versions) == {"1.0.0"}
     shadow("digits@3.0.0")
-    wait_for(lambda: is_out(house, "digits", "3.0.0"), "the third", 60)
+    wait_for(lambda: is_out(house, "digits", "3.0.0"), "the third")
     wait_for(lambda: outcome()[:2] == ("digits@3.0.0", Outcome.COMMITTED), "the word of it")
     assert "0 other than those given" in outcome()[2]
     user.stop()

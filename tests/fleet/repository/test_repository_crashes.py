@@ -124,7 +124,7 @@ def test_publishers_at_the_same_time_take_turns(bundle, counters, scene) -> None
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert errors == []
     assert sorted(counters(scene).values()) == [1, 2, 3, 4, 5, 6]
 
@@ -167,7 +167,7 @@ def test_killed_publisher_leaves_a_repository_that_works(
     assert process.stdout.readline() == b"ready\n"
     threading.Event().wait(delay_s)
     process.kill()
-    process.wait(10)
+    process.wait(60)
     process.stdout.close()
     published = counters(scene)
     assert sorted(published.values()) == list(range(1, len(published) + 1))
