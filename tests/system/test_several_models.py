@@ -135,7 +135,6 @@ def test_rollouts_of_two_models_go_on_side_by_side(house, users):
         wait_for(
             lambda: all(one.state in FINISHED for one in overview.rollouts(house.store)[: -before or None]),
             "both rollouts to end",
-            60,
         )
         for one in askers:
             one.stop()
@@ -157,9 +156,7 @@ def test_a_hot_swap_under_load_drops_no_request(house, users):
     for number in range(2, 5):
         flash(house, house.publish(f"{number}.0.0", seed=number, model="digits"))
         wait_for(
-            lambda number=number: house.ask(model="digits")["model_version"] == f"{number}.0.0",
-            "the next",
-            60,
+            lambda number=number: house.ask(model="digits")["model_version"] == f"{number}.0.0", "the next"
         )
     for one in several:
         one.stop()
