@@ -40,7 +40,7 @@ from .invariants import check
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(__file__).with_name("points.c")
 MODEL = ModelName("sample")
-LIFE_S = 60.0
+LIFE_S = 120.0
 AT_ONCE = 3
 BAD = frozenset({f"{MODEL}@3.0.0"})
 NEVER = -1

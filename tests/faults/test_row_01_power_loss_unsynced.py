@@ -12,7 +12,7 @@ from .durability import FLIP, undurable
 from .points import MODEL, SOAK, Cut, Life, Point, each, stage
 
 __all__ = ["stage"]
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(7200 if SOAK else 180)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(7200 if SOAK else 600)]
 
 
 def test_the_rule_itself_sees_what_is_missing():

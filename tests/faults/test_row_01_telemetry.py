@@ -20,7 +20,7 @@ from edgeml.telemetry import Stream
 
 from .points import SHARED, SOAK, compile_points
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(3600 if SOAK else 180)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(3600 if SOAK else 600)]
 ROOT = Path(__file__).parents[2]
 TRIED = 24
 NEVER = -1

@@ -10,7 +10,7 @@ from edgeml.twin import Outcome
 from .points import SOAK, Cut, each, sample_of, stage
 
 __all__ = ["stage"]
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(7200 if SOAK else 180)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(7200 if SOAK else 600)]
 
 
 def test_a_rollback_is_completed_by_the_next_life(stage):

@@ -14,12 +14,13 @@ from .durability import COMMIT, FLIP
 from .points import MODEL, Cut, each, stage
 
 __all__ = ["stage"]
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
 
 def test_the_next_life_commits_again(stage):
     later = Cut(since=(FLIP,)).seen(stage.count("count", "2.0.0"))
-    commit = [(point.call, point.path) for point in later].index(COMMIT)
+    # A window that was written meanwhile would count: in the lives that are cut there may be none.
+    commit = [(point.call, point.path) for point in later if "telemetry" not in point.path].index(COMMIT)
     assert commit > 2
 
     def attempt(at):

@@ -10,7 +10,7 @@ from .durability import COMMIT, FLIP
 from .points import MODEL, Cut, each, stage
 
 __all__ = ["stage"]
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
 
 def test_it_stays_committed_and_is_not_fetched_again(stage):

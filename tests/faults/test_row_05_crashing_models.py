@@ -21,7 +21,7 @@ from .ends import one_active_model
 from .points import MODEL, Life, stage
 
 __all__ = ["stage"]
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 GOLDEN_TIMEOUT_S = 6.0
 
 

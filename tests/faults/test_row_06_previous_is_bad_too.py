@@ -14,7 +14,7 @@ from .ends import one_active_model
 from .points import MODEL, Life, stage
 
 __all__ = ["stage"]
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
 
 def with_three_slots(stage, name):

@@ -19,7 +19,7 @@ from .ends import one_active_model
 from .points import MODEL, Life, stage
 
 __all__ = ["stage"]
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 MODEL_BYTES = 200 << 20
 BUDGET_BYTES = 150 << 20
 
