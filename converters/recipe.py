@@ -92,7 +92,7 @@ class Prune(Step, frozen=True, tag="prune"):
 class Student(Step, frozen=True, tag="student"):
     """Train a smaller network that the user's file names, plain and by distillation; the better one is kept.
 
-    `factory` is `file.py:factory` without directories, `sha256` the digest of that file: what it makes depends on it.
+    `factory` is `file.py:factory` without directories, `sha256` the digest of what it makes before any training.
     """
 
     factory: str

@@ -6,12 +6,13 @@ its own file. An interrupted conversion goes on where it was: everything that wa
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from edgeml.errors import ConfigError
-from edgeml.ids import digest_of_file
+from edgeml.ids import Digest
 from edgeml.manifest import RuntimeFamily, ScoreKind, Task
 from edgeml.profile import HOST
 
@@ -31,6 +32,7 @@ from .select import Constraints, Floor, nothing_left, select
 from .sources.load import load
 from .sources.source import ModelFile, Source
 from .sources.source_name import parse_source
+from .steps.student import load_student
 from .store import Store, default_folder
 from .venues import venues_for
 from .verify import Verified, Verifier
@@ -70,7 +72,8 @@ def convert(
     floor = Floor(judge.metric.name, judge.baseline, order.limits.max_drop, judge.metric.direction)
     _check_resolution(data, floor)
     store = Store(order.work or default_folder())
-    aims = _aims(order, source, data, floor)
+    students = _students(order, source, data)
+    aims = _aims(order, source, _means(source, data, tuple(students)), floor)
     bench = Workbench(
         Workshop(
             source,
@@ -78,7 +81,7 @@ def convert(
             data,
             store,
             "output" if meaning.task is Task.OTHER else "scores",
-            _students(order),
+            students,
             lambda fraction: on_progress(Progress(f"training: {fraction:.0%}", fraction, 1.0)),
         ),
         Verifier(data.evaluation_x, judge, store),
@@ -156,10 +159,9 @@ def _check_resolution(data: Dataset, floor: Floor) -> None:
         )
 
 
-def _aims(order: ConversionOrder, source: Source, data: Dataset, floor: Floor) -> tuple[Aim, ...]:
+def _aims(order: ConversionOrder, source: Source, means: Means, floor: Floor) -> tuple[Aim, ...]:
     limits = order.limits
     constraints = Constraints(floor, limits.max_latency_ms, limits.max_bytes, limits.max_memory_bytes)
-    means = _means(order, source, data)
     aims = []
     for profile in order.profiles:
         family = family_for(profile, means, order.target)
@@ -170,22 +172,34 @@ def _aims(order: ConversionOrder, source: Source, data: Dataset, floor: Floor) -
     return tuple(aims)
 
 
-def _means(order: ConversionOrder, source: Source, data: Dataset) -> Means:
+def _means(source: Source, data: Dataset, students: tuple[Student, ...]) -> Means:
     families = tuple(family for family in RuntimeFamily if not source.can_become(family))
     trains = data.training is not None and not source.can_be_trained()
-    if order.students and not trains:
-        reason = source.can_be_trained() or "the data have no train_x and train_y"
-        raise ConfigError(
-            f"students cannot be trained: {reason}", hint="leave --student, or give what is missing"
-        )
     # A file has its layout for good; what is still a module gets the one that suits.
-    students = tuple(_students(order))
     if isinstance(source, ModelFile):
         return Means(families, trains, students, opset=source.opset or OPSET)
     return Means(families, trains, students, is_image=data.evaluation_x.ndim == 4)
 
 
-def _students(order: ConversionOrder) -> dict[Student, str]:
+def _students(order: ConversionOrder, source: Source, data: Dataset) -> dict[Student, str]:
     """Name the students as recipes do, each with where its factory lies."""
-    named = [(parse_source(text), text) for text in order.students]
-    return {Student(one.text, sha256=digest_of_file(one.path)): text for one, text in named}
+    reason = source.can_be_trained() or (
+        "" if data.training is not None else "the data have no train_x and train_y"
+    )
+    if order.students and reason:
+        raise ConfigError(
+            f"students cannot be trained: {reason}", hint="leave --student, or give what is missing"
+        )
+    named = [(parse_source(text).text, text) for text in order.students]
+    twice = next((name for name, count in Counter(name for name, _ in named).items() if count > 1), "")
+    if twice:
+        raise ConfigError(f"two students are called {twice}", hint="give the file of one another name")
+    return {
+        Student(name, sha256=_digest_of_student(Student(text), data.calibration_x[:2])): text
+        for name, text in named
+    }
+
+
+def _digest_of_student(student: Student, samples: Array) -> Digest:
+    made = load_student(student)
+    return fingerprint_of(made, made.answers(samples, "calibration_x"))

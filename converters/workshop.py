@@ -170,9 +170,15 @@ class Workshop:
 
 
 def fingerprint_of(source: Source, answers: Array) -> Digest:
-    """Tell a source from every other one: by its file, its weights and its answers [samples, ...] to the evaluation samples."""
+    """Tell a source from every other one: by the file that was named, its answers [samples, ...] and what is exported.
+
+    The last is its weights or, of what has become a file already, that file: what a factory makes depends on more than its
+    own file.
+    """
     found = hashlib.sha256(source.sha256.encode())
     found.update(np.ascontiguousarray(answers).tobytes())
+    if isinstance(source, ModelFile):
+        found.update(source.model)
     if isinstance(source, TorchModel):
         for name, value in sorted(source.module.state_dict().items()):
             found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -33,6 +33,25 @@ class Taught:
     race: Race
 
 
+def load_student(step: Student) -> TorchModel:
+    """Load what a student's factory makes under the step's seed.
+
+    Raises:
+        ConfigError: It cannot be loaded.
+        BackendError: It cannot be trained.
+    """
+    name = parse_source(step.factory)
+    if not name.factory:
+        raise ConfigError(
+            f"{step.factory} is an exported program, which cannot be trained",
+            hint="name the student as file.py:factory",
+        )
+    with settled(step.seed):
+        student = load_source(name)
+        check_trainable(student)
+    return student
+
+
 def teach(
     model: TorchModel, step: Student, data: TrainingData, on_progress: Progress = no_progress
 ) -> Taught:
@@ -48,20 +67,12 @@ def teach(
         ConfigError: The student cannot be loaded, or does not answer as the teacher does.
         BackendError: It cannot be trained.
     """
-    name = parse_source(step.factory)
-    if not name.factory:
-        raise ConfigError(
-            f"{step.factory} is an exported program, which cannot be trained",
-            hint="name the student as file.py:factory",
-        )
-    with settled(step.seed):
-        student = load_source(name)
-        check_trainable(student)
-        answers = ask(student, data.learnt.samples[:2], TRAIN_X)
+    student = load_student(step)
+    answers = ask(student, data.learnt.samples[:2], TRAIN_X)
     wanted = data.learnt.taught.shape[1:]
     if answers.shape[1:] != wanted:
         raise ConfigError(
-            f"the student {name.text} answers in shape {list(answers.shape[1:])}, its teacher in {list(wanted)}",
+            f"the student {parse_source(step.factory).text} answers in shape {list(answers.shape[1:])}, its teacher in {list(wanted)}",
             hint="give it as many outputs as the model has",
         )
     before, after = (cost(each, data.learnt.samples[:1]) for each in (model.module, student.module))

@@ -165,7 +165,28 @@ def test_a_changed_student_is_trained_anew(explored, school, tmp_path):
     assert conversion.bundles[0].variant in trained(conversion)
 
 
+def test_a_student_whose_neighbours_changed_is_trained_anew(explored, school, tmp_path):
+    """Its own file is the same; what it makes of the file beside it is not."""
+    wide = STUDENT.replace("WIDTH", "int(Path(__file__).with_name('width').read_text())")
+    (tmp_path / "small.py").write_text(f"from pathlib import Path\n{wide}")
+    most = trained(explored)["onnx-student-small-tiny-int8-s8s8"].length_bytes
+    taught = []
+    for width in ("12", "11"):
+        (tmp_path / "width").write_text(width)
+        conversion = converted(
+            school, tmp_path / width, students=(f"{tmp_path}/small.py:tiny",), max_bytes=most, max_drop=0.3
+        )
+        taught.append(trained(conversion)["onnx-student-small-tiny-int8-s8s8"].length_bytes)
+    assert taught[1] < taught[0]
+
+
 class TestWhatCannotBeTrained:
+    def test_two_students_of_one_name_are_not_taken_for_each_other(self, school, tmp_path):
+        (tmp_path / "small.py").write_text(STUDENT.replace("WIDTH", "10"))
+        students = (f"{school}/small.py:tiny", f"{tmp_path}/small.py:tiny")
+        with pytest.raises(ConfigError, match=r"two students are called small\.py:tiny"):
+            converted(school, tmp_path / "out", students=students)
+
     def test_without_samples_to_train_on_a_student_is_refused(self, school, tmp_path):
         with np.load(school / "data.npz") as file:
             arrays = {name: file[name] for name in file.files if not name.startswith("train")}
