@@ -16,7 +16,10 @@ from converters.order import ConversionOrder, Limits
 from converters.quiet import quiet
 from converters.recipe import Activations, Boundary, StaticInteger
 from converters.service import convert
+from converters.sources.load import load
+from converters.sources.source_name import parse_source
 from converters.steps.quantize_child import _quantize
+from converters.workshop import fingerprint_of
 from edgeml import golden, profile
 from edgeml.bundle import GOLDEN, Bundle
 from edgeml.errors import ConfigError
@@ -257,3 +260,19 @@ class TestATFLiteFile:
         one = Checked(conversion, source, tmp_path / "data.npz")
         assert plain(conversion).agreement == 1.0
         assert len(one.model) < 0.5 * source.stat().st_size
+
+
+def test_an_estimator_that_changed_where_no_sample_lies_is_another_source(tmp_path):
+    """Its own file and its answers are the same: what was made of the old one must not come back."""
+    (tmp_path / "tree.py").write_text(
+        "from pathlib import Path\nimport numpy as np\nfrom sklearn.tree import DecisionTreeClassifier\n"
+        "def model():\n    at = float(Path(__file__).with_name('at').read_text())\n"
+        "    return DecisionTreeClassifier().fit(np.float32([[at - 0.1], [at + 0.1]]), [0, 1])\n"
+    )
+    samples = np.float32([[0.0], [1.0]])
+    found = []
+    for at in ("0.4", "0.6"):
+        (tmp_path / "at").write_text(at)
+        source = load(parse_source(f"{tmp_path}/tree.py:model"), samples)
+        found.append(fingerprint_of(source, source.answers(samples, "evaluation_x")))
+    assert found[0] != found[1]
