@@ -164,13 +164,18 @@ def check_storage(members: dict[str, bytes], profiles: Sequence[HardwareProfile]
             )  # fmt: skip
 
 
+def path_of(out: Path, manifest: Manifest) -> Path:
+    """Where a bundle is written."""
+    return out / f"{manifest.model}-{manifest.version}-{manifest.variant}.edgeml"
+
+
 def write(out: Path, manifest: Manifest, members: dict[str, bytes]) -> WrittenBundle:
     """Write a bundle to `out/MODEL-VERSION-VARIANT.edgeml`.
 
     Raises:
         StorageError: The disk refused; nothing is left behind.
     """
-    path = out / f"{manifest.model}-{manifest.version}-{manifest.variant}.edgeml"
+    path = path_of(out, manifest)
     bundle.write_bundle(path, manifest, members)
     return WrittenBundle(
         path=str(path), variant=manifest.variant, runtime=manifest.runtime, profiles=manifest.profiles,

@@ -6,7 +6,8 @@ that no agent runs in. What a bundle holds is `assemble.py`'s business, what C s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,9 +19,10 @@ from edgeml.manifest import Manifest, Provenance, Quality, RuntimeFamily
 from edgeml.probe import ProbeResult
 from edgeml.profile import DeviceRuntime
 
-from .assemble import Content, Meaning, check_storage, measurement_of, members_of, write
+from .assemble import Content, Meaning, check_storage, measurement_of, members_of, path_of, write
 from .candidate import Measured
 from .dataset import Dataset
+from .estimate.arena import kernels_of
 from .expected_file import expected_of
 from .feed import feed
 from .metrics import Judge
@@ -35,6 +37,14 @@ from .verify import LIMITS, Verified
 if TYPE_CHECKING:
     from .explanation import Explained
     from .order import ConversionOrder
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file that lies beside a bundle."""
+
+    name: str
+    content: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,25 +68,25 @@ class Bundler:
         chosen = [
             one for one in found if any(view.selection.chosen == one.candidate.recipe for view in views)
         ]
-        ready = [self._bundle(one, views) for one in chosen]
-        bundles: list[WrittenBundle] = []
-        files: list[str] = []
-        for manifest, members in ready:
-            bundles.append(write(self.order.out, manifest, members))
-            model = members[manifest.runtime.model_member]
-            if manifest.runtime is RuntimeFamily.TORCHSCRIPT:
-                files.append(self._beside(manifest, ".pt", model))
-            elif DeviceRuntime.TFLITE_MICRO in self._runtimes(manifest.profiles):
-                source = write_c_source(model, manifest.model)
-                files.append(self._beside(manifest, ".h", source.header.encode()))
-                files.append(self._beside(manifest, ".cc", source.source.encode()))
+        ready = [
+            self._bundle(one, variant, views)
+            for one, variant in zip(chosen, _variants(one.candidate.recipe for one in chosen), strict=True)
+        ]
+        # Whatever may be refused is, before the first file is written.
+        beside = [file for manifest, members in ready for file in self._beside(manifest, members)]
+        bundles = [write(self.order.out, manifest, members) for manifest, members in ready]
+        files = [self.order.out / file.name for file in beside]
+        for path, file in zip(files, beside, strict=True):
+            atomic.write_bytes(path, file.content, mode=0o644)
         return Conversion(
             report=self.explained.report, bundles=tuple(bundles), warnings=self.source.warnings,
-            page=str(self.explained.page), files=tuple(files),
+            page=str(self.explained.page), files=tuple(map(str, files)),
             for_agents=tuple(one.path for one in bundles if self._is_for_agents(one)),
         )  # fmt: skip
 
-    def _bundle(self, one: Verified, views: Sequence[View]) -> tuple[Manifest, dict[str, bytes]]:
+    def _bundle(
+        self, one: Verified, variant: str, views: Sequence[View]
+    ) -> tuple[Manifest, dict[str, bytes]]:
         recipe = one.candidate.recipe
         takers = [view.selection for view in views if view.selection.chosen == recipe]
         names = tuple(sorted(each.profile for each in takers))
@@ -86,7 +96,7 @@ class Bundler:
         manifest = Manifest(
             model=self.order.release.model,
             version=self.order.release.version,
-            variant=recipe.name,
+            variant=variant,
             runtime=recipe.family,
             profiles=names,
             inputs=specs,
@@ -144,8 +154,25 @@ class Bundler:
             runtime.is_for_agents for runtime in self._runtimes(bundle.profiles)
         )
 
-    def _beside(self, manifest: Manifest, suffix: str, content: bytes) -> str:
-        """Write what a device's own program is built with, or loads, next to the bundle."""
-        path = self.order.out / f"{manifest.model}-{manifest.version}-{manifest.variant}{suffix}"
-        atomic.write_bytes(path, content, mode=0o644)
-        return str(path)
+    def _beside(self, manifest: Manifest, members: dict[str, bytes]) -> Iterator[_File]:
+        """Make what a device's own program is built with, or loads, to lie next to the bundle."""
+        model, stem = members[manifest.runtime.model_member], path_of(Path(), manifest).stem
+        if manifest.runtime is RuntimeFamily.TORCHSCRIPT:
+            yield _File(f"{stem}.pt", model)
+        elif DeviceRuntime.TFLITE_MICRO in self._runtimes(manifest.profiles):
+            kernels = [
+                kernels_of(one.architecture) for one in self.order.profiles if one.name in manifest.profiles
+            ]
+            source = write_c_source(model, manifest.model, frozenset().union(*kernels), stem)
+            yield _File(f"{source.name}.h", source.header.encode())
+            yield _File(f"{source.name}.cc", source.source.encode())
+
+
+def _variants(recipes: Iterable[Recipe]) -> list[str]:
+    """Name the variants of one release, each otherwise: what a name says nothing of (a layout) may differ."""
+    seen: Counter[str] = Counter()
+    names = []
+    for recipe in recipes:
+        seen[recipe.name] += 1
+        names.append(recipe.name if seen[recipe.name] == 1 else f"{recipe.name}-{seen[recipe.name]}")
+    return names

@@ -22,6 +22,7 @@ from .estimate.roofline import can_estimate, estimate
 from .estimate.tflite_graph import read_tflite
 from .known_wrong import refusal
 from .recipe import Recipe
+from .steps.c_source import refusals
 from .verify import Verified
 
 
@@ -59,6 +60,7 @@ def place(
     """
     runs = tuple(run for run in candidate.runs if run.runtime in profile.runtimes)
     known = next((said for run in runs if (said := _known(candidate.recipe, run.runtime, profile))), "")
+    known = known or _micro_refuses(graph, profile)
     if record is not None and _measured(runs) is not None:
         latency = Figure(record.latency_p50_ms, Basis.DEVICE)
         return Placement(candidate, runs, latency, Figure(record.peak_memory_bytes, Basis.DEVICE), known)
@@ -70,6 +72,14 @@ def place(
 
 def _known(recipe: Recipe, runtime: DeviceRuntime, profile: HardwareProfile) -> str:
     return refusal(recipe, runtime, profile.onnxruntime if runtime is DeviceRuntime.ONNXRUNTIME else "")
+
+
+def _micro_refuses(graph: Graph | None, profile: HardwareProfile) -> str:
+    """Say what TensorFlow Lite Micro has against a file that ran on kernels which stand in for it."""
+    if profile.runtimes != (DeviceRuntime.TFLITE_MICRO,) or graph is None:
+        return ""
+    refused = refusals(graph)
+    return f"TensorFlow Lite Micro does not take it: {refused[0]}" if refused else ""
 
 
 def _latency(runs: tuple[Run, ...], graph: Graph | None, profile: HardwareProfile) -> Figure | None:

@@ -78,13 +78,16 @@ def refusals(graph: Graph) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_refusals(graph)))
 
 
-def write_c_source(model: bytes, name: str, kernels: frozenset[Kernels] = ALL_KERNELS) -> CSource:
-    """Write a .tflite file as C++ source. Same bytes and name, same source.
+def write_c_source(
+    model: bytes, name: str, kernels: frozenset[Kernels] = ALL_KERNELS, file: str = ""
+) -> CSource:
+    """Write a .tflite file as C++ source. Same bytes and names, same source.
 
     Args:
         model: the file's bytes.
-        name: what the files and the namespace are called after, with `_model` behind it.
+        name: what the namespace is called after, with `_model` behind it.
         kernels: libraries that the firmware may be built with; they decide the high end of the arena.
+        file: name of both files without an ending; that of the namespace if empty.
 
     Raises:
         BackendError: The file is damaged, or TensorFlow Lite Micro would not run it as it is meant.
@@ -107,7 +110,8 @@ def write_c_source(model: bytes, name: str, kernels: frozenset[Kernels] = ALL_KE
     operators = tuple(sorted({one.native for one in graph.operators}))
     space = arena(graph, kernels)
     facts = _Facts(stem, len(model), digest_of(model), graph, operators, space)
-    return CSource(stem, _header(facts), _source(facts, model), operators, space)
+    file = file or stem
+    return CSource(file, _header(facts), _source(facts, model, f"{file}.h"), operators, space)
 
 
 class _Facts(msgspec.Struct, frozen=True):
@@ -211,7 +215,7 @@ def _boundary(prefix: str, tensor: Tensor) -> Iterator[str]:
         yield f"constexpr int {prefix}ZeroPoint = {tensor.zero_point};"
 
 
-def _source(facts: _Facts, model: bytes) -> str:
+def _source(facts: _Facts, model: bytes, header: str) -> str:
     rows = (model[start : start + BYTES_A_LINE] for start in range(0, len(model), BYTES_A_LINE))
     calls = [
         f"  if (resolver.{OPERATORS[native]}() != kTfLiteOk) return kTfLiteError;"
@@ -220,7 +224,7 @@ def _source(facts: _Facts, model: bytes) -> str:
     return "\n".join(
         [
             "// A model for TensorFlow Lite Micro, made by edgeml. Do not edit.",
-            f'#include "{facts.stem}.h"',
+            f'#include "{header}"',
             "",
             f"namespace {facts.stem} {{",
             "",
