@@ -21,7 +21,7 @@ from edgeml.ids import digest_of_file
 from edgeml.manifest import Manifest, Measurement, ScoreKind, Task
 from edgeml.pipeline import Pipeline
 from edgeml.probe import ProbeResult
-from edgeml.profile import HardwareProfile
+from edgeml.profile import DeviceRuntime, HardwareProfile
 from edgeml.reference import build_monitor
 from edgeml.tensors import TensorSpec
 
@@ -149,14 +149,21 @@ def golden_samples(inputs: Sequence[Array]) -> int:
     return max(1, min(SAMPLES, len(inputs[0]), GOLDEN_BYTES_MAX // 2 // max(sample_bytes, 1)))
 
 
-def check_storage(members: dict[str, bytes], profiles: Sequence[HardwareProfile]) -> None:
+def stored_bytes(manifest: Manifest, members: dict[str, bytes], profile: HardwareProfile) -> int:
+    """What a device of a profile stores of a bundle: all of it or, on a microcontroller, the model alone."""
+    if profile.runtimes == (DeviceRuntime.TFLITE_MICRO,):
+        return len(members[manifest.runtime.model_member])
+    return sum(map(len, members.values()))
+
+
+def check_storage(manifest: Manifest, members: dict[str, bytes], profiles: Sequence[HardwareProfile]) -> None:
     """Refuse a bundle that a profile has no room for.
 
     Raises:
         BudgetError: It is larger than what one variant may take.
     """
-    observed = sum(len(data) for data in members.values())
     for profile in profiles:
+        observed = stored_bytes(manifest, members, profile)
         if observed > profile.model_storage.value:
             raise BudgetError(
                 f"the bundle does not fit {profile.name}: {size(observed)} of {size(profile.model_storage.value)} storage for a model",

@@ -19,7 +19,7 @@ from edgeml.manifest import Manifest, Provenance, Quality, RuntimeFamily
 from edgeml.probe import ProbeResult
 from edgeml.profile import DeviceRuntime
 
-from .assemble import Content, Meaning, check_storage, measurement_of, members_of, path_of, write
+from .assemble import Content, Meaning, measurement_of, members_of, path_of, stored_bytes, write
 from .candidate import Measured
 from .dataset import Dataset
 from .estimate.arena import kernels_of
@@ -48,6 +48,14 @@ class _File:
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """A bundle that is not written yet."""
+
+    manifest: Manifest
+    members: dict[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class Bundler:
     """Bundles of one conversion."""
 
@@ -58,23 +66,35 @@ class Bundler:
     meaning: Meaning
     explained: Explained
 
-    def write(self, found: Sequence[Verified], views: Sequence[View]) -> Conversion:
-        """Write a bundle for each candidate that was chosen.
-
-        Raises:
-            BudgetError: A bundle does not fit a profile.
-            StorageError: The disk refused; no half-written bundle is left.
-        """
+    def make(self, found: Sequence[Verified], views: Sequence[View]) -> tuple[Made, ...]:
+        """Make a bundle of each candidate that was chosen; nothing is written yet."""
         chosen = [
             one for one in found if any(view.selection.chosen == one.candidate.recipe for view in views)
         ]
-        ready = [
-            self._bundle(one, variant, views)
-            for one, variant in zip(chosen, _variants(one.candidate.recipe for one in chosen), strict=True)
-        ]
-        # Whatever may be refused is, before the first file is written.
-        beside = [file for manifest, members in ready for file in self._beside(manifest, members)]
-        bundles = [write(self.order.out, manifest, members) for manifest, members in ready]
+        variants = _variants(one.candidate.recipe for one in chosen)
+        return tuple(
+            Made(*self._bundle(one, variant, views)) for one, variant in zip(chosen, variants, strict=True)
+        )
+
+    def too_large(self, made: Sequence[Made]) -> dict[str, int]:
+        """For each profile that has no room for its bundle: the bytes of that beside the model."""
+        return {
+            profile.name: stored - len(one.members[one.manifest.runtime.model_member])
+            for one in made
+            for profile in self.order.profiles
+            if profile.name in one.manifest.profiles
+            and (stored := stored_bytes(one.manifest, one.members, profile)) > profile.model_storage.value
+        }
+
+    def write(self, made: Sequence[Made]) -> Conversion:
+        """Write the bundles, and what lies beside them.
+
+        Raises:
+            BackendError: TensorFlow Lite Micro would not run a model as it is meant. No file is written then.
+            StorageError: The disk refused; no half-written bundle is left.
+        """
+        beside = [file for one in made for file in self._beside(one.manifest, one.members)]
+        bundles = [write(self.order.out, one.manifest, one.members) for one in made]
         files = [self.order.out / file.name for file in beside]
         for path, file in zip(files, beside, strict=True):
             atomic.write_bytes(path, file.content, mode=0o644)
@@ -115,9 +135,7 @@ class Bundler:
         manifest = msgspec.structs.replace(manifest, expected=expected_of(manifest, (fed,), None))
         report = msgspec.json.format(msgspec.json.encode(self.explained.report), indent=2) + b"\n"
         content = Content(one.model, (fed,), (fed,), result, report, with_monitor=True)
-        members = members_of(manifest, content)
-        check_storage(members, [profile for profile in self.order.profiles if profile.name in names])
-        return manifest, members
+        return manifest, members_of(manifest, content)
 
     def _provenance(self, recipe: Recipe, reason: str) -> Provenance:
         checkout = checkout_of(

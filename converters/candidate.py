@@ -90,7 +90,8 @@ class Placement:
     """A candidate as one profile sees it.
 
     `runs` are those of the runtimes that the profile has. `latency_ms` and `memory_bytes` are None where nobody can say.
-    `known_wrong` says why the pair of recipe and runtime is refused whatever was measured, or is empty.
+    `known_wrong` says why the pair of recipe and runtime is refused whatever was measured, or is empty. `beside_bytes` is
+    what the device would store beside the model, of its bundle; 0 while no bundle was seen to be too large.
     """
 
     candidate: Candidate
@@ -98,3 +99,9 @@ class Placement:
     latency_ms: Figure | None
     memory_bytes: Figure | None
     known_wrong: str = ""
+    beside_bytes: int = 0
+
+    @property
+    def stored_bytes(self) -> int:
+        """What the device would store."""
+        return self.candidate.length_bytes + self.beside_bytes

@@ -138,7 +138,7 @@ def package(order: PackagingOrder, on_step: Step = lambda _: None) -> Packaging:
     check_fit(manifest)
     on_step("writing the bundle")
     members = members_of(manifest, Content(model, given, inputs, result, None, with_monitor=data is not None))
-    check_storage(members, order.profiles)
+    check_storage(manifest, members, order.profiles)
     return Packaging(
         bundle=write(order.out, manifest, members),
         host=result.host,

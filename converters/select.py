@@ -156,9 +156,10 @@ def _missed(one: Placement, profile: HardwareProfile, constraints: Constraints) 
             missed.append(
                 f"{floor.metric} drops {floor.said(floor.drop(run.outcome.value))}{where}, more than {floor.said(floor.max_drop)}"
             )
-    if length > profile.model_storage.value:
+    if one.stored_bytes > profile.model_storage.value:
+        beside = f" ({size(one.beside_bytes)} of its bundle beside the model)" if one.beside_bytes else ""
         missed.append(
-            f"does not fit: {size(length)} of {size(profile.model_storage.value)} storage for a model"
+            f"does not fit: {size(one.stored_bytes)}{beside} of {size(profile.model_storage.value)} storage for a model"
         )
     if constraints.max_bytes is not None and length > constraints.max_bytes:
         missed.append(f"has {size(length)}, more than {size(constraints.max_bytes)}")
@@ -345,7 +346,7 @@ def _values(one: Placement) -> list[float]:
 
 def _excess(one: Placement, profile: HardwareProfile, constraints: Constraints) -> float:
     """By which factor the constraint that is missed most is missed; 1 or less if none is."""
-    ratios = [one.candidate.length_bytes / profile.model_storage.value]
+    ratios = [one.stored_bytes / profile.model_storage.value]
     if constraints.max_bytes is not None:
         ratios.append(one.candidate.length_bytes / constraints.max_bytes)
     if one.memory_bytes is not None:

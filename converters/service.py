@@ -7,7 +7,8 @@ its own file. An interrupted conversion goes on where it was: everything that wa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from .plan import Means, as_it_is, family_for, stages
 from .recipe import Student
 from .report import Conversion, View
 from .search import Aim, OnProgress, Progress, Search
-from .select import Constraints, Floor, nothing_left, select
+from .select import Constraints, Floor, Preference, nothing_left, select
 from .sources.load import load
 from .sources.source import ModelFile, Source
 from .sources.source_name import parse_source
@@ -92,22 +93,37 @@ def convert(
         order.measurements,
     )
     found = _searched(Search(bench, order.effort, on_progress), bench, aims, floor)
-    views = []
-    for aim in aims:
-        placements = tuple(bench.place(one, aim.profile) for one in found if aim.is_for(one))
-        views.append(View(placements, select(placements, aim.profile, aim.constraints, order.preference)))
-    on_progress(Progress("explaining"))
-    explained = explain(order, bench, found, views, floor)
     store.trim()
-    for aim, view in zip(aims, views, strict=True):
-        if view.selection.chosen is None:
-            error = nothing_left(view.placements, aim.profile, aim.constraints)
-            error.hint = f"{error.hint}; {explained.page} shows every candidate"
-            on_refusal(Conversion(report=explained.report, bundles=(), page=str(explained.page)))
-            raise error
-    on_progress(Progress("writing bundles"))
-    bundler = Bundler(order, source, data, judge, meaning, explained)
-    return bundler.write(found, views)
+    beside_bytes: dict[str, int] = {}
+    while True:
+        views = [_view(bench, found, aim, order.preference, beside_bytes) for aim in aims]
+        on_progress(Progress("explaining"))
+        explained = explain(order, bench, found, views, floor)
+        for aim, view in zip(aims, views, strict=True):
+            if view.selection.chosen is None:
+                error = nothing_left(view.placements, aim.profile, aim.constraints)
+                error.hint = f"{error.hint}; {explained.page} shows every candidate"
+                on_refusal(Conversion(report=explained.report, bundles=(), page=str(explained.page)))
+                raise error
+        on_progress(Progress("writing bundles"))
+        bundler = Bundler(order, source, data, judge, meaning, explained)
+        made = bundler.make(found, views)
+        # How large a bundle is, is known once it is made: what is too large is refused, and the rest judged anew.
+        if not (too_large := bundler.too_large(made)):
+            return bundler.write(made)
+        beside_bytes |= too_large
+
+
+def _view(
+    bench: Workbench, found: Sequence[Verified], aim: Aim, preference: Preference, beside: Mapping[str, int]
+) -> View:
+    """Choose for one profile; `beside` has the bytes of bundles beside their models, by profile, where they count."""
+    placements = tuple(
+        replace(bench.place(one, aim.profile), beside_bytes=beside.get(aim.profile.name, 0))
+        for one in found
+        if aim.is_for(one)
+    )
+    return View(placements, select(placements, aim.profile, aim.constraints, preference))
 
 
 def _searched(search: Search, bench: Workbench, aims: Sequence[Aim], floor: Floor) -> tuple[Verified, ...]:

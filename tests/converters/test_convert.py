@@ -239,7 +239,7 @@ class TestWhatDoesNotFit:
         small = msgspec.structs.replace(
             small, model_storage=msgspec.structs.replace(small.model_storage, value=9000)
         )
-        with pytest.raises(BudgetError, match="the bundle does not fit"):
+        with pytest.raises(BudgetError, match=r"of its bundle beside the model\) of 9\.0 kB storage"):
             converters.convert(order(linear, tmp_path / "out", small))
         assert not list((tmp_path / "out").glob("*.edgeml"))
 
