@@ -45,7 +45,7 @@ _PARAMETERS: Final[Mapping[str, frozenset[int]]] = {
 """Inputs that are scales and zero points, which belong to what they scale."""
 
 
-class _Growth:
+class Growth:
     """Counts elements before they are made."""
 
     def __init__(self, elements_max: int) -> None:
@@ -81,7 +81,7 @@ def read_constants(graph: Any, file_bytes: int) -> Iterator[Weight]:
     """
     from onnx import numpy_helper
 
-    growth = _Growth(GROWTH_MAX * file_bytes)
+    growth = Growth(GROWTH_MAX * file_bytes)
     known = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
     stored = {name: array.dtype.name for name, array in known.items()}
     counts: Counter[str] = Counter()
@@ -92,13 +92,12 @@ def read_constants(graph: Any, file_bytes: int) -> Iterator[Weight]:
             known[node.output[0]] = numpy_helper.to_array(attributes["value"].t)
             stored[node.output[0]] = known[node.output[0]].dtype.name
             continue
-        reals = {
-            name: reals_of(known[name], how, known)
-            for name, how in scalings(node)
-            if name in known and set(how.scales) <= set(known)
-        }
+        reals = {}
+        for name, how in scalings(node):
+            if name in known and set(how.scales) <= set(known):
+                growth.add(known[name].size)
+                reals[name] = reals_of(known[name], how, known)
         if node.op_type == "DequantizeLinear" and reals:
-            growth.add(reals[node.input[0]].size)
             known[node.output[0]], stored[node.output[0]] = reals[node.input[0]], stored[node.input[0]]
             continue
         compute = _COMPUTED.get(node.op_type)

@@ -146,7 +146,7 @@ def _whole(arrays: Sequence[NamedArray], samples: list[NamedArray], spec: Spec |
         yield from _alike(named[0], one)
     for one in samples:
         least = _LEAST.get(split_of(one.name), 0)
-        if one.values.size and len(one.values) < least:
+        if one.values.ndim and one.values.size and len(one.values) < least:
             yield Finding(
                 severity=Severity.VIOLATION, kind=Kind.SCHEMA, array=one.name, count=len(one.values), total=least,
                 what=f"{len(one.values)} samples, at least {least} are needed", hint="some hundreds are better",

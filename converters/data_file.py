@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ CSV_BYTES_MAX: Final = 256 << 20
 COLUMNS_MAX: Final = 4096
 CELLS_KEPT: Final = 100
 LABEL_NAMES: Final = frozenset({"label", "labels", "class", "classes", "target", "targets", "y"})
+_WHOLE: Final = re.compile(r"-?\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,7 @@ def _table(names: list[str], rows: list[list[str]]) -> tuple[NamedArray, ...]:
     if label_at is None:
         return (samples,)
     said = [row[label_at].strip() if len(row) == len(names) else "" for row in rows]
-    whole = all(text.lstrip("-").isdecimal() and len(text) < 18 for text in said)
+    whole = all(_WHOLE.fullmatch(text) and len(text) < 18 for text in said)
     labels: Array = np.array([int(text) for text in said]) if whole else np.array(said)
     return samples, NamedArray("y", labels, (names[label_at],), is_text=True)
 

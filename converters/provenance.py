@@ -5,8 +5,10 @@ Decides what is worth recording, and that nothing of this machine (paths, names)
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +27,15 @@ CONVERSION_LIBRARIES: Final = (
     "skl2onnx", "hummingbird-ml", "numpy",
 )  # fmt: skip
 PACKAGING_LIBRARIES: Final = ("onnxruntime", "ai-edge-litert", "tflite-runtime", "numpy")
+_RUNS_NOTHING: Final = (
+    "--no-optional-locks",
+    "-c",
+    "core.fsmonitor=false",
+    "-c",
+    f"core.hooksPath={os.devnull}",
+)
+_HOW_STORED: Final = r"^core\.(autocrlf|eol|filemode|symlinks|ignorecase|precomposeunicode)$"
+"""What a git directory says of how its file system and its texts are: all that is taken over of its settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +47,39 @@ class Checkout:
 
 
 def checkout_of(directory: Path) -> Checkout:
-    """Look at the checkout that a directory is in."""
+    """Look at the checkout that a directory is in. Nothing that its git directory configures is run."""
     commit = git_commit(directory)
-    changed = commit and _git(directory, "status", "--porcelain", "--untracked-files=no")
-    return Checkout(commit, bool(changed))
+    return Checkout(commit, bool(commit) and _differs(directory, commit))
+
+
+def _differs(directory: Path, commit: str) -> bool:
+    """Compare tracked files with a commit by a git directory of our own.
+
+    A model may come in an archive with a .git of a stranger's. `git status` would run what that configures: a file system
+    monitor, filters, hooks, and a transport for objects that it lacks.
+    """
+    found = _git(directory, "rev-parse", "--show-toplevel", "--git-path", "index", "--git-path", "objects")
+    if found.count("\n") != 2:
+        return False
+    top, index, objects = (directory / line for line in found.splitlines())
+    how_stored = _git(directory, "config", "--local", "--get-regexp", _HOW_STORED)
+    settings = [one.replace(" ", "=", 1) for one in how_stored.splitlines()]
+    with tempfile.TemporaryDirectory() as made:
+        own = Path(made)
+        (own / "refs").mkdir()
+        (own / "HEAD").write_text(f"{commit}\n")
+        hashing = "sha256" if len(commit) == 64 else "sha1"
+        (own / "config").write_text(
+            f"[core]\nrepositoryformatversion = 1\n[extensions]\nobjectformat = {hashing}\n"
+        )
+        for shared in index.parent.glob("sharedindex.*"):
+            (own / shared.name).symlink_to(shared)
+        status = _git(
+            top, *(word for one in settings for word in ("-c", one)),
+            "status", "--porcelain", "--untracked-files=no", "--ignore-submodules=dirty",
+            GIT_DIR=made, GIT_WORK_TREE=str(top), GIT_INDEX_FILE=str(index), GIT_OBJECT_DIRECTORY=str(objects),
+        )  # fmt: skip
+    return bool(status)
 
 
 def git_commit(directory: Path) -> str:
@@ -49,10 +89,10 @@ def git_commit(directory: Path) -> str:
     return commit if known else ""
 
 
-def _git(directory: Path, *arguments: str) -> str:
+def _git(directory: Path, *arguments: str, **environment: str) -> str:
     try:
         done = subprocess.run(
-            ["git", "-C", str(directory), *arguments],
+            ["git", "-C", str(directory), *_RUNS_NOTHING, *arguments], env={**os.environ, **environment},
             capture_output=True, text=True, check=False, timeout=GIT_TIMEOUT_S, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):

@@ -71,9 +71,13 @@ def scalings(node: Any) -> Iterator[tuple[str, Scaling]]:
 
 
 def _spread(one: npt.NDArray[Any], shape: tuple[int, ...], how: Scaling) -> npt.NDArray[Any]:
-    """Give each element the scale of its block."""
+    """Give each element the scale of its block. How many blocks there are is checked first: a file may state any number."""
     if one.ndim != len(shape):
         return one
+    blocks = list(shape)
+    blocks[how.axis] = -(-shape[how.axis] // how.block)
+    if one.shape != tuple(blocks):
+        raise ValueError("its scales do not fit its blocks")
     wide = np.repeat(one, min(how.block, shape[how.axis]), axis=how.axis)
     return wide.take(range(shape[how.axis]), axis=how.axis)
 
@@ -84,7 +88,10 @@ def reals_of(array: npt.NDArray[Any], how: Scaling, known: Mapping[str, npt.NDAr
     Raises:
         ValueError, TypeError, KeyError, IndexError: They do not fit its shape, or are not there.
     """
-    scale = np.asarray(math.prod(known[one] for one in how.scales))
+    factors = [known[one] for one in how.scales]
+    if math.prod(np.broadcast_shapes(*(one.shape for one in factors))) > array.size:
+        raise ValueError("its scales do not fit its shape")
+    scale = np.asarray(math.prod(factors))
     zero = known[how.zero] if how.zero in known else np.zeros(())
     if how.block:
         scale, zero = (_spread(one, array.shape, how) for one in (scale, zero))
@@ -92,12 +99,19 @@ def reals_of(array: npt.NDArray[Any], how: Scaling, known: Mapping[str, npt.NDAr
 
 
 def to_reals(array: npt.NDArray[Any], scale: npt.NDArray[Any], zero: npt.NDArray[Any], axis: int) -> Reals:
-    """Turn integers back; `scale` and `zero` are one for all, or one for each index of `axis`."""
+    """Turn integers back; `scale` and `zero` are one for all, or one for each index of `axis`.
+
+    Raises:
+        ValueError: They do not fit its shape. Nothing larger than that is made.
+    """
+    scale, zero = (one.reshape(()) if one.size == 1 else one for one in (scale, zero))
     if scale.size > 1 and scale.shape != array.shape:
         if not -array.ndim <= axis < array.ndim or scale.size != array.shape[axis]:
             raise ValueError("its scales do not fit its shape")
         form = [1] * array.ndim
         form[axis] = -1
-        scale, zero = scale.reshape(form), zero.reshape(form)
+        scale, zero = scale.reshape(form), zero.reshape(form) if zero.size > 1 else zero
+    if np.broadcast_shapes(array.shape, scale.shape, zero.shape) != array.shape:
+        raise ValueError("its scales do not fit its shape")
     result: Reals = (array.astype(np.float64) - zero.astype(np.float64)) * scale.astype(np.float64)
     return result

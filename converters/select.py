@@ -9,6 +9,7 @@ of the profile that it was run on, and must have run on one. Pure: figures in, v
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -50,17 +51,22 @@ class Floor:
     direction: Direction = Direction.HIGHER
 
     def drop(self, value: float) -> float:
-        """How much worse than the baseline; never negative."""
+        """How much worse than the baseline; never negative, and infinite where either is no finite number."""
+        if not math.isfinite(value) or not math.isfinite(self.baseline):
+            return math.inf
         if self.direction is Direction.HIGHER:
             return max(0.0, self.baseline - value)
         return max(0.0, value - self.baseline) / (abs(self.baseline) or 1.0)
 
     def holds(self, value: float) -> bool:
         """Whether a candidate scores enough."""
-        return self.drop(value) <= self.max_drop + _ROUNDING
+        drop = self.drop(value)
+        return math.isfinite(drop) and drop <= self.max_drop + _ROUNDING
 
     def said(self, drop: float) -> str:
         """Write a drop for people."""
+        if not math.isfinite(drop):
+            return "beyond measure"
         return f"{points(drop)} points" if self.direction is Direction.HIGHER else f"{drop:.2%} of itself"
 
 
@@ -334,9 +340,11 @@ def _too_inaccurate(ran: Sequence[Placement], profile: HardwareProfile, floor: F
 
     nearest = sorted(ran, key=worst)
     shown = ", ".join(f"{one.candidate.name} drops {floor.said(worst(one))}" for one in nearest[:NEAREST])
+    least = worst(nearest[0])
+    allowed = f"allow --max-drop {least * 100:.2g}% or more, or " if math.isfinite(least) else ""
     return SelectionError(
         f"no candidate for {profile.name} keeps {floor.metric} within {floor.said(floor.max_drop)} of {floor.baseline:.4g}: {shown}",
-        hint=f"allow --max-drop {worst(nearest[0]) * 100:.2g}% or more, or give calibration data nearer to the evaluation data",
+        hint=f"{allowed}give calibration data nearer to the evaluation data",
     )
 
 

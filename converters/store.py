@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import stat
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,11 @@ from edgeml.ids import digest_of
 Key = NewType("Key", str)
 KEPT_BYTES_MAX: Final = 2 << 30
 _DIGEST_BYTES: Final = hashlib.sha256().digest_size
+_TORN_AFTER_S: Final = 6 * 3600
+"""Nobody writes one file for so long: what wrote it was killed."""
+_KEPT: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_BEING_WRITTEN: Final = re.compile(r"\.[0-9a-f]{64}\.[0-9a-f]{12}", re.ASCII)
+"""How `atomic` calls a file until it is whole."""
 
 
 def default_folder() -> Path:
@@ -68,13 +76,16 @@ class Store:
         atomic.write_bytes(self.folder / key, hashlib.sha256(data).digest() + data)
 
     def trim(self) -> None:
-        """Remove what was used longest ago, until what is left is within the limit."""
+        """Remove what was used longest ago, until what is left is within the limit; no file but the store's own."""
         found = []
+        torn_ns = time.time_ns() - _TORN_AFTER_S * 10**9
         with suppress(OSError):
             for path in self.folder.iterdir():
                 with suppress(OSError):
-                    status = path.stat()
-                    found.append((status.st_mtime_ns, status.st_size, path))
+                    status = path.lstat()
+                    is_torn = _BEING_WRITTEN.fullmatch(path.name) and status.st_mtime_ns < torn_ns
+                    if stat.S_ISREG(status.st_mode) and (_KEPT.fullmatch(path.name) or is_torn):
+                        found.append((status.st_mtime_ns, status.st_size, path))
         kept = sum(length for _, length, _ in found)
         for _, length, path in sorted(found):
             if kept <= self.limit_bytes:

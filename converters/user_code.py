@@ -11,6 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from edgeml.errors import ConfigError, EdgemlError
@@ -30,16 +31,40 @@ def module_of(path: Path) -> Iterator[Any]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     writes = sys.dont_write_bytecode
+    directory, loaded, places = path.parent.absolute(), [*sys.modules], [*sys.path]
     sys.modules[spec.name] = module
-    sys.path.insert(0, str(path.parent.absolute()))
+    sys.path.insert(0, str(directory))
     sys.dont_write_bytecode = True
     try:
         call_user(lambda: spec.loader.exec_module(module), path.name)  # type: ignore[union-attr]  # asserted above
         yield module
     finally:
         sys.dont_write_bytecode = writes
-        sys.path.remove(str(path.parent.absolute()))
+        with contextlib.suppress(ValueError):  # The user's code may have changed it.
+            sys.path.remove(str(directory))
         sys.modules.pop(spec.name, None)
+        for name in _beside(directory, loaded, places):
+            sys.modules.pop(name, None)
+
+
+def _beside(directory: Path, loaded: list[str], places: list[str]) -> list[str]:
+    """Name the modules that a file brought from its directory: to a file in another one, the same name means another module.
+
+    What is found from a place of the interpreter's stays, even if that is in the directory: a user's .venv often is.
+    """
+    known = {name.partition(".")[0] for name in loaded}
+    absolute = [Path(place).absolute() for place in places]
+    others = [place for place in absolute if not directory.is_relative_to(place)]
+    found = []
+    for name, module in [*sys.modules.items()]:
+        if name.partition(".")[0] in known or not isinstance(module, ModuleType):
+            continue
+        # Not by getattr: some modules of torch's take any name for a class of theirs.
+        said = vars(module).get("__file__") or next(iter(vars(module).get("__path__") or ()), None)
+        file = Path(said) if isinstance(said, str) else None
+        if file and file.is_relative_to(directory) and not any(map(file.is_relative_to, others)):
+            found.append(name)
+    return found
 
 
 def call_user(code: Callable[[], Any], what: str) -> Any:

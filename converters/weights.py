@@ -20,7 +20,7 @@ import numpy.typing as npt
 from edgeml.errors import BackendError
 from edgeml.manifest import RuntimeFamily
 
-from .constants import read_constants, says_nothing
+from .constants import GROWTH_MAX, Growth, read_constants, says_nothing
 from .scaling import Weight, reals_of, scalings, to_reals
 
 TENSORS_MAX: Final = 20_000
@@ -78,7 +78,8 @@ def _graph(model: bytes) -> Any:
         raise BackendError("no ONNX model", hint=_HINT) from error
     if len(graph.initializer) > TENSORS_MAX:
         raise BackendError(f"the model has {len(graph.initializer)} constants, more than {TENSORS_MAX}")
-    if any(one.data_location == onnx.TensorProto.EXTERNAL for one in graph.initializer):
+    in_nodes = (one.t for node in graph.node for one in node.attribute)
+    if any(one.data_location == onnx.TensorProto.EXTERNAL for one in (*graph.initializer, *in_nodes)):
         raise BackendError("the model keeps its weights in another file", hint="save it as one file")
     return graph
 
@@ -86,7 +87,7 @@ def _graph(model: bytes) -> Any:
 def _by_reader(model: bytes) -> Iterator[Weight]:
     try:
         yield from read_constants(_graph(model), len(model))
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, MemoryError) as error:
         raise BackendError(f"a constant is damaged: {error}", hint=_HINT) from error
 
 
@@ -112,13 +113,14 @@ def _onnx(model: bytes) -> Iterator[Weight]:
             }
             values = reals_of(array, how, known)
             yield Weight(name.removesuffix(QUANTIZED_SUFFIX), array.dtype.name, values)
-        except (ValueError, TypeError, KeyError, IndexError) as error:
+        except (ValueError, TypeError, KeyError, IndexError, MemoryError) as error:
             raise BackendError(f"constant {name[:100]} is damaged: {error}", hint=_HINT) from error
 
 
 def _tflite(model: bytes) -> Iterator[Weight]:
     from ai_edge_litert import schema_py_generated as schema
 
+    growth = Growth(GROWTH_MAX * len(model))
     try:
         root: Any = schema.Model.GetRootAs(model, 0)
         graphs = root.SubgraphsLength()
@@ -130,18 +132,27 @@ def _tflite(model: bytes) -> Iterator[Weight]:
             if graph.TensorsLength() > TENSORS_MAX:
                 raise BackendError(f"the model has more than {TENSORS_MAX} tensors")
             for index in range(graph.TensorsLength()):
-                weight = _tflite_weight(model, root, graph.Tensors(index))
+                weight = _tflite_weight(model, root, graph.Tensors(index), growth)
                 if weight is not None:
                     yield weight
     # The generated reader trusts every offset: what it trips over depends on the damage.
-    except (struct.error, IndexError, ValueError, TypeError, AttributeError, OverflowError) as error:
+    except (
+        struct.error,
+        IndexError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        MemoryError,
+    ) as error:
         raise BackendError("a damaged TFLite model", hint=_HINT) from error
 
 
-def _tflite_weight(model: bytes, root: Any, tensor: Any) -> Weight | None:
+def _tflite_weight(model: bytes, root: Any, tensor: Any, growth: Growth) -> Weight | None:
     if tensor.Buffer() >= root.BuffersLength() or tensor.Type() not in _TFLITE_TYPES:
         return None
     buffer = root.Buffers(tensor.Buffer())
+    growth.add(buffer.Size() if buffer.Offset() > 1 else buffer.DataLength())  # Tensors may share a buffer.
     # Models above 2 GB keep their data behind the flatbuffer.
     content = (
         model[buffer.Offset() : buffer.Offset() + buffer.Size()]

@@ -7,6 +7,7 @@ model before the step, beside the labels (Hinton, Vinyals, Dean 2015). It is no 
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -42,6 +43,17 @@ class Score:
 
     value: float
     loss: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What the better one has more of; NaN would be neither more nor less, so what has one is the worst.
+
+        >>> Score(0.9, 0.3).rank > Score(0.9, 0.4).rank > Score(0.95, float("nan")).rank
+        True
+        """
+        if not (math.isfinite(self.value) and math.isfinite(self.loss)):
+            return -math.inf, -math.inf
+        return self.value, -self.loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +109,7 @@ def race(
         )
         modules[teaching] = module
         runs.append(Run(teaching, score(module, data)))
-    winner = max(runs, key=lambda run: (run.score.value, -run.score.loss))
+    winner = max(runs, key=lambda run: run.score.rank)
     return modules[winner.teaching], Race(tuple(runs), winner.teaching, len(data.held_out.samples))
 
 

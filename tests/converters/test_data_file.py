@@ -5,7 +5,8 @@ import pytest
 from click.testing import CliRunner
 
 from converters.check_command import check
-from edgeml.errors import ConfigError
+from converters.data_file import read_arrays
+from edgeml.errors import ArtifactError, ConfigError
 
 
 @pytest.mark.parametrize(
@@ -36,3 +37,26 @@ def test_an_array_that_states_more_than_it_holds_is_refused(tmp_path):
     result = CliRunner().invoke(check, [str(path)])
     assert isinstance(result.exception, ConfigError)
     assert "states" in result.exception.message
+
+
+@pytest.mark.parametrize("said", ["--5", "-", "5-", "+5", "9" * 18])
+def test_labels_that_are_no_whole_numbers_are_names(tmp_path, said):
+    path = tmp_path / "data.csv"
+    path.write_text(f"label,width\n{said},3\n-1,4\n")
+    _, labels = read_arrays(path)
+    assert labels.values.tolist() == [said, "-1"]
+
+
+def test_labels_that_are_whole_numbers_are_numbers(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text("label,width\n-5,3\n 12 ,4\n")
+    _, labels = read_arrays(path)
+    assert labels.values.tolist() == [-5, 12]
+
+
+@pytest.mark.parametrize("name", ["evaluation_x", "calibration_x", "train_x", "x", "evaluation_y", "specs"])
+def test_an_array_that_is_one_number_is_a_finding(tmp_path, name):
+    np.savez(tmp_path / "data.npz", **{name: np.float32(3)})
+    result = CliRunner().invoke(check, [str(tmp_path / "data.npz"), "--json"])
+    assert isinstance(result.exception, ArtifactError)
+    assert "samples" in result.stdout

@@ -7,7 +7,8 @@ import pytest
 
 from converters.recipe import Student
 from converters.sources.torch_model import TorchModel
-from converters.steps.distill import ALPHA, TEMPERATURE, Teaching, distance, objective, race, score
+from converters.steps import distill
+from converters.steps.distill import ALPHA, TEMPERATURE, Score, Teaching, distance, objective, race, score
 from converters.steps.student import teach
 from converters.steps.training import Schedule
 from converters.steps.training_data import Goal, prepare
@@ -107,6 +108,25 @@ def test_the_better_run_is_kept_and_both_are_recorded(images, teacher):
     assert scores[outcome.kept] == best == score(module, data)
     assert best.value > 0.7
     assert outcome.held_out == len(data.held_out.samples)
+
+
+@pytest.mark.parametrize("broken", [(np.nan, np.nan), (np.nan, 0.1), (0.99, np.nan), (np.inf, 0.1)])
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_run_that_came_to_no_number_never_wins(images, teacher, monkeypatch, broken, at):
+    import torch
+
+    scores = [Score(0.97, 0.2)]
+    scores.insert(at, Score(*broken))
+    monkeypatch.setattr(distill, "score", lambda *_: scores[len(given) - 1])
+    given = []
+
+    def contestant():
+        given.append(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)))
+        return given[-1]
+
+    module, outcome = race(contestant, prepare(teacher, *images), Schedule(1, 1e-2, 0))
+    assert module is given[1 - at]
+    assert outcome.kept is list(Teaching)[1 - at]
 
 
 def test_without_labels_the_model_itself_is_the_only_teacher(images, teacher):

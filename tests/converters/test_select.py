@@ -176,6 +176,31 @@ class TestWhereLowerIsBetter:
         assert self.FLOOR.drop(30.0) == 0.0
 
 
+class TestWhatIsNoFiniteNumber:
+    VALUES = (float("nan"), float("inf"), float("-inf"))
+
+    @pytest.mark.parametrize("direction", Direction)
+    @pytest.mark.parametrize("value", VALUES)
+    def test_is_never_enough(self, value, direction):
+        for floor in (Floor("own", 0.97, 1e9, direction), Floor("own", 0.97, float("inf"), direction)):
+            assert floor.drop(value) == float("inf")
+            assert not floor.holds(value)
+
+    @pytest.mark.parametrize("direction", Direction)
+    @pytest.mark.parametrize("value", VALUES)
+    def test_as_a_baseline_lets_nothing_pass(self, value, direction):
+        floor = Floor("own", value, 0.5, direction)
+        assert not any(floor.holds(one) for one in (0.97, -1e300, 1e300, value))
+
+    def test_is_told_in_words_and_no_drop_would_allow_it(self):
+        placements = (place(FP32, value=float("nan")),)
+        assert chosen_of(placements, ARM) is None
+        error = nothing_left(placements, ARM, LIMITS)
+        assert "onnx-fp32 drops beyond measure" in error.message
+        assert "--max-drop" not in error.hint
+        assert error.hint
+
+
 class TestWhenNothingIsLeft:
     def error(self, placements, board=ARM, constraints=LIMITS):
         assert select(placements, board, constraints, Preference.BYTES).chosen is None

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from converters.recipe import Activations, Export, Prune, Recipe, StaticInteger
 from converters.store import Store, default_folder, key_of
 from converters.verify import decode_result, encode_result
+from edgeml.atomic import replacing
 from edgeml.errors import StorageError
 from edgeml.manifest import RuntimeFamily
 from edgeml.probe import ProbeResult
@@ -126,6 +127,33 @@ class TestTrim:
     def test_of_nothing_is_nothing(self, store):
         store.trim()
         assert not store.folder.exists()
+
+    def test_leaves_alone_whatever_else_lies_in_its_folder(self, store):
+        small = Store(store.folder, limit_bytes=0)
+        small.put(key_of("kept"), b"data")
+        others = ["thesis.tex", ".env", key_of("a")[:-1], key_of("b") + ".onnx", f".{key_of('c')}.txt"]
+        for name in others:
+            (store.folder / name).write_bytes(bytes(500))
+            used(store, name, 1000)
+        small.trim()
+        assert {one.name for one in store.folder.iterdir()} == set(others)
+
+    def test_does_not_count_what_is_not_its_own(self, store):
+        small = Store(store.folder, limit_bytes=100)
+        small.put(key_of("kept"), b"data")
+        (store.folder / "thesis.tex").write_bytes(bytes(500))
+        small.trim()
+        assert small.get(key_of("kept")) == b"data"
+
+    def test_removes_what_a_killed_writer_left_and_not_what_is_being_written(self, store):
+        small = Store(store.folder, limit_bytes=0)
+        with replacing(store.folder / key_of("torn")) as torn, replacing(store.folder / key_of("now")) as now:
+            torn.write_bytes(b"half")
+            now.write_bytes(b"half")
+            used(store, torn.name, 1000)
+            small.trim()
+            assert (torn.exists(), now.exists()) == (False, True)
+            torn.touch()
 
     @FEW
     @given(st.lists(st.integers(0, 400), max_size=8), st.integers(0, 2000))
