@@ -72,6 +72,7 @@ def test_a_name_that_is_no_source(text, words, hint):
         (HEAD + "class M(nn.Module):\n    def forward(self, x): return x, x\nmodel = M", "the model answers 2 samples with a tuple"),
         (HEAD + "class M(nn.Module):\n    def forward(self, x): return x.sum()\nmodel = M", r"the model answers 2 samples with a tensor of shape \[\]"),
         (HEAD + "class M(nn.Module):\n    def forward(self, x): return x.flatten(1) / 0\nmodel = M", "NaN or infinity"),
+        (HEAD + "class M(nn.Module):\n    def forward(self, x): return x.flatten(1)[:, :5].bfloat16()\nmodel = M", r"answers in torch\.bfloat16"),
         (HEAD + "class M(nn.Module):\n    def forward(self, x): return x\nmodel = M", r"one row of scores per sample, this model with shape \[8, 8\]"),
         (NET.replace("5))", "3))"), "evaluation_y holds labels from 0 to 4, the model has 3 classes"),
         (NET.replace("5))", "5), nn.Softmax(1))"), "scores are probabilities already"),
@@ -134,6 +135,22 @@ def test_a_file_may_import_what_lies_beside_it_and_leaves_no_trace(desk):
         )
     assert sys.path == before
     assert not (desk / "__pycache__").exists()
+
+
+def test_weights_in_bfloat16_are_converted_where_the_answer_is_float32(desk):
+    text = HEAD + (
+        "class M(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        torch.manual_seed(0)\n"
+        "        self.last = nn.Linear(64, 5).bfloat16()\n"
+        "    def forward(self, x): return nn.functional.linear(x.flatten(1), self.last.weight.float(), self.last.bias.float())\n"
+        "model = M"
+    )
+    arrays = dict(np.load(desk / "data.npz"))
+    del arrays["evaluation_y"]
+    np.savez(desk / "bare.npz", **arrays)
+    assert converting(desk, text, desk / "bare.npz").bundles
 
 
 def test_a_model_in_training_mode_is_put_into_evaluation_mode(desk):
