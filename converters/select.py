@@ -16,6 +16,7 @@ from typing import Final
 from edgeml.errors import BudgetError, SelectionError
 from edgeml.profile import Architecture, HardwareProfile
 
+from .amounts import drop_at_least
 from .candidate import Basis, Failed, Figure, Measured, Placement
 from .metrics import Direction
 from .recipe import Activations, Recipe, StaticInteger
@@ -332,10 +333,11 @@ def _too_inaccurate(ran: Sequence[Placement], profile: HardwareProfile, floor: F
         return max(floor.drop(value) for value in _values(one))
 
     nearest = sorted(ran, key=worst)
+    allowed = drop_at_least(worst(nearest[0]))
     shown = ", ".join(f"{one.candidate.name} drops {floor.said(worst(one))}" for one in nearest[:NEAREST])
     return SelectionError(
         f"no candidate for {profile.name} keeps {floor.metric} within {floor.said(floor.max_drop)} of {floor.baseline:.4g}: {shown}",
-        hint=f"allow --max-drop {worst(nearest[0]) * 100:.2g}% or more, or give calibration data nearer to the evaluation data",
+        hint=f"{f'allow --max-drop {allowed} or more, or ' if allowed else ''}give calibration data nearer to the evaluation data",
     )
 
 

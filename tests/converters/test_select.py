@@ -1,9 +1,12 @@
 """Selection: the rules as a table, and what holds for any candidates."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from converters.amounts import fraction
 from converters.candidate import Basis, Candidate, Failed, Figure, Measured, Placement, Run
 from converters.metrics import Direction
 from converters.recipe import Activations, Export, Float16, Recipe, StaticInteger, WeightOnly
@@ -193,6 +196,18 @@ class TestWhenNothingIsLeft:
         error = self.error(three(fp32_is={"value": 0.93}, u8s8={"value": 0.95}, s8s8={"value": 0.94}))
         assert "--max-drop 2%" in error.hint
         assert error.exit_code == 3
+
+    @given(st.floats(0, 0.96))
+    def test_what_the_hint_names_is_accepted(self, value):
+        error = self.error((place(FP32, value=value),))
+        allowed = fraction(re.search(r"--max-drop (\S+) or more", error.hint).group(1))
+        assert chosen_of((place(FP32, value=value),), ARM, Constraints(Floor("accuracy", 0.97, allowed)))
+
+    def test_no_drop_is_named_that_is_refused(self):
+        floor = Floor("MAE", 40.0, 0.01, Direction.LOWER)
+        error = self.error((place(FP32, value=90.0),), constraints=Constraints(floor))
+        assert "--max-drop" not in error.hint
+        assert "calibration data" in error.hint
 
     def test_a_good_one_that_is_too_large_gives_both_numbers(self):
         error = self.error(three(), board(storage=10_000))

@@ -1,18 +1,24 @@
 """Sources of models: whatever a user's file does wrong, one line says which and what to do."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import converters
+from converters.amounts import fraction
 from converters.assemble import ReleaseName
 from converters.cli import convert as command
+from converters.dataset import Dataset
 from converters.order import ConversionOrder, Limits
+from converters.select import Floor
+from converters.service import _check_resolution
 from converters.sources.torch_model import parse_source
 from edgeml import profile
 from edgeml.errors import ConfigError
+from edgeml.ids import digest_of
 from edgeml.manifest import ScoreKind
 
 pytestmark = pytest.mark.torch
@@ -104,6 +110,25 @@ def test_an_argument_that_cannot_be_used(desk, changes, words):
     with pytest.raises(ConfigError, match=words):
         converting(desk, **changes)
     assert not (desk / "out").exists()
+
+
+@pytest.mark.parametrize(("count", "drop"), [(300, 0.001), (7, 0.01), (60, 0.003), (1, 0.001)])
+def test_what_is_suggested_for_few_samples_is_accepted(count, drop):
+    def check(count, drop):
+        samples = np.zeros((count, 2), np.float32)
+        data = Dataset(samples, samples, np.zeros(count, np.int64), digest_of(b""))
+        _check_resolution(data, Floor("accuracy", 1.0, drop))
+
+    with pytest.raises(ConfigError) as caught:
+        check(count, drop)
+    enough = int(re.search(r"at least (\d+) samples", caught.value.hint).group(1))
+    check(enough, drop)
+    with pytest.raises(ConfigError):
+        check(enough - 1, drop)
+    if count == 1:
+        assert "--max-drop" not in caught.value.hint, "all of it would be lost"
+    else:
+        check(count, fraction(re.search(r"--max-drop (\S+)", caught.value.hint).group(1)))
 
 
 def test_data_of_another_shape_than_the_model_name_the_array(desk, linear):
