@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from edgeml.errors import BudgetError, SelectionError
-from edgeml.profile import Architecture, HardwareProfile
+from edgeml.profile import Architecture, DeviceRuntime, HardwareProfile
 
 from .amounts import drop_at_least
 from .candidate import Basis, Failed, Figure, Measured, Placement
@@ -163,7 +163,10 @@ def _missed(one: Placement, profile: HardwareProfile, constraints: Constraints) 
         )
     if constraints.max_bytes is not None and length > constraints.max_bytes:
         missed.append(f"has {size(length)}, more than {size(constraints.max_bytes)}")
-    if one.memory_bytes is not None:
+    if one.memory_bytes is None:
+        if _must_know_memory(profile, constraints):
+            missed.append(f"nobody can say its memory on {profile.name}")
+    else:
         offered = min(profile.model_memory.value, constraints.max_memory_bytes or float("inf"))
         if one.memory_bytes.value > offered:
             missed.append(
@@ -177,6 +180,11 @@ def _missed(one: Placement, profile: HardwareProfile, constraints: Constraints) 
                 f"takes {one.latency_ms.value:.3g} ms ({one.latency_ms.basis.value}), more than {constraints.max_latency_ms:g} ms"
             )
     return missed
+
+
+def _must_know_memory(profile: HardwareProfile, constraints: Constraints) -> bool:
+    """Whether a candidate of unknown memory is refused: a microcontroller's arena is set aside before anything runs."""
+    return constraints.max_memory_bytes is not None or DeviceRuntime.TFLITE_MICRO in profile.runtimes
 
 
 def suits(recipe: Recipe, profile: HardwareProfile) -> bool:
@@ -353,6 +361,8 @@ def _excess(one: Placement, profile: HardwareProfile, constraints: Constraints) 
     if one.memory_bytes is not None:
         offered = min(profile.model_memory.value, constraints.max_memory_bytes or float("inf"))
         ratios.append(one.memory_bytes.value / offered)
+    elif _must_know_memory(profile, constraints):
+        ratios.append(float("inf"))
     if constraints.max_latency_ms is not None:
         ratios.append(
             float("inf") if one.latency_ms is None else one.latency_ms.value / constraints.max_latency_ms
