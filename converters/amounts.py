@@ -5,11 +5,15 @@ Decides which units are known and what is refused because it would most likely m
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from edgeml.errors import ConfigError
 
 BARE_FRACTION_MAX: Final = 0.1
+_PERCENT_MAX: Final = 99.0
+_ROUNDING: Final = 1e-9
+"""Of a number of two digits: a drop of 0.02 may have been worked out as a little more."""
 _MS: Final = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 _BYTES: Final = {
     "b": 1, "kb": 1000, "mb": 1_000_000, "gb": 1_000_000_000, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30,
@@ -37,6 +41,19 @@ def fraction(text: str) -> float:
             f"a drop of {text} would be {value:.0%}", hint=f"write {text}%, or {value:.0%} if you mean that"
         )
     return value
+
+
+def drop_at_least(value: float) -> str:
+    """Write the least drop of two digits that `fraction` reads as `value` or more; empty where it reads none so great.
+
+    >>> drop_at_least(1 / 300), drop_at_least(0.02), drop_at_least(1.5)
+    ('0.34%', '2%', '')
+    """
+    percent = value * 100
+    if percent > _PERCENT_MAX:
+        return ""
+    step = 10.0 ** (math.floor(math.log10(percent)) - 1)
+    return f"{math.ceil(percent / step - _ROUNDING) * step:.2g}%"
 
 
 def milliseconds(text: str) -> float:

@@ -123,8 +123,8 @@ def _shown(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Make text of a bundle fit for a terminal: no control characters, no markup."""
-    return "".join(char for char in text if char.isprintable()).replace("[", r"\[")
+    """Make text of a bundle fit for a terminal: no control characters."""
+    return "".join(char for char in text if char.isprintable())
 
 
 def _naming(paths: Iterable[Path]) -> Naming:

@@ -76,18 +76,17 @@ def fit(model: str, *, shape: str | None, profiles: tuple[str, ...], as_json: bo
 
 def _tell(found: Readable, report: FitReport, profiles: list[HardwareProfile]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
+    from .show import literal_console
     from .units import size
 
     model = report.model
-    console = Console(highlight=False)
+    console = literal_console()
     console.print(
         f"{found.name}{f' ({found.source})' if found.source else ''}: {size(model.length_bytes)}, {model.parameters:,} parameters, {model.macs / 1e6:.2f} M MACs, "
         f"{size(model.peak_activation_bytes)} of activations at once, {'integer' if model.integer else 'float'}",
-        soft_wrap=True, markup=False,
+        soft_wrap=True,
     )  # fmt: skip
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("profile", "", "runtime"):
@@ -95,9 +94,9 @@ def _tell(found: Readable, report: FitReport, profiles: list[HardwareProfile]) -
     for heading in ("file", "of", "memory", "of", "latency"):
         table.add_column(heading, justify="right", no_wrap=True)
     for one in report.fits:
-        table.add_row(*(Text(cell) for cell in _cells(one)))
+        table.add_row(*_cells(one))
     # Names and numbers that are cut say nothing: on a narrow terminal the rows run on instead.
-    Console(highlight=False, width=max(console.width, TABLE_COLUMNS)).print(table)
+    literal_console(max(console.width, TABLE_COLUMNS)).print(table)
     console.print(
         "memory (at most) and latency: estimated, one request on one thread; nothing was run",
         soft_wrap=True,
@@ -112,7 +111,6 @@ def _tell(found: Readable, report: FitReport, profiles: list[HardwareProfile]) -
             console.print(
                 f"{one.profile}: {finding.problem}. {finding.remedy[:1].upper()}{finding.remedy[1:]}.",
                 soft_wrap=True,
-                markup=False,
             )
     micro = [one.name for one in profiles if any(runtime.value == "tflite-micro" for runtime in one.runtimes)]
     if any(one.profile in micro and one.verdict.value == "perhaps" for one in report.fits):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeml.calibration import check_steady
 from edgeml.errors import ConfigError
 from edgeml.ids import parse_name, parse_release
 from edgeml.manifest import RuntimeFamily, ScoreKind
@@ -71,7 +72,7 @@ def check_order(order: ConversionOrder) -> None:
     """Refuse an order that makes no sense, whatever the source and the data are.
 
     Raises:
-        ConfigError: A name, a profile or a limit makes no sense.
+        ConfigError: A name, a profile, a limit or a measurement makes no sense.
     """
     parse_name(order.release.model, "the model's name")
     parse_name(order.release.version, "the version")
@@ -88,6 +89,7 @@ def check_order(order: ConversionOrder) -> None:
                 f"a measurement is for {one.profile}, which is no profile of this conversion",
                 hint=f"one of {', '.join(sorted(known))}",
             )
+        _check_record(one.record)
     limits = order.limits
     for value, what in (
         (limits.max_latency_ms, "latency"),
@@ -96,3 +98,13 @@ def check_order(order: ConversionOrder) -> None:
     ):
         if value is not None and value <= 0:
             raise ConfigError(f"a largest {what} of {value:g} leaves nothing", hint="give a number above 0")
+
+
+def _check_record(record: MeasurementRecord) -> None:
+    """Refuse what `edgeml calibrate` refuses as well: such a figure cannot stand beside those of the others."""
+    if record.threads != 1:
+        raise ConfigError(
+            f"the measurement of {record.variant} is of {record.threads} threads",
+            hint="measure with --threads 1: candidates are compared on one thread",
+        )
+    check_steady([record])

@@ -3,7 +3,7 @@
 Decides where each figure comes from. A latency that was measured on this host counts for a profile only if the profile is
 this host; elsewhere it is what `edgeml measure` measured of the same file on such a device, or else an estimate, of which the
 profile's numbers are the source. On Linux, memory is that of the
-process that was measured here, for interpreter, runtime and model weigh about the same on every Linux; on a
+process that was measured here (of several runtimes, the most), for interpreter, runtime and model weigh about the same on every Linux; on a
 microcontroller it is the upper end of the arena's range.
 """
 
@@ -61,7 +61,7 @@ def place(
     runs = tuple(run for run in candidate.runs if run.runtime in profile.runtimes)
     known = next((said for run in runs if (said := _known(candidate.recipe, run.runtime, profile))), "")
     known = known or _micro_refuses(graph, profile)
-    if record is not None and _measured(runs) is not None:
+    if record is not None and _measured(runs):
         latency = Figure(record.latency_p50_ms, Basis.DEVICE)
         return Placement(candidate, runs, latency, Figure(record.peak_memory_bytes, Basis.DEVICE), known)
     latency_ms = _latency(runs, graph, profile)
@@ -83,11 +83,11 @@ def _micro_refuses(graph: Graph | None, profile: HardwareProfile) -> str:
 
 
 def _latency(runs: tuple[Run, ...], graph: Graph | None, profile: HardwareProfile) -> Figure | None:
-    measured = _measured(runs)
-    if measured is None:
+    slowest_ms = max((one.latency_p50_ms for one in _measured(runs)), default=None)
+    if slowest_ms is None:
         return None
     if profile.name == HOST:
-        return Figure(measured.latency_p50_ms, Basis.HOST)
+        return Figure(slowest_ms, Basis.HOST)
     if graph is None or not can_estimate(profile, graph.family):
         return None
     return Figure(estimate(graph, profile).latency_ms, Basis.ESTIMATED)
@@ -98,12 +98,13 @@ def _memory(runs: tuple[Run, ...], graph: Graph | None, profile: HardwareProfile
         if graph is None or graph.family is not RuntimeFamily.TFLITE:
             return None
         return Figure(arena(graph, kernels_of(profile.architecture)).high_bytes, Basis.ESTIMATED)
-    measured = _measured(runs)
-    return None if measured is None else Figure(measured.peak_memory_bytes, Basis.HOST)
+    # The slowest runtime need not be the one that takes most.
+    most = max((one.peak_memory_bytes for one in _measured(runs)), default=None)
+    return None if most is None else Figure(most, Basis.HOST)
 
 
-def _measured(runs: tuple[Run, ...]) -> Measured | None:
-    outcomes = [run.outcome for run in runs]
-    if not outcomes or any(isinstance(one, Failed) for one in outcomes):
-        return None
-    return max((one for one in outcomes if isinstance(one, Measured)), key=lambda one: one.latency_p50_ms)
+def _measured(runs: tuple[Run, ...]) -> tuple[Measured, ...]:
+    """What was measured on each runtime; nothing where one failed."""
+    if any(isinstance(run.outcome, Failed) for run in runs):
+        return ()
+    return tuple(run.outcome for run in runs if isinstance(run.outcome, Measured))

@@ -65,7 +65,7 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CandidateRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One candidate. `failure` says why there is no file."""
+    """One candidate. `failure` says why there is no file, `is_plain` that nothing but an export was done."""
 
     variant: str
     steps: str
@@ -75,6 +75,7 @@ class CandidateRow(msgspec.Struct, frozen=True, kw_only=True):
     failure: str
     verdicts: tuple[VerdictRow, ...]
     note: str = ""
+    is_plain: bool = False
 
     @property
     def ran(self) -> RunRow | None:
@@ -190,6 +191,7 @@ def _row(one: Candidate, views: Sequence[View], note: str, runs: tuple[RunRow, .
         failure=one.failure,
         verdicts=tuple(_verdict(view, index) for view in views if (index := _place(view, one)) is not None),
         note=note,
+        is_plain=one.recipe.is_plain,
     )
 
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from edgeml.errors import BudgetError, SelectionError
-from edgeml.profile import Architecture, HardwareProfile
+from edgeml.profile import Architecture, DeviceRuntime, HardwareProfile
 
+from .amounts import drop_at_least
 from .candidate import Basis, Failed, Figure, Measured, Placement
 from .metrics import Direction
 from .recipe import Activations, Recipe, StaticInteger
@@ -169,7 +170,10 @@ def _missed(one: Placement, profile: HardwareProfile, constraints: Constraints) 
         )
     if constraints.max_bytes is not None and length > constraints.max_bytes:
         missed.append(f"has {size(length)}, more than {size(constraints.max_bytes)}")
-    if one.memory_bytes is not None:
+    if one.memory_bytes is None:
+        if _must_know_memory(profile, constraints):
+            missed.append(f"nobody can say its memory on {profile.name}")
+    else:
         offered = min(profile.model_memory.value, constraints.max_memory_bytes or float("inf"))
         if one.memory_bytes.value > offered:
             missed.append(
@@ -183,6 +187,11 @@ def _missed(one: Placement, profile: HardwareProfile, constraints: Constraints) 
                 f"takes {one.latency_ms.value:.3g} ms ({one.latency_ms.basis.value}), more than {constraints.max_latency_ms:g} ms"
             )
     return missed
+
+
+def _must_know_memory(profile: HardwareProfile, constraints: Constraints) -> bool:
+    """Whether a candidate of unknown memory is refused: a microcontroller's arena is set aside before anything runs."""
+    return constraints.max_memory_bytes is not None or DeviceRuntime.TFLITE_MICRO in profile.runtimes
 
 
 def suits(recipe: Recipe, profile: HardwareProfile) -> bool:
@@ -339,12 +348,11 @@ def _too_inaccurate(ran: Sequence[Placement], profile: HardwareProfile, floor: F
         return max(floor.drop(value) for value in _values(one))
 
     nearest = sorted(ran, key=worst)
+    allowed = drop_at_least(worst(nearest[0]))
     shown = ", ".join(f"{one.candidate.name} drops {floor.said(worst(one))}" for one in nearest[:NEAREST])
-    least = worst(nearest[0])
-    allowed = f"allow --max-drop {least * 100:.2g}% or more, or " if math.isfinite(least) else ""
     return SelectionError(
         f"no candidate for {profile.name} keeps {floor.metric} within {floor.said(floor.max_drop)} of {floor.baseline:.4g}: {shown}",
-        hint=f"{allowed}give calibration data nearer to the evaluation data",
+        hint=f"{f'allow --max-drop {allowed} or more, or ' if allowed else ''}give calibration data nearer to the evaluation data",
     )
 
 
@@ -360,6 +368,8 @@ def _excess(one: Placement, profile: HardwareProfile, constraints: Constraints) 
     if one.memory_bytes is not None:
         offered = min(profile.model_memory.value, constraints.max_memory_bytes or float("inf"))
         ratios.append(one.memory_bytes.value / offered)
+    elif _must_know_memory(profile, constraints):
+        ratios.append(float("inf"))
     if constraints.max_latency_ms is not None:
         ratios.append(
             float("inf") if one.latency_ms is None else one.latency_ms.value / constraints.max_latency_ms

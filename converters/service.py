@@ -6,6 +6,7 @@ its own file. An interrupted conversion goes on where it was: everything that wa
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from edgeml.ids import Digest
 from edgeml.manifest import RuntimeFamily, ScoreKind, Task
 from edgeml.profile import HOST
 
+from .amounts import drop_at_least
 from .array_file import Array
 from .assemble import Meaning, check_shape
 from .bundling import Bundler
@@ -169,9 +171,10 @@ def _check_resolution(data: Dataset, floor: Floor) -> None:
     if floor.metric != ACCURACY:
         return  # The others do not count samples: an area under a curve counts pairs.
     if floor.max_drop > 0 and count * floor.max_drop < 1 - 1e-9:
+        allowed = drop_at_least(1 / count)
         raise ConfigError(
             f"evaluation_x has {count} samples: one of them is {1 / count:.2%}, more than the drop of {floor.max_drop:.2%} that is to be told",
-            hint=f"give at least {round(1 / floor.max_drop + 0.5)} samples, or allow --max-drop {100 / count:.2g}%",
+            hint=f"give at least {math.ceil(1 / floor.max_drop - 1e-9)} samples{f', or allow --max-drop {allowed}' if allowed else ''}",
         )
 
 

@@ -1,10 +1,12 @@
 """How conversions are shown to a person.
 
-Decides the looks only: progress while one waits, a table of candidates, the next command to type.
+Decides the looks only: progress while one waits, a table of candidates, the next command to type; and that paths and the
+text of strangers are shown as they are.
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -56,7 +58,7 @@ def searching(*, quiet: bool) -> Iterator[OnProgress]:
     # This stream for good: sys.stderr is exchanged while libraries talk.
     console = Console(file=sys.stderr)
     columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TimeElapsedColumn(),
+        SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(24), TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
     )  # fmt: skip
     with Bar(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
@@ -77,7 +79,7 @@ def training(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """Show a bar for each release that is trained."""
     console = Console(file=sys.stderr)
     columns = (
-        TextColumn("training {task.description}"),
+        TextColumn("training {task.description}", markup=False),
         BarColumn(30),
         TextColumn("{task.completed}/{task.total} epochs"),
     )
@@ -107,13 +109,18 @@ def tell_conversion(conversion: Conversion) -> None:
         console.print(f"{path}: {_FOR_PROGRAMS[Path(path).suffix]}", soft_wrap=True)
     console.print(f"{conversion.page}: all of this with pictures", soft_wrap=True)
     if conversion.for_agents:
-        console.print(f"next: edgeml fleet publish {' '.join(conversion.for_agents)}", soft_wrap=True)
+        console.print(f"next: edgeml fleet publish {shlex.join(conversion.for_agents)}", soft_wrap=True)
+
+
+def literal_console(width: int | None = None) -> Console:
+    """A console that shows every text as it is: a path may hold brackets or colons, which rich takes for its own."""
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def console_for_tables() -> Console:
     """A console that is wide enough for a table where nobody looks at it."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+    console = literal_console()
+    return console if console.is_terminal else literal_console(WIDTH)
 
 
 def tell_report(report: Report, console: Console) -> None:
@@ -147,14 +154,14 @@ def tell_report(report: Report, console: Console) -> None:
         soft_wrap=True,
     )
     for line in _reasons(report.candidates):
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
     for one in report.answers:
-        console.print(f"{one.question} {' '.join(one.answer.splitlines())}", soft_wrap=True, markup=False)
+        console.print(f"{one.question} {' '.join(one.answer.splitlines())}", soft_wrap=True)
 
 
 def tell_packaging(packaging: Packaging) -> None:
     """Show what was bundled."""
-    console = Console(highlight=False)
+    console = literal_console()
     bundle = packaging.bundle
     console.print(
         f"{bundle.path}: {bundle.variant} for {', '.join(bundle.profiles)}, {size(bundle.length_bytes)}",
@@ -171,9 +178,9 @@ def tell_packaging(packaging: Packaging) -> None:
         f"golden vectors: {packaging.golden_samples} samples, {packaging.golden_origin}", soft_wrap=True
     )
     for line in _steps(packaging.processing):
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
     for line in _expected(packaging.expected):
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
     if not packaging.has_monitor:
         console.print("no monitor: give --data to have drift told")
 

@@ -48,7 +48,7 @@ class Workbench:
         """Make a recipe's result and run it on every runtime that it is for."""
         try:
             model = self.workshop.make(recipe)
-        except (BackendError, ConfigError) as error:
+        except (BackendError, BudgetError, ConfigError) as error:
             if recipe.is_plain:
                 raise  # Without the plain export there is nothing to compare with, and the error says what to do.
             return not_made(recipe, error.message)

@@ -7,9 +7,9 @@ libraries. What each step does is its own file's business, in `steps/`. What a r
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -181,9 +181,36 @@ def fingerprint_of(source: Source, answers: Array) -> Digest:
         found.update(source.model)
     if isinstance(source, TorchModel):
         for name, value in sorted(source.module.state_dict().items()):
-            found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            found.update(value.detach().cpu().contiguous().numpy().tobytes())
+            found.update(f"{name} ".encode())
+            for piece in _content(value):
+                found.update(piece)
     return Digest(found.hexdigest())
+
+
+def _content(value: Any) -> Iterator[bytes]:
+    """Write what a module's state holds: tensors of any type, of which numpy has not all, or what a module keeps beside them."""
+    import torch
+
+    match value:
+        case torch.Tensor():
+            yield f"{value.dtype} {tuple(value.shape)}".encode()
+            plain = value.detach().cpu().to_dense()
+            plain = plain.dequantize() if plain.is_quantized else plain.resolve_conj().resolve_neg()
+            yield plain.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        case np.ndarray():
+            yield f"{value.dtype} {value.shape}".encode()
+            yield value.tobytes()
+        case Mapping():
+            yield f"{len(value)} names".encode()
+            for name, held in value.items():
+                yield repr(name).encode()
+                yield from _content(held)
+        case list() | tuple():
+            yield f"{len(value)} values".encode()
+            for held in value:
+                yield from _content(held)
+        case _:
+            yield repr(value).encode()
 
 
 def _cost(before: Cost, after: Cost) -> str:

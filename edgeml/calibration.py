@@ -84,6 +84,15 @@ def _check(profile: HardwareProfile, records: Sequence[MeasurementRecord], name:
             f"the measurements are of {machine or 'an unknown architecture'}, profile {profile.name} is of {profile.architecture.value}",
             hint="begin with a profile of the same architecture, or with `host`",
         )
+    check_steady(records)
+
+
+def check_steady(records: Sequence[MeasurementRecord]) -> None:
+    """Refuse what says nothing of a machine in its usual state.
+
+    Raises:
+        ConfigError: A record was slowed down.
+    """
     slowed = [record.release for record in records if record.throttling is Throttling.LIKELY]
     if slowed:
         raise ConfigError(

@@ -16,6 +16,11 @@ from typing import Final
 LOGARITHMIC_RATIO: Final = 8.0
 """From this ratio of the greatest to the least value an axis of positive values is logarithmic."""
 TICKS: Final = 6
+NARROWEST: Final = 1e-6
+"""An axis has at least about this part of its values' size as its length: nearer ones are the same to whoever looks."""
+_LARGEST: Final = 1e300
+_SMALLEST: Final = 1e-300
+"""Beyond these, lengths and steps overflow or vanish."""
 
 
 class Form(enum.Enum):
@@ -87,7 +92,7 @@ class Axis:
 
 def axis_of(values: Iterable[float], start_px: float, end_px: float) -> Axis:
     """Make an axis for values: with room at both ends, logarithmic where they are positive and of very different sizes."""
-    known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    known = [_drawn(value) for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(known), max(known)
     if low > 0 and high / low >= LOGARITHMIC_RATIO:
         return Axis(low / 1.4, high * 1.4, start_px, end_px, Form.LOGARITHMIC)
@@ -96,7 +101,10 @@ def axis_of(values: Iterable[float], start_px: float, end_px: float) -> Axis:
 
 def linear_axis(low: float, high: float, start_px: float, end_px: float) -> Axis:
     """Make a linear axis with room at both ends; from values that are not negative it does not begin below zero."""
-    margin = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
+    low, high = _drawn(low), _drawn(high)
+    # Scores may differ by their last bit alone: no step fits in between.
+    least = max(abs(low), abs(high)) * NARROWEST
+    margin = max((high - low) * 0.08, least) if high > low else abs(high) * 0.1 or 1.0
     begin = max(0.0, low - margin) if low >= 0 else low - margin
     return Axis(begin, high + margin, start_px, end_px)
 
@@ -128,6 +136,11 @@ def figure(value: float) -> str:
     return f"{value:.3g}"
 
 
+def _drawn(value: float) -> float:
+    """Where a value is drawn: the nearest that an axis can hold."""
+    return 0.0 if abs(value) < _SMALLEST else min(max(value, -_LARGEST), _LARGEST)
+
+
 def _written(values: list[float], form: Form) -> list[str]:
     if form is not Form.LINEAR or len(values) < 2:
         return [f"{value:g}" for value in values]
@@ -142,7 +155,8 @@ def _round_steps(low: float, high: float) -> tuple[float, ...]:
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
-    return tuple(index * step for index in range(first, last + 1))
+    # On an axis that is shorter than its numbers are apart, several steps are one number.
+    return tuple(dict.fromkeys(index * step for index in range(first, last + 1)))
 
 
 def _decades(low: float, high: float) -> tuple[float, ...]:

@@ -139,7 +139,7 @@ def _standing(row: CandidateRow) -> Standing:
     verdicts = {one.verdict for one in row.verdicts}
     if Verdict.CHOSEN.value in verdicts:
         return Standing.CHOSEN
-    if row.variant.endswith(("-fp32", "-as-is")):
+    if row.is_plain:
         return Standing.SOURCE
     return Standing.FITS if Verdict.PASSED_OVER.value in verdicts else Standing.REFUSED
 

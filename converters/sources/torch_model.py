@@ -154,7 +154,8 @@ def ask(model: TorchModel, samples: Array, what: str) -> Array:
     """Return the model's own answers, float [samples, ...], computed by torch.
 
     Raises:
-        ConfigError: The samples do not fit the model, or its answer is not one finite tensor with a batch dimension.
+        ConfigError: The samples do not fit the model, or its answer is not one finite tensor with a batch dimension, of a
+            type that numpy has.
     """
     import torch
 
@@ -176,8 +177,19 @@ def ask(model: TorchModel, samples: Array, what: str) -> Array:
                     f"the model answers {len(piece)} samples with {_describe(answer)}",
                     hint="it must return one tensor whose first dimension is the batch",
                 )
-            pieces.append(answer.detach().cpu().numpy())
+            pieces.append(_numbers(answer))
     return finite(np.concatenate(pieces), what)
+
+
+def _numbers(answer: Any) -> Array:
+    try:
+        numbers: Array = answer.detach().cpu().numpy()
+    except (TypeError, RuntimeError) as error:  # numpy has no such type, or the tensor is sparse
+        raise ConfigError(
+            f"the model answers in {answer.dtype}, which cannot be read: {first_line(error)}",
+            hint="let it answer in float32: return answer.float()",
+        ) from error
+    return numbers
 
 
 def _said(error: Exception) -> str:

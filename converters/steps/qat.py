@@ -50,7 +50,7 @@ def train_quantized(
 
     Raises:
         ConfigError: The number of bits makes no sense.
-        BackendError: The model has no layers to simulate, or cannot be trained.
+        BackendError: The model has no layers to simulate, or one whose weights something else sets, or cannot be trained.
     """
     if step.weight_bits not in _WEIGHT_BITS:
         raise ConfigError(
@@ -58,6 +58,7 @@ def train_quantized(
             hint=f"from {_WEIGHT_BITS.start} to {_WEIGHT_BITS.stop - 1} bits",
         )
     check_trainable(model)
+    _check_layers(model.module)
 
     def contestant() -> Any:
         module = copy.deepcopy(model.module)
@@ -84,17 +85,30 @@ def _layers(module: Any) -> list[tuple[Any, int]]:
     ]
 
 
-def _simulate(module: Any, step: QuantizationAwareTraining) -> None:
-    """Make a module's layers compute as if they were quantized."""
+def _check_layers(module: Any) -> None:
     from torch.nn.utils import parametrize
 
-    layers = _layers(module)
+    layers = [layer for layer, _ in _layers(module)]
     if not layers:
         raise BackendError(
             "the model has no convolution or linear layer as a module, so there is nothing to simulate",
             hint="use torch.nn.Conv2d and torch.nn.Linear instead of their functions",
         )
-    for layer, axis in layers:
+    names = {layer: name for name, layer in module.named_modules()}
+    for layer in layers:
+        own = dict(layer.named_parameters(recurse=False))
+        if "weight" not in own and not parametrize.is_parametrized(layer, "weight"):
+            raise BackendError(
+                f"layer {names[layer]} has no weight of its own: a hook sets it, as torch.nn.utils.weight_norm does, and quantization cannot be simulated there",
+                hint="use torch.nn.utils.parametrizations instead, or take the hook off: torch.nn.utils.remove_weight_norm",
+            )
+
+
+def _simulate(module: Any, step: QuantizationAwareTraining) -> None:
+    """Make a module's layers compute as if they were quantized."""
+    from torch.nn.utils import parametrize
+
+    for layer, axis in _layers(module):
         parametrize.register_parametrization(layer, "weight", _weights(step.weight_bits, axis))
         if step.activations is not None:
             layer.register_module(_RANGE, _ranges(_ACTIVATION_BITS[step.activations]))
@@ -135,10 +149,14 @@ def _ranges(bits: int) -> Any:
 
 
 def _copy_weights(trained: Any, plain: Any) -> None:
-    """Carry parameters and batch statistics over to a module without simulation, by name."""
-    state = {
-        name.replace("parametrizations.weight.original", "weight"): value
-        for name, value in trained.state_dict().items()
-        if _RANGE not in name and ".parametrizations.weight.0." not in f".{name}"
-    }
+    """Carry parameters and batch statistics over to a module without simulation; the trained one loses its own."""
+    from torch.nn.utils import parametrize
+
+    for layer, _ in _layers(trained):
+        simulated = layer.parametrizations.weight
+        if len(simulated) == 1:
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+        else:
+            del simulated[-1]  # Those before it are the model's own, as weight_norm is.
+    state = {name: value for name, value in trained.state_dict().items() if _RANGE not in name}
     plain.load_state_dict(state)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converters.amounts import byte_count, fraction, milliseconds
+from converters.amounts import byte_count, drop_at_least, fraction, milliseconds
 from edgeml.errors import ConfigError
 
 
@@ -42,3 +42,29 @@ def test_anything_else_is_told_as_the_users_to_fix(text):
     for read in (milliseconds, byte_count, fraction):
         with contextlib.suppress(ConfigError):
             assert read(text) >= 0
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1 / 300, "0.34%"),
+        (0.97 - 0.95, "2%"),
+        (0.005, "0.5%"),
+        (0.1234, "13%"),
+        (0.98, "98%"),
+        (1e-7, "1e-05%"),
+    ],
+)
+def test_a_drop_to_suggest_has_two_digits_and_is_not_below(value, text):
+    assert drop_at_least(value) == text
+
+
+@given(st.floats(1e-7, 0.98))
+def test_a_drop_that_is_suggested_is_read_as_enough(value):
+    read = fraction(drop_at_least(value))
+    assert value * (1 - 1e-9) <= read <= value * 1.1 + 1e-9
+
+
+@pytest.mark.parametrize("value", [0.995, 1.0, 1.5, float("inf")])
+def test_a_drop_that_nobody_may_allow_is_not_suggested(value):
+    assert drop_at_least(value) == ""

@@ -8,12 +8,14 @@ from click.testing import CliRunner
 
 import converters
 from converters.assemble import ReleaseName
-from converters.calibrate_command import calibrate
+from converters.calibrate_command import calibrate, fitted
 from converters.cli import convert as command
 from converters.order import ConversionOrder, DeviceMeasurement, Limits
+from converters.readable import read
 from edgeml import measurement, profile
 from edgeml.bundle import Bundle
 from edgeml.errors import ConfigError
+from edgeml.machine_facts import Throttling
 from edgeml.measure import Order, measure
 
 pytestmark = [pytest.mark.torch, pytest.mark.processes]
@@ -40,7 +42,9 @@ def bench(linear, tmp_path_factory):
 def record(bench):
     """A measurement of what is chosen, made here."""
     path = Path(bench().bundles[0].path)
-    return path, measure(Order(path, threads=1, runs=20))
+    made = measure(Order(path, threads=1, runs=20))
+    # Whether this machine was slowed down just now is not what is tested.
+    return path, msgspec.structs.replace(made, throttling=Throttling.NO)
 
 
 def figure(conversion, variant="onnx-int8-s8s8"):
@@ -62,6 +66,20 @@ def test_a_measurement_of_the_same_file_stands_for_the_estimate(bench, record):
 def test_a_measurement_of_another_file_says_nothing(bench, record):
     other = msgspec.structs.replace(record[1], model_sha256=record[1].bundle_sha256)
     assert figure(bench(DeviceMeasurement("raspberry-pi-4", other)))[1] == "estimated"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"threads": 4}, "is of 4 threads"), ({"throttling": Throttling.LIKELY}, "was slowed down")],
+)
+def test_a_measurement_that_no_profile_is_made_of_stands_for_no_estimate(bench, record, changes, words):
+    path, made = record
+    spoilt = msgspec.structs.replace(made, **changes)
+    with pytest.raises(ConfigError, match=words) as caught:
+        bench(DeviceMeasurement("raspberry-pi-4", spoilt))
+    assert caught.value.hint
+    with pytest.raises(ConfigError, match=words):
+        fitted(profile.load("host"), [spoilt], {made.model_sha256: read(str(path)).graph}, "mine")
 
 
 def test_a_limit_is_held_against_what_was_measured(bench, record):

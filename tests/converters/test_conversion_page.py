@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 
 from converters.calibration import Observed
+from converters.candidate import Candidate
 from converters.explain.conversion_page import Shown, page_of
+from converters.explain.pictures import Standing
 from converters.explain.report_page import render
 from converters.metrics import Direction
-from converters.report import Answer, CandidateRow, LayerRow, Report, RunRow, VerdictRow
+from converters.recipe import Export, Float16, Prune, Recipe
+from converters.report import Answer, CandidateRow, LayerRow, Report, RunRow, VerdictRow, candidate_rows
 from converters.select import Floor
+from edgeml.manifest import RuntimeFamily
 
 HOSTILE = '"><script>alert(1)</script><img src=http://x.example/ onerror=y>&\x00\x1b'
 VOID = {"meta"}
@@ -36,7 +40,7 @@ def ran(value, latency_ms=0.5, runtime="onnxruntime"):
 def candidate(variant, length, runs, verdicts, **more):
     return CandidateRow(
         variant=variant, steps=f"steps of {variant}", length_bytes=length, sha256=None, runs=runs, failure=more.pop("failure", ""),
-        verdicts=verdicts, **more,
+        verdicts=verdicts, is_plain=more.pop("is_plain", variant.endswith("-fp32")), **more,
     )  # fmt: skip
 
 
@@ -165,6 +169,22 @@ class TestTheTables:
         facts = {one.name: one.value for one in page(unreachable=("tflite-runtime",)).facts}
         assert facts["not run on"] == "tflite-runtime: not to be had here"
         assert "not run on" not in {one.name for one in page().facts}
+
+
+class TestWhatCameAsItIs:
+    @pytest.mark.parametrize(
+        ("recipe", "standing"),
+        [
+            (Recipe(Export(RuntimeFamily.ONNX, opset=17)), Standing.SOURCE),
+            (Recipe(Export(RuntimeFamily.TFLITE, is_quantized=True)), Standing.SOURCE),
+            (Recipe(Export(RuntimeFamily.TORCHSCRIPT), (Prune(0.5, 16),)), Standing.REFUSED),
+            (Recipe(Export(RuntimeFamily.ONNX), (), Float16()), Standing.REFUSED),
+        ],
+    )
+    def test_is_told_by_what_was_done_and_not_by_its_name(self, recipe, standing):
+        [row] = candidate_rows([Candidate(recipe, 0, None, (), "no")], (), {}, lambda *_: None)
+        made = page(msgspec.structs.replace(REPORT, candidates=(row,)))
+        assert [one.standing for one in tables(made)["Candidates"].rows] == [standing]
 
 
 class TestTheAnswers:

@@ -77,6 +77,15 @@ def test_weights_that_moved_are_told_with_how_far_and_what_a_device_downloads(fi
     assert said["delta_bytes"] == len(delta.make(first, second))
 
 
+def test_text_of_a_bundle_is_shown_as_it_is(first, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    foreign = "[red]a[/x] :tada: \\[b]"
+    second = remade(first, tmp_path / "second.edgeml", replace(labels=(foreign, "b", "c")))
+    result = CliRunner().invoke(diff, [str(first), str(second)])
+    assert result.exception is None
+    assert "[red]a[/x] :tada: " in result.stdout
+
+
 def test_another_model_with_other_samples_has_no_answers_in_common(first, tmp_path):
     sample_bundle(tmp_path / "other.edgeml", version="2.0.0", seed=1)
     said = told(first, tmp_path / "other.edgeml")

@@ -258,6 +258,10 @@ class TestCommand:
         said = json.loads(run(bundled.bundle.path, "--json").stdout)
         assert said["model"] == json.loads(run(model, "--json").stdout)["model"]
 
+    def test_a_name_is_shown_as_it_is(self, tmp_path):
+        (tmp_path / "a[b] :tada:.tflite").write_bytes(SMALL)
+        assert "a[b] :tada:.tflite: " in run(tmp_path / "a[b] :tada:.tflite").output
+
     @pytest.mark.parametrize(
         ("name", "content", "error"),
         [

@@ -7,10 +7,10 @@ import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from converters.explain.axis import Axis, Form, Unit, axis_of, labels
+from converters.explain.axis import Axis, Form, Unit, axis_of, labels, linear_axis
 from converters.explain.label_places import MARK_PX, Box, Spot, place_labels
 from converters.explain.pictures import (
     ROWS_MAX,
@@ -135,6 +135,30 @@ class TestAxis:
         ticks, _ = labels(axis, unit)
         assert len({one.label for one in ticks}) == len(ticks)
         assert len(ticks) <= 20
+
+    @given(*[st.floats(allow_nan=False, allow_infinity=False)] * 2, st.sampled_from(Unit))
+    @example(0.9550222222222222, 0.9550222222222223, Unit.NONE)
+    @example(1e9, math.nextafter(1e9, 2e9), Unit.BYTES)
+    @example(-1.7e308, 1.7e308, Unit.NONE)
+    @example(0.0, 5e-324, Unit.NONE)
+    def test_any_two_numbers_are_written_apart_however_near_they_are(self, one, other, unit):
+        for axis in (axis_of([one, other], 10.0, 500.0), linear_axis(*sorted([one, other]), 10.0, 500.0)):
+            ticks, _ = labels(axis, unit)
+            assert ticks
+            assert all(math.isfinite(float(tick.label)) for tick in ticks)
+            assert len({float(tick.label) for tick in ticks}) == len(ticks)
+            assert 10 - 1e-6 <= axis.place(one) <= 500 + 1e-6
+
+    def test_scores_a_rounding_apart_make_a_picture(self):
+        marks = [
+            Mark("fp32", 1.0, 0.9550222222222222, Standing.SOURCE),
+            Mark("fp16", 0.5, 0.9550222222222223, Standing.CHOSEN),
+        ]
+        assert "fp16" in texts(draw_scatter(scatter(marks)))
+
+    def test_numbers_too_near_for_round_ones_between_them_are_not_written_twice(self):
+        ticks, _ = labels(Axis(1.0, math.nextafter(1.0, 2.0), 0.0, 1.0), Unit.NONE)
+        assert len({tick.value for tick in ticks}) == len(ticks)
 
     def test_sizes_of_very_different_models_are_logarithmic(self):
         assert axis_of([1e4, 1e6], 0, 1).form is Form.LOGARITHMIC

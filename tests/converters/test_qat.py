@@ -197,6 +197,53 @@ def test_a_model_without_layers_is_told(images):
         train_quantized(model, QuantizationAwareTraining(), prepare(model, *images))
 
 
+def normed(norm):
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    with quiet():  # torch says that it has a newer weight_norm
+        return model_of(nn.Sequential(nn.Flatten(), norm(nn.Linear(64, 16)), nn.ReLU(), nn.Linear(16, 10)))
+
+
+@pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm"])
+def test_a_layer_that_computes_its_weights_is_trained_as_what_it_is(images, norm):
+    from torch.nn.utils import parametrizations
+
+    model = normed(getattr(parametrizations, norm))
+    trained = train_quantized(
+        model, QuantizationAwareTraining(epochs=2, learning_rate=1e-2), prepare(model, *images)
+    ).model
+    before, after = model.module.state_dict(), trained.module.state_dict()
+    assert after.keys() == before.keys()
+    assert not all(value.equal(before[name]) for name, value in after.items())
+    assert int8_accuracy(trained, images) > int8_accuracy(model, images) + 0.2
+
+
+def test_a_norm_of_a_layer_that_is_not_simulated_stays(images):
+    import torch
+    from torch import nn
+    from torch.nn.utils import parametrizations
+
+    torch.manual_seed(0)
+    solid = parametrizations.weight_norm(nn.Conv3d(1, 2, 1))
+    model = model_of(
+        nn.Sequential(nn.Unflatten(1, (1, 1, 8)), solid, nn.Flatten(), nn.ReLU(), nn.Linear(128, 10))
+    )
+    step = QuantizationAwareTraining(epochs=1)
+    trained = train_quantized(model, step, prepare(model, *images)).model
+    assert trained.module.state_dict().keys() == model.module.state_dict().keys()
+
+
+def test_weights_that_a_hook_sets_are_told(images):
+    from torch.nn import utils
+
+    model = normed(utils.weight_norm)
+    with pytest.raises(BackendError, match="layer 1 has no weight of its own") as caught:
+        train_quantized(model, QuantizationAwareTraining(), prepare(model, *images))
+    assert "torch.nn.utils.parametrizations" in caught.value.hint
+
+
 @pytest.mark.parametrize("bits", [1, 9])
 def test_bits_that_no_quantizer_has(images, wild, bits):
     with pytest.raises(ConfigError, match=f"weights of {bits} bits"):

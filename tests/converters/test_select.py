@@ -1,9 +1,13 @@
 """Selection: the rules as a table, and what holds for any candidates."""
 
+import re
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from converters.amounts import fraction
 from converters.candidate import Basis, Candidate, Failed, Figure, Measured, Placement, Run
 from converters.metrics import Direction
 from converters.recipe import Activations, Export, Float16, Recipe, StaticInteger, WeightOnly
@@ -142,6 +146,8 @@ def test_why_another_is_not_chosen(placements, board, recipe, verdict, words):
         (Constraints(FLOOR, max_latency_ms=0.5), place(S8S8, basis=Basis.ESTIMATED), "takes 1 ms (estimated)"),
         (Constraints(FLOOR, max_latency_ms=0.5), place(S8S8, latency=None), "nobody can say its latency on board"),
         (Constraints(FLOOR, max_memory_bytes=50_000_000), place(S8S8), "60.0 MB (measured on this host) of 50.0 MB"),
+        (Constraints(FLOOR, max_memory_bytes=50_000_000), replace(place(S8S8), memory_bytes=None), "nobody can say its memory on board"),
+        (Constraints(FLOOR), replace(place(S8S8), memory_bytes=None), ""),
         (Constraints(FLOOR, max_latency_ms=2.0, max_bytes=40_000, max_memory_bytes=70_000_000), place(S8S8), ""),
     ],
 )  # fmt: skip
@@ -149,6 +155,17 @@ def test_constraints_refuse_with_both_numbers(constraints, placement, words):
     said = refusal(placement, ARM, constraints)
     assert words in said
     assert bool(said) == bool(words)
+
+
+def test_on_a_microcontroller_memory_must_be_known_without_a_limit_too():
+    micro = board(runtimes='["tflite-micro"]')
+    unknown, known = replace(place(S8S8), memory_bytes=None), place(S8S8, memory=1000)
+    assert refusal(unknown, micro, LIMITS) == "nobody can say its memory on board"
+    assert not refusal(known, micro, LIMITS)
+    error = nothing_left((unknown,), micro, LIMITS)
+    assert isinstance(error, BudgetError)
+    assert "nobody can say its memory" in error.message
+    assert error.observed > error.budget
 
 
 def test_one_runtime_of_the_profile_that_answers_at_chance_is_enough_to_refuse():
@@ -218,6 +235,18 @@ class TestWhenNothingIsLeft:
         error = self.error(three(fp32_is={"value": 0.93}, u8s8={"value": 0.95}, s8s8={"value": 0.94}))
         assert "--max-drop 2%" in error.hint
         assert error.exit_code == 3
+
+    @given(st.floats(0, 0.96))
+    def test_what_the_hint_names_is_accepted(self, value):
+        error = self.error((place(FP32, value=value),))
+        allowed = fraction(re.search(r"--max-drop (\S+) or more", error.hint).group(1))
+        assert chosen_of((place(FP32, value=value),), ARM, Constraints(Floor("accuracy", 0.97, allowed)))
+
+    def test_no_drop_is_named_that_is_refused(self):
+        floor = Floor("MAE", 40.0, 0.01, Direction.LOWER)
+        error = self.error((place(FP32, value=90.0),), constraints=Constraints(floor))
+        assert "--max-drop" not in error.hint
+        assert "calibration data" in error.hint
 
     def test_a_good_one_that_is_too_large_gives_both_numbers(self):
         error = self.error(three(), board(storage=10_000))

@@ -1,18 +1,24 @@
 """Sources of models: whatever a user's file does wrong, one line says which and what to do."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import converters
+from converters.amounts import fraction
 from converters.assemble import ReleaseName
 from converters.cli import convert as command
+from converters.dataset import Dataset
 from converters.order import ConversionOrder, Limits
+from converters.select import Floor
+from converters.service import _check_resolution
 from converters.sources.torch_model import parse_source
 from edgeml import profile
 from edgeml.errors import ConfigError
+from edgeml.ids import digest_of
 from edgeml.manifest import ScoreKind
 
 pytestmark = pytest.mark.torch
@@ -72,6 +78,7 @@ def test_a_name_that_is_no_source(text, words, hint):
         (HEAD + "class M(nn.Module):\n    def forward(self, x): return x, x\nmodel = M", "the model answers 2 samples with a tuple"),
         (HEAD + "class M(nn.Module):\n    def forward(self, x): return x.sum()\nmodel = M", r"the model answers 2 samples with a tensor of shape \[\]"),
         (HEAD + "class M(nn.Module):\n    def forward(self, x): return x.flatten(1) / 0\nmodel = M", "NaN or infinity"),
+        (HEAD + "class M(nn.Module):\n    def forward(self, x): return x.flatten(1)[:, :5].bfloat16()\nmodel = M", r"answers in torch\.bfloat16"),
         (HEAD + "class M(nn.Module):\n    def forward(self, x): return x\nmodel = M", r"one row of scores per sample, this model with shape \[8, 8\]"),
         (NET.replace("5))", "3))"), "evaluation_y holds labels from 0 to 4, the model has 3 classes"),
         (NET.replace("5))", "5), nn.Softmax(1))"), "scores are probabilities already"),
@@ -105,6 +112,25 @@ def test_an_argument_that_cannot_be_used(desk, changes, words):
     assert not (desk / "out").exists()
 
 
+@pytest.mark.parametrize(("count", "drop"), [(300, 0.001), (7, 0.01), (60, 0.003), (1, 0.001)])
+def test_what_is_suggested_for_few_samples_is_accepted(count, drop):
+    def check(count, drop):
+        samples = np.zeros((count, 2), np.float32)
+        data = Dataset(samples, samples, np.zeros(count, np.int64), digest_of(b""))
+        _check_resolution(data, Floor("accuracy", 1.0, drop))
+
+    with pytest.raises(ConfigError) as caught:
+        check(count, drop)
+    enough = int(re.search(r"at least (\d+) samples", caught.value.hint).group(1))
+    check(enough, drop)
+    with pytest.raises(ConfigError):
+        check(enough - 1, drop)
+    if count == 1:
+        assert "--max-drop" not in caught.value.hint, "all of it would be lost"
+    else:
+        check(count, fraction(re.search(r"--max-drop (\S+)", caught.value.hint).group(1)))
+
+
 def test_data_of_another_shape_than_the_model_name_the_array(desk, linear):
     with np.load(linear / "data.npz") as file:
         arrays = dict(file)
@@ -134,6 +160,22 @@ def test_a_file_may_import_what_lies_beside_it_and_leaves_no_trace(desk):
         )
     assert sys.path == before
     assert not (desk / "__pycache__").exists()
+
+
+def test_weights_in_bfloat16_are_converted_where_the_answer_is_float32(desk):
+    text = HEAD + (
+        "class M(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        torch.manual_seed(0)\n"
+        "        self.last = nn.Linear(64, 5).bfloat16()\n"
+        "    def forward(self, x): return nn.functional.linear(x.flatten(1), self.last.weight.float(), self.last.bias.float())\n"
+        "model = M"
+    )
+    arrays = dict(np.load(desk / "data.npz"))
+    del arrays["evaluation_y"]
+    np.savez(desk / "bare.npz", **arrays)
+    assert converting(desk, text, desk / "bare.npz").bundles
 
 
 def test_a_model_in_training_mode_is_put_into_evaluation_mode(desk):
