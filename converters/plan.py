@@ -68,7 +68,9 @@ class Lack(enum.Enum):
     ACCURACY = "accuracy"
     """Everything smaller than the plain export scores too low, or does not run."""
     COST = "cost"
-    """Something scores enough, and takes too many bytes, too much memory or time."""
+    """Something scores enough, and takes too much memory or time."""
+    BYTES = "bytes"
+    """Everything that scores enough is too large a file."""
 
 
 class Need(enum.Enum):
@@ -110,7 +112,8 @@ class Means:
 
 _ALWAYS: Final = frozenset(Lack)
 _ACCURACY: Final = frozenset({Lack.ACCURACY})
-_COST: Final = frozenset({Lack.COST})
+_SMALLER: Final = frozenset({Lack.ACCURACY, Lack.BYTES})
+_COST: Final = frozenset({Lack.COST, Lack.BYTES})
 
 
 def family_for(profile: HardwareProfile, means: Means, wanted: RuntimeFamily | None) -> RuntimeFamily:
@@ -161,7 +164,7 @@ def stages(
     if effort is Effort.EXPLORE:
         planned.append(Stage("other forms of int8", _compressed(export, _other_forms(static, family)), 2.0))
     planned.append(
-        Stage("float16 and weights", _compressed(export, _weights(profile, export, effort)), 1.5, _ACCURACY)
+        Stage("float16 and weights", _compressed(export, _weights(profile, export, effort)), 1.5, _SMALLER)
     )
     planned += _training_stages(profile, means, export, static)
     return tuple(stage for stage in planned if stage.recipes)

@@ -6,6 +6,7 @@ Decides when a stage is needed and when a search ends. What is tried is `plan.py
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -131,7 +132,11 @@ def lack(placements: Sequence[Placement], profile: HardwareProfile, constraints:
     shrunk = [one for one in placements if not one.candidate.recipe.is_plain]
     if not shrunk:
         return Lack.COST if chosen is None else Lack.NOTHING
-    return Lack.COST if any(_scores_enough(one, constraints.floor) for one in shrunk) else Lack.ACCURACY
+    enough = [one for one in shrunk if _scores_enough(one, constraints.floor)]
+    if not enough:
+        return Lack.ACCURACY
+    offered = min(profile.model_storage.value, constraints.max_bytes or math.inf)
+    return Lack.BYTES if all(one.stored_bytes > offered for one in enough) else Lack.COST
 
 
 def _scores_enough(one: Placement, floor: Floor) -> bool:

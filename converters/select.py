@@ -339,7 +339,7 @@ def nothing_left(
     return BudgetError(
         f"nothing that keeps {floor.metric} meets the other constraints for {profile.name}: {shown}",
         budget=1.0, observed=_excess(nearest[0], profile, constraints), unit="of a constraint",
-        hint="loosen the constraint that the nearest one misses, give train_x and train_y and --explore, or train a smaller model",
+        hint="loosen the constraint that the nearest one misses, try more with --explore (with train_x and train_y in the data, smaller networks too), or train a smaller model",
     )  # fmt: skip
 
 

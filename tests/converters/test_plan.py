@@ -95,7 +95,8 @@ class TestOrder:
         found = {stage.title: stage for stage in planned("raspberry-pi-4", TRAINED)}
         assert list(found)[-3:] == ["quantization-aware training", "pruning", "students"]
         assert found["quantization-aware training"].helps == {Lack.ACCURACY}
-        assert found["pruning"].helps == found["students"].helps == {Lack.COST}
+        assert found["pruning"].helps == found["students"].helps == {Lack.COST, Lack.BYTES}
+        assert found["float16 and weights"].helps == {Lack.ACCURACY, Lack.BYTES}
 
     def test_pruning_keeps_to_the_channel_block_of_the_profile(self):
         steps = [

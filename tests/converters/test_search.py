@@ -95,12 +95,17 @@ class TestAtFirstEffort:
         table = Table(static=(0.90, 30_000, 1.0), layers=(), float16=(0.5, 1, 1.0))
         assert search(table)[0][-2:] == ["onnx-fp16", "onnx-qat-int8-s8s8"]
 
-    def test_where_int8_is_good_and_too_large_only_pruning_follows(self):
+    def test_where_int8_is_good_and_too_large_small_weights_and_pruning_follow(self):
         names, _ = search(Table(pruned=(0.966, 25_000, 0.5)), max_bytes=20_000)
         pruned = [
             f"onnx-pruned{ratio}x8-{form}" for ratio in (30, 50, 60, 70) for form in ("int8-s8s8", "weights8")
         ]
-        assert names == ["onnx-fp32", "onnx-int8-s8s8", *pruned]
+        assert names == ["onnx-fp32", "onnx-int8-s8s8", "onnx-weights8", "onnx-fp16", *pruned]
+
+    def test_where_int8_is_good_and_too_slow_only_pruning_follows(self):
+        names, _ = search(Table(pruned=(0.966, 25_000, 0.5)), max_latency_ms=0.1)
+        assert "onnx-pruned50x8-int8-s8s8" in names
+        assert not {"onnx-weights8", "onnx-fp16"} & set(names)
 
     def test_progress_never_says_more_than_all_is_done(self):
         _, said = search(Table(static=(0.90, 30_000, 1.0)))
@@ -123,12 +128,13 @@ class TestLack:
         [
             ((0.97, 30_000, 1.0), Constraints(FLOOR), Lack.NOTHING),
             ((0.90, 30_000, 1.0), Constraints(FLOOR), Lack.ACCURACY),
-            ((0.97, 30_000, 1.0), Constraints(FLOOR, max_bytes=20_000), Lack.COST),
+            ((0.97, 30_000, 1.0), Constraints(FLOOR, max_bytes=20_000), Lack.BYTES),
+            ((0.97, 30_000, 1.0), Constraints(FLOOR, 0.7, max_bytes=20_000), Lack.BYTES),
             ((0.97, 30_000, 1.0), Constraints(FLOOR, max_latency_ms=0.7), Lack.COST),
             ((0.97, 300_000, 1.0), Constraints(FLOOR), Lack.COST),
         ],
     )
-    def test_is_accuracy_or_cost_or_nothing(self, static, constraints, lacking):
+    def test_is_told_by_what_every_good_one_misses(self, static, constraints, lacking):
         table = Table(static=static)
         placements = [
             table.place(table.candidate(stage.recipes[0]), ARM)
