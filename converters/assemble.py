@@ -6,6 +6,7 @@ are only in the manifest's `measurement` and in the report, so that everything e
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from edgeml import bundle, golden, monitor
 from edgeml.columns import to_real
-from edgeml.errors import BudgetError, ConfigError
+from edgeml.errors import BudgetError, ConfigError, EdgemlError
 from edgeml.golden import GOLDEN_BYTES_MAX, SAMPLES, Golden
 from edgeml.ids import digest_of_file
 from edgeml.manifest import Manifest, Measurement, ScoreKind, Task
@@ -174,6 +175,22 @@ def check_storage(manifest: Manifest, members: dict[str, bytes], profiles: Seque
 def path_of(out: Path, manifest: Manifest) -> Path:
     """Where a bundle is written."""
     return out / f"{manifest.model}-{manifest.version}-{manifest.variant}.edgeml"
+
+
+def warn_of_earlier(out: Path, release: ReleaseName, written: Sequence[str]) -> tuple[str, ...]:
+    """Tell of bundles of the same release that an earlier conversion left beside those that are written."""
+    stale = []
+    for path in sorted(out.glob(f"{release.model}-{release.version}-*.edgeml")):
+        if str(path) in written:
+            continue
+        with contextlib.suppress(EdgemlError), bundle.Bundle(path) as one:
+            manifest = one.manifest
+            if (manifest.model, manifest.version) == (release.model, release.version):
+                stale.append(path.name)
+    if not stale:
+        return ()
+    what = f"bundles of {release.model}@{release.version}: {', '.join(stale)}"
+    return (f"{out} holds earlier {what}; delete them if they are not to be published",)
 
 
 def write(out: Path, manifest: Manifest, members: dict[str, bytes]) -> WrittenBundle:

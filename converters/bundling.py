@@ -19,7 +19,16 @@ from edgeml.manifest import Manifest, Provenance, Quality, RuntimeFamily
 from edgeml.probe import ProbeResult
 from edgeml.profile import DeviceRuntime
 
-from .assemble import Content, Meaning, measurement_of, members_of, path_of, stored_bytes, write
+from .assemble import (
+    Content,
+    Meaning,
+    measurement_of,
+    members_of,
+    path_of,
+    stored_bytes,
+    warn_of_earlier,
+    write,
+)
 from .candidate import Measured
 from .dataset import Dataset
 from .estimate.arena import kernels_of
@@ -99,7 +108,8 @@ class Bundler:
         for path, file in zip(files, beside, strict=True):
             atomic.write_bytes(path, file.content, mode=0o644)
         return Conversion(
-            report=self.explained.report, bundles=tuple(bundles), warnings=self.source.warnings,
+            report=self.explained.report, bundles=tuple(bundles),
+            warnings=(*self.source.warnings, *warn_of_earlier(self.order.out, self.order.release, [one.path for one in bundles])),
             page=str(self.explained.page), files=tuple(map(str, files)),
             for_agents=tuple(one.path for one in bundles if self._is_for_agents(one)),
         )  # fmt: skip

@@ -245,8 +245,13 @@ class Judge:
 
 
 def judge_of(metric: Metric | None, original: Array, evaluation: Evaluation) -> Judge:
-    """Take the metric that was asked for, or the one that the truth suggests."""
+    """Take the metric that was asked for, or the one that the truth suggests.
+
+    Raises:
+        ConfigError: The truth looks like classes in another form: taken for numbers, it would judge by another measure.
+    """
     if metric is None:
+        _refuse_one_hot(evaluation.truth)
         if evaluation.truth is None:
             metric = Agreement(original)
         elif evaluation.truth.dtype.kind == "i":
@@ -254,6 +259,16 @@ def judge_of(metric: Metric | None, original: Array, evaluation: Evaluation) -> 
         else:
             metric = MeanAbsoluteError()
     return Judge(metric, original, evaluation)
+
+
+def _refuse_one_hot(truth: Labels | Targets | None) -> None:
+    if truth is None or truth.ndim != 2 or truth.shape[1] < 2:
+        return
+    if np.isin(truth, (0, 1)).all() and (truth.sum(axis=1) == 1).all():
+        raise ConfigError(
+            f"evaluation_y has a 1 for one of {truth.shape[1]} and zeros in each row, as classes are written one-hot",
+            hint="save class numbers, evaluation_y.argmax(axis=1), or name --metric mae if the zeros and ones are to be answered",
+        )
 
 
 def area_under_curve(scores: npt.NDArray[np.floating], labels: Labels) -> float:

@@ -30,6 +30,17 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+def is_interrupt(error: BaseException | None) -> bool:
+    """Whether a Ctrl-C is at the bottom of a library's error."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def first_line(error: BaseException) -> str:
     """Say a library's error in one line of at most 300 characters, with its kind."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -20,11 +20,11 @@ from edgeml.profile import HOST
 
 from .amounts import drop_at_least
 from .array_file import Array
-from .assemble import Meaning, check_shape
+from .assemble import Meaning, check_shape, warn_of_earlier
 from .bundling import Bundler
 from .dataset import Dataset, check_classes, read_dataset
 from .explanation import explain
-from .metrics import ACCURACY, Evaluation, Judge, Metric, check_scores, judge_of, parse_metric
+from .metrics import ACCURACY, Direction, Evaluation, Judge, Metric, check_scores, judge_of, parse_metric
 from .opset import OPSET
 from .order import ConversionOrder, check_order
 from .plan import Means, as_it_is, family_for, stages
@@ -104,8 +104,14 @@ def convert(
         for aim, view in zip(aims, views, strict=True):
             if view.selection.chosen is None:
                 error = nothing_left(view.placements, aim.profile, aim.constraints)
-                error.hint = f"{error.hint}; {explained.page} shows every candidate"
-                on_refusal(Conversion(report=explained.report, bundles=(), page=str(explained.page)))
+                others = "" if len(aims) == 1 else ", and no bundle is written for the other profiles either"
+                error.hint = f"{error.hint}; {explained.page} shows every candidate{others}"
+                on_refusal(
+                    Conversion(
+                        report=explained.report, bundles=(), page=str(explained.page),
+                        warnings=warn_of_earlier(order.out, order.release, ()),
+                    )
+                )  # fmt: skip
                 raise error
         on_progress(Progress("writing bundles"))
         bundler = Bundler(order, source, data, judge, meaning, explained)
@@ -167,6 +173,11 @@ def _meaning(order: ConversionOrder, source: Source, data: Dataset, answers: Arr
 
 
 def _check_resolution(data: Dataset, floor: Floor) -> None:
+    if floor.direction is Direction.LOWER and floor.baseline == 0:
+        raise ConfigError(
+            f"the model's {floor.metric} is 0, of which no part can be told",
+            hint="leave evaluation_y out if it holds the model's own answers: then a candidate is judged by how many of them it gives",
+        )
     count = len(data.evaluation_x)
     if floor.metric != ACCURACY:
         return  # The others do not count samples: an area under a curve counts pairs.

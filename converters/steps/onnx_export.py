@@ -13,7 +13,7 @@ import numpy as np
 from edgeml.errors import ConfigError
 
 from ..opset import OPSET
-from ..quiet import first_line, quiet
+from ..quiet import first_line, is_interrupt, quiet
 from ..sources.torch_model import Array, TorchModel
 
 INPUT: Final = "input"
@@ -47,6 +47,8 @@ def export_onnx(model: TorchModel, sample: Array, output: str) -> bytes:
             assert program is not None
             proto = program.model_proto
         except Exception as error:  # torch.onnx raises errors of many kinds
+            if is_interrupt(error):
+                raise KeyboardInterrupt from error
             raise ConfigError(
                 f"the model cannot be exported to ONNX: {first_line(error)}",
                 hint="torch.export must be able to trace it with a free batch: avoid control flow on values and shapes",

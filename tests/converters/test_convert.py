@@ -15,6 +15,8 @@ from converters.assemble import ReleaseName
 from converters.cli import convert as command
 from converters.order import ConversionOrder, Limits
 from converters.search import Progress
+from converters.sources.load import load
+from converters.sources.source_name import parse_source
 from edgeml import golden, monitor, profile
 from edgeml.bundle import GOLDEN, MONITOR, REPORT, Bundle
 from edgeml.errors import BudgetError, ConfigError, IncompatibleError
@@ -34,7 +36,8 @@ def order(directory, out, *profiles, **changes):
     source = changes.pop("source", f"{directory}/net.py:model")
     return ConversionOrder(
         source=source, data=changes.pop("data", directory / "data.npz"), profiles=profiles or (profile.load("raspberry-pi-4"),),
-        release=ReleaseName("net", "1.0.0"), limits=Limits(max_drop=changes.pop("max_drop", 0.02)), out=out,
+        release=ReleaseName("net", "1.0.0"), out=out,
+        limits=Limits(max_drop=changes.pop("max_drop", 0.02), max_bytes=changes.pop("max_bytes", None)),
         work=changes.pop("work", out / "work"), **changes,
     )  # fmt: skip
 
@@ -242,6 +245,40 @@ class TestWhatDoesNotFit:
         with pytest.raises(BudgetError, match=r"of its bundle beside the model\) of 9\.0 kB storage"):
             converters.convert(order(linear, tmp_path / "out", small))
         assert not list((tmp_path / "out").glob("*.edgeml"))
+
+
+def test_bundles_that_an_earlier_conversion_left_are_told(linear, tmp_path):
+    first = converters.convert(order(linear, tmp_path))
+    assert first.warnings == ()
+    [left] = [Path(one.path).name for one in first.bundles]
+    refused = []
+    with pytest.raises(BudgetError):
+        converters.convert(order(linear, tmp_path, max_bytes=100), on_refusal=refused.append)
+    [(note,)] = [one.warnings for one in refused]
+    assert f"bundles of net@1.0.0: {left};" in note
+    assert converters.convert(order(linear, tmp_path)).warnings == (), "its own is written anew"
+
+
+def test_where_one_profile_refuses_all_nothing_is_written_for_the_others(linear, tmp_path):
+    board = profile.load("raspberry-pi-4")
+    small = msgspec.structs.replace(
+        board, name="small", model_storage=msgspec.structs.replace(board.model_storage, value=100)
+    )
+    with pytest.raises(BudgetError) as caught:
+        converters.convert(order(linear, tmp_path, board, small))
+    assert caught.value.hint.endswith("no bundle is written for the other profiles either")
+    assert not list(tmp_path.glob("*.edgeml"))
+
+
+def test_an_error_of_0_has_no_part_that_might_be_lost(linear, tmp_path):
+    with np.load(linear / "data.npz") as file:
+        arrays = dict(file)
+    source = load(parse_source(f"{linear}/net.py:model"), arrays["calibration_x"])
+    answers = source.answers(arrays["evaluation_x"], "evaluation_x")
+    np.savez(tmp_path / "data.npz", **arrays | {"evaluation_y": answers})
+    with pytest.raises(ConfigError, match="MAE is 0") as caught:
+        converters.convert(order(linear, tmp_path, data=tmp_path / "data.npz"))
+    assert "leave evaluation_y out" in caught.value.hint
 
 
 class TestTheCommand:

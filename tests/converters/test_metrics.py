@@ -66,6 +66,15 @@ def test_the_truth_suggests_the_metric(truth, name):
     assert judge_of(None, X, evaluation(truth)).metric.name == name
 
 
+def test_classes_written_one_hot_are_not_taken_for_numbers_unless_asked_to():
+    one_hot = np.eye(3)[[0, 2, 1, 1]]
+    with pytest.raises(ConfigError, match="one-hot") as caught:
+        judge_of(None, X, evaluation(one_hot))
+    assert "argmax" in caught.value.hint
+    assert judge_of(parse_metric("mae"), X, evaluation(one_hot)).metric.name == "MAE"
+    assert judge_of(None, X, evaluation(one_hot * 0.5)).metric.name == "MAE"
+
+
 class TestAFunctionOfTheUsers:
     def write(self, tmp_path, body):
         path = tmp_path / "mine.py"
