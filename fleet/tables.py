@@ -49,10 +49,13 @@ _VERDICT_STYLES: Final = {"ok": "green", "warn": "yellow", "page": "red", "unkno
 
 
 def show(renderable: RenderableType) -> None:
-    """Print to standard output, at full width if that is no terminal."""
-    console = Console()
+    """Print to standard output, at full width if that is no terminal.
+
+    Every text is shown as it is: reasons are what devices say, and rich would take brackets and colons in them for its own.
+    """
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:
-        console = Console(width=160)
+        console.width = 160
     console.print(renderable)
 
 

@@ -38,7 +38,7 @@ class Telling:
     """Tells the story on a terminal, or keeps quiet."""
 
     def __init__(self, *, quiet: bool) -> None:
-        self._console = Console(highlight=False, quiet=quiet)
+        self._console = Console(highlight=False, emoji=False, quiet=quiet)
         self._started = time.monotonic()
 
     @property
@@ -48,11 +48,11 @@ class Telling:
 
     def chapter(self, text: str) -> None:
         """Begin a part of the story."""
-        self._console.print(f"\n[bold]{text}[/bold]")
+        self._console.print(f"\n{text}", style="bold", markup=False)
 
     def say(self, text: str) -> None:
         """Tell one line."""
-        self._console.print(f"  {text}")
+        self._console.print(f"  {text}", markup=False)
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[Bar]:
