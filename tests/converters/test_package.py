@@ -179,6 +179,40 @@ def test_a_model_for_which_runtimes_write_out_of_bounds_is_named_and_leaves_no_b
     assert packaged(desk, "words.tflite").runtime.startswith("ai-edge-litert")
 
 
+def of_one(*nodes):
+    """Return a model of `x` [n, 4] to `y` [n, 4]."""
+    from onnx import TensorProto, helper
+
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy"]
+    graph = helper.make_graph(
+        [helper.make_node(kind, [one], [other]) for kind, one, other in nodes], "one", ports[:1], ports[1:]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model.SerializeToString()
+
+
+class TestWhatCannotBeRecorded:
+    def test_a_model_that_answers_otherwise_each_time(self, desk):
+        (desk / "random.onnx").write_bytes(of_one(("RandomNormalLike", "x", "y")))
+        with pytest.raises(BackendError, match=r"random\.onnx does not answer twice the same here") as caught:
+            packaged(desk, "random.onnx")
+        assert "what is random" in caught.value.hint
+        assert not (desk / "out").exists()
+
+    def test_answers_that_are_no_numbers(self, desk):
+        # Of random inputs the logarithm of the logarithm is NaN; of what it is made for, it is none.
+        (desk / "log.onnx").write_bytes(of_one(("Log", "x", "l"), ("Log", "l", "y")))
+        with pytest.raises(BackendError, match="answers NaN or infinity to random inputs") as caught:
+            packaged(desk, "log.onnx")
+        assert "--data" in caught.value.hint
+        assert not (desk / "out").exists()
+        np.savez(desk / "good.npz", evaluation_x=np.abs(X) + 3)
+        assert packaged(desk, "log.onnx", data=desk / "good.npz").golden_samples == 16
+        np.savez(desk / "bad.npz", evaluation_x=X)
+        with pytest.raises(BackendError, match="to the first 16 samples of evaluation_x"):
+            packaged(desk, "log.onnx", data=desk / "bad.npz")
+
+
 class TestRandomInputs:
     @pytest.mark.parametrize("dtype", DType)
     def test_they_are_of_the_type_and_the_same_every_time(self, dtype):
