@@ -29,6 +29,7 @@ Array = npt.NDArray[np.generic]
 
 ACCURACY: Final = "accuracy"
 AGREEMENT: Final = "agreement"
+CLASSES_SHOWN: Final = 8
 _SUM_TOLERANCE: Final = 0.02
 
 
@@ -94,9 +95,13 @@ class AreaUnderCurve:
     def value(self, answers: Array, evaluation: Evaluation) -> float:
         """Score answers [samples], [samples, 1] or [samples, 2]."""
         labels = _classes(evaluation, self.name)
-        if set(np.unique(labels)) != {0, 1}:
+        found = np.unique(labels).tolist()
+        if found != [0, 1]:
+            shown = ", ".join(map(str, found[:CLASSES_SHOWN])) + (
+                ", ..." if len(found) > CLASSES_SHOWN else ""
+            )
             raise ConfigError(
-                f"AUC needs the classes 0 and 1, both; evaluation_y holds {np.unique(labels)[:8].tolist()}",
+                f"AUC needs the classes 0 and 1, both; evaluation_y holds [{shown}]",
                 hint="give labels of a detector, or use another --metric",
             )
         return area_under_curve(_detection(answers), labels)

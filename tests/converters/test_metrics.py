@@ -59,6 +59,12 @@ def test_truth_that_a_metric_cannot_use_is_refused(metric, answers, truth, words
         metric.value(np.asarray(answers, np.float32), evaluation(truth))
 
 
+def test_a_list_of_classes_that_is_cut_says_so():
+    truth = np.arange(10)
+    with pytest.raises(ConfigError, match=r"evaluation_y holds \[0, 1, 2, 3, 4, 5, 6, 7, \.\.\.\]"):
+        AreaUnderCurve().value(np.zeros((10, 2)), Evaluation(np.zeros((10, 2)), truth))
+
+
 @pytest.mark.parametrize(
     ("truth", "name"), [(None, "agreement"), (CLASSES, "accuracy"), ([1.0, 2.0, 3.0, 4.0], "MAE")]
 )
