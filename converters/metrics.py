@@ -153,10 +153,18 @@ class OwnMetric:
 
     def value(self, answers: Array, evaluation: Evaluation) -> float:
         """Ask the user's function. Answers of as many numbers as the truth come in its shape: [n, 1] less [n] is [n, n]."""
-        truth = evaluation.truth
-        if truth is not None and truth.size == answers.size:
+        truth, samples = evaluation.truth, evaluation.samples
+        if truth is None:
+            # Most functions would compare with None, which is a score of 0 for every candidate.
+            raise ConfigError(
+                f"{self.name} needs evaluation_y",
+                hint="give classes or what is to be answered; of a network that rebuilds its samples, these are the truth",
+            )
+        if truth.size == answers.size:
             answers = answers.reshape(truth.shape)
-        given = call_user(lambda: self.function(answers, truth, evaluation.samples), self.name)
+        shapes = {"answers": answers, "truth": truth, "samples": samples}
+        passed = ", ".join(f"{name} {list(array.shape)}" for name, array in shapes.items())
+        given = call_user(lambda: self.function(answers, truth, samples), f"{self.name}, given {passed},")
         try:
             value = float(given)
         except (TypeError, ValueError) as error:

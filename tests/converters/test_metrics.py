@@ -96,6 +96,22 @@ class TestAFunctionOfTheUsers:
         with pytest.raises(ConfigError, match=words):
             self.write(tmp_path, body).value(X, evaluation(CLASSES))
 
+    def test_without_a_truth_is_refused_as_the_others_are(self, tmp_path):
+        metric = self.write(tmp_path, "return float((answers.argmax(1) == truth) is True)")
+        with pytest.raises(ConfigError, match=r"mine\.py:score needs evaluation_y"):
+            metric.value(X, evaluation(None))
+
+    def test_that_fails_is_told_with_its_line_and_what_it_was_given(self, tmp_path):
+        metric = self.write(tmp_path, "x = answers + 1\n    return np.dot(x, truth[:3])")
+        with pytest.raises(ConfigError) as caught:
+            metric.value(X, evaluation(CLASSES))
+        assert "given answers [4, 2], truth [4], samples [4, 2], fails: ValueError" in caught.value.message
+        assert caught.value.message.endswith("(mine.py, line 4)")
+
+    def test_of_a_column_of_answers_gets_them_in_the_truths_shape(self, tmp_path):
+        metric = self.write(tmp_path, "return float(answers.shape == truth.shape == (4,))")
+        assert metric.value(X[:, :1], evaluation(CLASSES)) == 1.0
+
     @pytest.mark.parametrize("text", ["accurracy", "mine.py", "nothing.py:score", "mine.txt:score"])
     def test_that_is_not_there_is_named(self, text):
         with pytest.raises(ConfigError):
