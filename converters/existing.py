@@ -42,6 +42,7 @@ from .assemble import (
 )
 from .dataset import Dataset, check_classes, read_evaluation
 from .expected_file import expected_of
+from .folder import check_writable
 from .metrics import ACCURACY, classes_of
 from .processing_file import check_fit, check_samples, sized
 from .provenance import PACKAGING_LIBRARIES, git_commit, libraries
@@ -88,7 +89,7 @@ def package(order: PackagingOrder, on_step: Step = lambda _: None) -> Packaging:
     """Check a model file in a child process and bundle it as it is.
 
     Raises:
-        ConfigError: The file, the data or an argument cannot be used.
+        ConfigError: The file, the data or an argument cannot be used, or `out` cannot be written.
         ArtifactError: The model keeps its weights in another file.
         IncompatibleError: A profile has no runtime for it, or its runtimes would die of it.
         BackendError: Its runtime refuses it, or dies of it; or what it answers cannot be golden vectors.
@@ -232,6 +233,7 @@ def _check(order: PackagingOrder) -> RuntimeFamily:
                 f"profile {profile.name} has no runtime for {order.model.suffix} models; it has {shown}",
                 hint="`edgeml profiles list` shows which profile has which runtime",
             )
+    check_writable(order.out, "--out")
     return family
 
 

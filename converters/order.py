@@ -16,8 +16,10 @@ from edgeml.measurement import MeasurementRecord
 from edgeml.profile import HardwareProfile
 
 from .assemble import ReleaseName
+from .folder import check_writable
 from .plan import Effort
 from .select import Preference
+from .store import default_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +74,7 @@ def check_order(order: ConversionOrder) -> None:
     """Refuse an order that makes no sense, whatever the source and the data are.
 
     Raises:
-        ConfigError: A name, a profile, a limit or a measurement makes no sense.
+        ConfigError: A name, a profile, a limit or a measurement makes no sense, or a folder cannot be written.
     """
     parse_name(order.release.model, "the model's name")
     parse_name(order.release.version, "the version")
@@ -98,6 +100,9 @@ def check_order(order: ConversionOrder) -> None:
     ):
         if value is not None and value <= 0:
             raise ConfigError(f"a largest {what} of {value:g} leaves nothing", hint="give a number above 0")
+    # What is written at the end must not fail there: that is hours later where a network is trained.
+    check_writable(order.out, "--out")
+    check_writable(order.work or default_folder(), "--work")
 
 
 def _check_record(record: MeasurementRecord) -> None:

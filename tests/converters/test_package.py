@@ -152,6 +152,15 @@ class TestWhatIsRefused:
         with pytest.raises(ConfigError, match=words):
             packaged(desk, data=desk / "data.npz", **changes)
 
+    def test_a_folder_that_cannot_be_written_before_the_model_is_run(self, desk):
+        said = []
+        order = PackagingOrder(
+            model=desk / "net.onnx", profiles=(PI,), release=ReleaseName("net", "1"), out=Path("/proc/edgeml")
+        )
+        with pytest.raises(ConfigError, match="--out /proc/edgeml cannot be written"):
+            converters.package(order, said.append)
+        assert said == []
+
     def test_a_profile_without_a_runtime_for_it(self, desk):
         with pytest.raises(
             IncompatibleError, match=r"stm32h7 has no runtime for \.onnx models; it has tflite-micro"
