@@ -114,6 +114,21 @@ def test_unknown_name_lists_the_names():
     assert all(name in caught.value.hint for name in SHIPPED)
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("raspberry-pi4", "raspberry-pi-4"),
+        ("Raspberry-Pi-5", "raspberry-pi-5"),
+        ("hots", "host"),
+        ("qqq", ""),
+    ],
+)
+def test_unknown_name_is_told_the_nearest_one_first(name, near):
+    with pytest.raises(ConfigError) as caught:
+        profile.load(name)
+    assert caught.value.hint.startswith(f"did you mean {near}? " if near else "one of ")
+
+
 @pytest.mark.parametrize("path", ["nowhere/board.toml", "board.toml", "./raspberry-pi-4"])
 def test_a_path_that_does_not_exist_is_refused(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
