@@ -217,6 +217,12 @@ class TestCommands:
     def test_show_as_toml_is_the_file_byte_for_byte(self):
         assert run("show", "esp32-s3", "--toml").stdout_bytes == profile.read("esp32-s3")
 
+    @pytest.mark.parametrize("forms", [["--json", "--toml"], ["--toml", "--json"]])
+    def test_two_forms_at_once_are_refused(self, forms):
+        result = run("show", "esp32-s3", *forms)
+        assert isinstance(result.exception, ConfigError)
+        assert (result.output, result.exception.hint) == ("", "give one of them")
+
     def test_toml_that_was_shown_is_a_profile_again(self, tmp_path: Path):
         own = tmp_path / "own.toml"
         own.write_bytes(run("show", "jetson-orin-nano", "--toml").stdout_bytes)
