@@ -27,6 +27,8 @@ def check_writable(folder: Path, option: str) -> None:
     try:
         Path(tempfile.mkdtemp(prefix=".edgeml-", dir=there)).rmdir()
     except OSError as error:
+        # The system's own words alone mislead: /proc says that there is no such file.
         raise ConfigError(
-            f"{option} {folder} cannot be written: {error.strerror or error}", hint=hint
+            f"{option} {folder} cannot be written: nothing can be made in {there} ({error.strerror or error})",
+            hint=hint,
         ) from error
