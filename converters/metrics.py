@@ -9,6 +9,7 @@ the same highest class, or answering within a small part of the original answers
 from __future__ import annotations
 
 import enum
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +186,7 @@ def parse_metric(text: str) -> Metric | None:
     """Find a metric by `accuracy`, `auc`, `mae` or `file.py:function`; None for nothing: it depends on the data.
 
     Raises:
-        ConfigError: Neither a name nor a function.
+        ConfigError: Neither a name nor a function of three arguments.
     """
     if not text:
         return None
@@ -206,6 +207,15 @@ def parse_metric(text: str) -> Metric | None:
         raise ConfigError(
             f"{path.name} has no function {function}", hint="it is called with (answers, truth, samples)"
         )
+    try:
+        inspect.signature(found).bind("answers", "truth", "samples")
+    except TypeError as error:
+        raise ConfigError(
+            f"{path.name}:{function} takes other arguments: {error}",
+            hint="it is called with (answers, truth, samples)",
+        ) from error
+    except ValueError:
+        pass  # What is written in C may not say what it takes; calling it tells.
     return OwnMetric(found, f"{path.name}:{function}")
 
 

@@ -32,6 +32,8 @@ def test_what_is_in_the_place_of_a_folder_is_named(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["/proc/edgeml", "/proc"])
 def test_a_folder_that_the_system_refuses_is_named_with_its_option(name):
-    with pytest.raises(ConfigError, match=f"--work {name} cannot be written: nothing can be made in /proc") as caught:
+    with pytest.raises(
+        ConfigError, match=f"--work {name} cannot be written: nothing can be made in /proc"
+    ) as caught:
         check_writable(Path(name), "--work")
     assert caught.value.hint == "give another --work"

@@ -108,6 +108,22 @@ class TestAFunctionOfTheUsers:
         assert "given answers [4, 2], truth [4], samples [4, 2], fails: ValueError" in caught.value.message
         assert caught.value.message.endswith("(mine.py, line 4)")
 
+    @pytest.mark.parametrize(
+        "taken", ["answers, truth", "answers, truth, samples, more", "answers, *, truth"]
+    )
+    def test_of_other_arguments_is_refused_before_anything_is_run(self, tmp_path, taken):
+        path = tmp_path / "mine.py"
+        path.write_text(f"def score({taken}):\n    return 1.0\n")
+        with pytest.raises(ConfigError, match=r"mine\.py:score takes other arguments") as caught:
+            parse_metric(f"{path}:score")
+        assert caught.value.hint == "it is called with (answers, truth, samples)"
+
+    @pytest.mark.parametrize("taken", ["*arrays", "answers, truth, samples, more=None"])
+    def test_may_take_more_than_it_is_given(self, tmp_path, taken):
+        path = tmp_path / "mine.py"
+        path.write_text(f"def score({taken}):\n    return 1.0\n")
+        assert parse_metric(f"{path}:score").value(X, evaluation(CLASSES)) == 1.0
+
     def test_of_a_column_of_answers_gets_them_in_the_truths_shape(self, tmp_path):
         metric = self.write(tmp_path, "return float(answers.shape == truth.shape == (4,))")
         assert metric.value(X[:, :1], evaluation(CLASSES)) == 1.0
