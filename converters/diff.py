@@ -64,7 +64,8 @@ class LayerChange(msgspec.Struct, frozen=True):
     """How the constants of one layer moved.
 
     `relative` is the root mean square of the difference over that of the constants before, over tensors of the same shape;
-    `largest` the greatest difference of one element. `reshaped` tensors have another shape now.
+    `largest` the greatest difference of one element; None where there are no such tensors. `reshaped` tensors have another
+    shape now.
     """
 
     layer: str
@@ -73,8 +74,8 @@ class LayerChange(msgspec.Struct, frozen=True):
     added: int
     removed: int
     reshaped: int
-    relative: float
-    largest: float
+    relative: float | None
+    largest: float | None
     stored: str
     """Element types in the file, and what they became if that changed."""
 
@@ -196,15 +197,16 @@ def compare_weights(before: Sequence[Weight], after: Sequence[Weight]) -> list[L
                 added=sum(name not in old for name in names),
                 removed=sum(name not in new for name in names),
                 reshaped=len(both) - len(alike),
-                relative=_relative(alike) if moved else 0.0,
+                relative=_relative(alike) if moved or not alike else 0.0,
                 stored=_stored(
                     [old[name] for name in names if name in old], [new[name] for name in names if name in new]
                 ),
-                largest=max((float(np.nanmax(np.abs(a - b), initial=0.0)) for a, b in moved), default=0.0),
+                largest=_largest(alike),
             )
         )
     return sorted(
-        changes, key=lambda one: (-(one.added + one.removed + one.reshaped > 0), -one.relative, one.layer)
+        changes,
+        key=lambda one: (-(one.added + one.removed + one.reshaped > 0), -(one.relative or 0.0), one.layer),
     )
 
 
@@ -213,10 +215,16 @@ def _stored(before: Sequence[Weight], after: Sequence[Weight]) -> str:
     return " -> ".join(dict.fromkeys(text for text in texts if text))
 
 
-def _relative(pairs: list[tuple[Reals, Reals]]) -> float:
+def _relative(pairs: list[tuple[Reals, Reals]]) -> float | None:
+    if not pairs:
+        return None
     size = sum(float(np.square(a).sum()) for a, _ in pairs)
     moved = sum(float(np.square(a - b).sum()) for a, b in pairs)
     return float(np.sqrt(moved / size)) if size else float(moved > 0)
+
+
+def _largest(pairs: list[tuple[Reals, Reals]]) -> float | None:
+    return max((float(np.nanmax(np.abs(a - b), initial=0.0)) for a, b in pairs), default=None)
 
 
 def _walk(topic: Topic, field: str, old: Any, new: Any) -> Iterator[Change]:

@@ -77,7 +77,7 @@ def tell(result: BundleDiff) -> None:
     console.print(_answers(result), soft_wrap=True)
     console.print(f"weights: {_weights(result)}", soft_wrap=True)
     for layer in result.layers[:LAYERS_SHOWN]:
-        console.print(f"  {_layer(layer)}", soft_wrap=True)
+        console.print(f"  {layer_text(layer)}", soft_wrap=True)
     if len(result.layers) > LAYERS_SHOWN:
         console.print(f"  ... {len(result.layers) - LAYERS_SHOWN} more layers; --json has all")
     (old, new), (old_bundle, new_bundle) = result.model_bytes, result.bundle_bytes
@@ -86,6 +86,21 @@ def tell(result: BundleDiff) -> None:
     console.print(
         f"a device that has the first downloads {size(result.delta_bytes)} ({share:.0%} of the bundle)"
     )
+
+
+def layer_text(one: LayerChange) -> str:
+    """Write how one layer changed; by how much, only where something was compared."""
+    counts = {
+        "changed": one.changed,
+        "added": one.added,
+        "removed": one.removed,
+        "of another shape": one.reshaped,
+    }
+    said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    text = f"{_plain(one.layer)[:80]}: {said} of {one.tensors}"
+    if one.relative is None or one.largest is None:
+        return text
+    return f"{text}; by {one.relative:.2%}, at most {one.largest:.3g}"
 
 
 def _weights(result: BundleDiff) -> str:
@@ -101,19 +116,6 @@ def _answers(result: BundleDiff) -> str:
     return (
         f"recorded answers on {one.samples} common samples: agreement {one.agreement:.3f}, "
         f"largest difference {one.difference_fraction:.2%} of the range"
-    )
-
-
-def _layer(one: LayerChange) -> str:
-    counts = {
-        "changed": one.changed,
-        "added": one.added,
-        "removed": one.removed,
-        "of another shape": one.reshaped,
-    }
-    said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    return (
-        f"{_plain(one.layer)[:80]}: {said} of {one.tensors}; by {one.relative:.2%}, at most {one.largest:.3g}"
     )
 
 

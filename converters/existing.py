@@ -7,7 +7,7 @@ about whether the answers are any good.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,13 +15,14 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from edgeml.errors import BudgetError, ConfigError, IncompatibleError
+from edgeml import golden
+from edgeml.errors import BackendError, BudgetError, ConfigError, IncompatibleError
 from edgeml.expectation import Expected
 from edgeml.golden import SAMPLES
 from edgeml.ids import digest_of, parse_name
 from edgeml.manifest import Manifest, Measurement, Provenance, Quality, RuntimeFamily, ScoreKind, Task
 from edgeml.pipeline import Pipeline
-from edgeml.probe import Description, describe, probe
+from edgeml.probe import Description, ProbeResult, describe, probe
 from edgeml.profile import DeviceRuntime, HardwareProfile
 from edgeml.steps import Processing
 from edgeml.tensors import BATCH, DType, TensorSpec
@@ -41,6 +42,7 @@ from .assemble import (
 )
 from .dataset import Dataset, check_classes, read_evaluation
 from .expected_file import expected_of
+from .folder import check_writable
 from .metrics import ACCURACY, classes_of
 from .processing_file import check_fit, check_samples, sized
 from .provenance import PACKAGING_LIBRARIES, git_commit, libraries
@@ -51,6 +53,8 @@ from .units import size
 from .verify import LIMITS
 
 SEED: Final = 0
+REPEAT_FRACTION: Final = golden.TOLERANCE_FRACTION / 5
+"""Largest difference of two runs here, as a fraction of the answers' range: other devices need the rest of the tolerance."""
 RANDOM_ORIGIN: Final = f"{SAMPLES} random inputs (seed {SEED}): no data were given"
 _RUNTIMES: Final = {
     RuntimeFamily.ONNX: frozenset({DeviceRuntime.ONNXRUNTIME}),
@@ -85,10 +89,10 @@ def package(order: PackagingOrder, on_step: Step = lambda _: None) -> Packaging:
     """Check a model file in a child process and bundle it as it is.
 
     Raises:
-        ConfigError: The file, the data or an argument cannot be used.
+        ConfigError: The file, the data or an argument cannot be used, or `out` cannot be written.
         ArtifactError: The model keeps its weights in another file.
         IncompatibleError: A profile has no runtime for it, or its runtimes would die of it.
-        BackendError: Its runtime refuses it, or dies of it.
+        BackendError: Its runtime refuses it, or dies of it; or what it answers cannot be golden vectors.
         BudgetError: It does not fit a profile.
         StorageError: The disk refused; no half-written bundle is left.
     """
@@ -108,6 +112,8 @@ def package(order: PackagingOrder, on_step: Step = lambda _: None) -> Packaging:
     on_step("running it on its runtime")
     result = probe(model, family, inputs, limits=LIMITS)
     _check_budget(len(model), result.peak_memory_bytes, order.profiles)
+    count = golden_samples(given)
+    _check_finite(result, count, order)
     meaning = _meaning(order, data)
     answers = result.answers[0]
     if data is None:
@@ -136,6 +142,11 @@ def package(order: PackagingOrder, on_step: Step = lambda _: None) -> Packaging:
         expected=expected,
     )
     check_fit(manifest)
+    on_step("running it once more")
+    # After as many requests as before: some models keep a state from one to the next.
+    again = probe(model, family, inputs, limits=LIMITS, runs=result.timing.runs)
+    recorded, repeated = ([one[:count] for one in run.answers] for run in (result, again))
+    _check_repeats(manifest, recorded, repeated, order.model.name)
     on_step("writing the bundle")
     members = members_of(manifest, Content(model, given, inputs, result, None, with_monitor=data is not None))
     check_storage(manifest, members, order.profiles)
@@ -149,7 +160,7 @@ def package(order: PackagingOrder, on_step: Step = lambda _: None) -> Packaging:
         metric=ACCURACY,
         value=None if quality is None else quality.value,
         samples=0 if data is None else len(data.evaluation_x),
-        golden_samples=golden_samples(given),
+        golden_samples=count,
         golden_origin=origin,
         has_monitor=data is not None,
         processing=order.processing,
@@ -222,6 +233,7 @@ def _check(order: PackagingOrder) -> RuntimeFamily:
                 f"profile {profile.name} has no runtime for {order.model.suffix} models; it has {shown}",
                 hint="`edgeml profiles list` shows which profile has which runtime",
             )
+    check_writable(order.out, "--out")
     return family
 
 
@@ -247,6 +259,31 @@ def _check_budget(length_bytes: int, peak_memory_bytes: int, profiles: tuple[Har
                     f"the model does not fit {profile.name}: {size(observed)} of {size(budget)} {what}",
                     budget=budget, observed=observed, unit="bytes", hint="shrink the model, or choose another profile",
                 )  # fmt: skip
+
+
+def _check_finite(result: ProbeResult, count: int, order: PackagingOrder) -> None:
+    """Refuse NaN and infinity among what would be recorded: they are never the same as anything."""
+    for spec, answers in zip(result.outputs, result.answers, strict=True):
+        if not np.isfinite(answers[:count].astype(np.float64)).all():
+            shown = "random inputs" if order.data is None else f"the first {count} samples of evaluation_x"
+            raise BackendError(
+                f"{order.model.name} answers NaN or infinity to {shown}, in output {spec.name}",
+                hint="give --data with evaluation_x as the model meets it"
+                if order.data is None
+                else "leave out samples that the model has no answer to, or repair the model",
+            )
+
+
+def _check_repeats(manifest: Manifest, first: Sequence[Array], second: Sequence[Array], name: str) -> None:
+    """Refuse a model that answers otherwise the second time: on a device, its golden vectors would hold by chance alone."""
+    # The model's own answers, without the steps around it: a class may hide that the scores are random.
+    plain = msgspec.structs.replace(manifest, processing=None)
+    compared = golden.compare(first, second, plain)
+    if not compared.passed or compared.difference_fraction > REPEAT_FRACTION:
+        raise BackendError(
+            f"{name} does not answer twice the same here: {compared.describe()}",
+            hint="take out what is random in it, such as dropout, noise or sampling",
+        )
 
 
 def _meaning(order: PackagingOrder, data: Dataset | None) -> Meaning:

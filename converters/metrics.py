@@ -9,6 +9,7 @@ the same highest class, or answering within a small part of the original answers
 from __future__ import annotations
 
 import enum
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ Array = npt.NDArray[np.generic]
 
 ACCURACY: Final = "accuracy"
 AGREEMENT: Final = "agreement"
+CLASSES_SHOWN: Final = 8
 _SUM_TOLERANCE: Final = 0.02
 
 
@@ -94,9 +96,13 @@ class AreaUnderCurve:
     def value(self, answers: Array, evaluation: Evaluation) -> float:
         """Score answers [samples], [samples, 1] or [samples, 2]."""
         labels = _classes(evaluation, self.name)
-        if set(np.unique(labels)) != {0, 1}:
+        found = np.unique(labels).tolist()
+        if found != [0, 1]:
+            shown = ", ".join(map(str, found[:CLASSES_SHOWN])) + (
+                ", ..." if len(found) > CLASSES_SHOWN else ""
+            )
             raise ConfigError(
-                f"AUC needs the classes 0 and 1, both; evaluation_y holds {np.unique(labels)[:8].tolist()}",
+                f"AUC needs the classes 0 and 1, both; evaluation_y holds [{shown}]",
                 hint="give labels of a detector, or use another --metric",
             )
         return area_under_curve(_detection(answers), labels)
@@ -148,10 +154,18 @@ class OwnMetric:
 
     def value(self, answers: Array, evaluation: Evaluation) -> float:
         """Ask the user's function. Answers of as many numbers as the truth come in its shape: [n, 1] less [n] is [n, n]."""
-        truth = evaluation.truth
-        if truth is not None and truth.size == answers.size:
+        truth, samples = evaluation.truth, evaluation.samples
+        if truth is None:
+            # Most functions would compare with None, which is a score of 0 for every candidate.
+            raise ConfigError(
+                f"{self.name} needs evaluation_y",
+                hint="give classes or what is to be answered; of a network that rebuilds its samples, these are the truth",
+            )
+        if truth.size == answers.size:
             answers = answers.reshape(truth.shape)
-        given = call_user(lambda: self.function(answers, truth, evaluation.samples), self.name)
+        shapes = {"answers": answers, "truth": truth, "samples": samples}
+        passed = ", ".join(f"{name} {list(array.shape)}" for name, array in shapes.items())
+        given = call_user(lambda: self.function(answers, truth, samples), f"{self.name}, given {passed},")
         try:
             value = float(given)
         except (TypeError, ValueError) as error:
@@ -172,7 +186,7 @@ def parse_metric(text: str) -> Metric | None:
     """Find a metric by `accuracy`, `auc`, `mae` or `file.py:function`; None for nothing: it depends on the data.
 
     Raises:
-        ConfigError: Neither a name nor a function.
+        ConfigError: Neither a name nor a function of three arguments.
     """
     if not text:
         return None
@@ -193,6 +207,15 @@ def parse_metric(text: str) -> Metric | None:
         raise ConfigError(
             f"{path.name} has no function {function}", hint="it is called with (answers, truth, samples)"
         )
+    try:
+        inspect.signature(found).bind("answers", "truth", "samples")
+    except TypeError as error:
+        raise ConfigError(
+            f"{path.name}:{function} takes other arguments: {error}",
+            hint="it is called with (answers, truth, samples)",
+        ) from error
+    except ValueError:
+        pass  # What is written in C may not say what it takes; calling it tells.
     return OwnMetric(found, f"{path.name}:{function}")
 
 

@@ -120,19 +120,30 @@ def family_for(profile: HardwareProfile, means: Means, wanted: RuntimeFamily | N
     """Decide what a profile gets: what was asked for, else ONNX where it has onnxruntime, else TFLite, else TorchScript.
 
     Raises:
-        IncompatibleError: The profile has no runtime for what the source can become.
+        IncompatibleError: The profile has no runtime for what the source can become, or for what was asked for.
     """
     candidates = means.families if wanted is None else (wanted,)
     for family in RuntimeFamily:
         if family in candidates and family in means.families and RUNTIMES[family] & set(profile.runtimes):
             return family
     has = ", ".join(runtime.value for runtime in profile.runtimes) or "no runtime"
-    can = (
-        " and ".join(family.value for family in candidates if family in means.families) or "nothing asked for"
-    )
+    can = " and ".join(family.value for family in means.families) or "nothing"
+    if wanted is None:
+        raise IncompatibleError(
+            f"profile {profile.name} has {has}, and the model can become {can}",
+            hint="`edgeml profiles list` shows which profile has which runtime; a torch model can become both",
+        )
+    # What it would get otherwise; if that is nothing either, it is not the wish that is wrong.
+    other = family_for(profile, means, None)
+    hint = f"leave --target: {profile.name} gets {other.value} then"
+    if wanted not in means.families:
+        raise IncompatibleError(
+            f"--target {wanted.value}: the model cannot become that, only {can}", hint=hint
+        )
+    needed = " or ".join(sorted(runtime.value for runtime in RUNTIMES[wanted]))
     raise IncompatibleError(
-        f"profile {profile.name} has {has}, and the model can become {can}",
-        hint="`edgeml profiles list` shows which profile has which runtime; a torch model can become both",
+        f"--target {wanted.value}: profile {profile.name} has {has}, and that needs {needed}",
+        hint=f"{hint}; or give a profile whose runtimes have {needed}",
     )
 
 

@@ -174,11 +174,12 @@ def _missed(one: Placement, profile: HardwareProfile, constraints: Constraints) 
         if _must_know_memory(profile, constraints):
             missed.append(f"nobody can say its memory on {profile.name}")
     else:
-        offered = min(profile.model_memory.value, constraints.max_memory_bytes or float("inf"))
+        offered, allowed = profile.model_memory.value, constraints.max_memory_bytes
+        taken = f"takes {size(one.memory_bytes.value)} ({one.memory_bytes.basis.value})"
         if one.memory_bytes.value > offered:
-            missed.append(
-                f"does not fit: takes {size(one.memory_bytes.value)} ({one.memory_bytes.basis.value}) of {size(offered)} memory for a model"
-            )
+            missed.append(f"does not fit: {taken} of {size(offered)} memory for a model")
+        elif allowed is not None and one.memory_bytes.value > allowed:
+            missed.append(f"{taken} of memory, more than the {size(allowed)} of --max-memory")
     if constraints.max_latency_ms is not None:
         if one.latency_ms is None:
             missed.append(f"nobody can say its latency on {profile.name}")

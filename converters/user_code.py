@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -79,6 +81,21 @@ def call_user(code: Callable[[], Any], what: str) -> Any:
     except EdgemlError:
         raise
     except (Exception, SystemExit) as error:  # the user's code may raise anything
+        place = _place(error)
         raise ConfigError(
-            f"{what} fails: {first_line(error)}", hint="run the file with Python to see where"
+            f"{what} fails: {first_line(error)}{f' ({place})' if place else ''}",
+            hint="correct it there" if place else "run the file with Python to see where",
         ) from error
+
+
+def _place(error: BaseException) -> str:
+    """Name the innermost line of the user's own that an error came through; empty where there is none."""
+    others = [
+        Path(__file__).parent,
+        *(Path(sysconfig.get_path(one)) for one in ("stdlib", "purelib", "platlib")),
+    ]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if file.is_file() and not any(map(file.absolute().is_relative_to, others)):
+            return f"{file.name}, line {frame.lineno}"
+    return ""

@@ -6,6 +6,7 @@ Decides the fields of a profile and that every number has a unit and a provenanc
 
 from __future__ import annotations
 
+import difflib
 import enum
 import importlib.resources
 import math
@@ -200,9 +201,11 @@ def read(name_or_path: str) -> bytes:
                 f"cannot read profile {name_or_path!r}: {error}", hint="check the path"
             ) from error
     if name_or_path not in names():
+        near = difflib.get_close_matches(name_or_path.lower(), (*names(), HOST), n=1)
         raise ConfigError(
             f"unknown profile {name_or_path!r}",
-            hint=f"one of {', '.join(names())}, {HOST} (this machine), or a path to a .toml file",
+            hint=f"{f'did you mean {near[0]}? ' if near else ''}"
+            f"one of {', '.join(names())}, {HOST} (this machine), or a path to a .toml file",
         )
     return (importlib.resources.files("hardware_profiles") / f"{name_or_path}.toml").read_bytes()
 

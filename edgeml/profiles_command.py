@@ -69,9 +69,9 @@ def list_(form: str | None) -> None:
 
 @profiles.command()
 @click.argument("name_or_path")
-@click.option("--json", "form", flag_value="json", help="Print it as JSON.")
-@click.option("--toml", "form", flag_value="toml", help="Print the file as it is, to start your own from.")
-def show(name_or_path: str, form: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@click.option("--toml", "as_toml", is_flag=True, help="Print the file as it is, to start your own from.")
+def show(name_or_path: str, *, as_json: bool, as_toml: bool) -> None:
     """Show one profile: each number with its unit, its origin and its source.
 
     NAME_OR_PATH is the name of a shipped profile, `host` for this machine, or a path to a .toml file. Whichever form is asked for, the profile
@@ -86,17 +86,16 @@ def show(name_or_path: str, form: str | None) -> None:
     \f
 
     Raises:
-        ConfigError: There is no such profile, or it is not valid.
+        ConfigError: There is no such profile, it is not valid, or two forms are asked for.
     """
+    if as_json and as_toml:
+        raise ConfigError("--json and --toml are two forms of one profile", hint="give one of them")
     data = profiles_.read(name_or_path)
     profile = profiles_.decode(data, name_or_path)
-    match form:
-        case "json":
-            click.echo(_json(profile))
-        case "toml":
-            click.echo(data, nl=False)
-        case _:
-            click.echo(_described(profile))
+    if as_toml:
+        click.echo(data, nl=False)
+    else:
+        click.echo(_json(profile) if as_json else _described(profile))
 
 
 @profiles.command()

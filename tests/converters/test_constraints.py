@@ -76,7 +76,10 @@ class TestWhatNothingMeets:
         [
             (("--max-bytes", "2KB"), "more than 2.0 kB"),
             (("--max-latency", "1us"), "ms (estimated), more than 0.001 ms"),
-            (("--max-memory", "1MB"), "(measured on this host) of 1.0 MB memory for a model"),
+            (
+                ("--max-memory", "1MB"),
+                "(measured on this host) of memory, more than the 1.0 MB of --max-memory",
+            ),
         ],
     )
     def test_names_the_nearest_candidates_with_what_each_misses_and_writes_a_page_alone(

@@ -222,7 +222,7 @@ def test_a_commit_is_recorded_if_there_is_one(linear, tmp_path):
 
 class TestWhatDoesNotFit:
     def test_a_microcontroller_gets_no_onnx(self, linear, tmp_path):
-        with pytest.raises(IncompatibleError, match="has tflite-micro, and the model can become onnx"):
+        with pytest.raises(IncompatibleError, match="has tflite-micro, and that needs onnxruntime"):
             converters.convert(order(linear, tmp_path, profile.load("stm32h7"), target=RuntimeFamily.ONNX))
 
     @pytest.mark.parametrize(("field", "value"), [("model_storage", 2000), ("model_memory", 10_000_000)])

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from converters.diff_command import diff
-from converters.weights import read_weights
+from converters.diff import compare_weights
+from converters.diff_command import diff, layer_text
+from converters.weights import Weight, read_weights
 from edgeml import bundle, delta, golden
 from edgeml.errors import ArtifactError, BackendError, ConfigError
 from edgeml.expectation import Expected, InputExpectation
@@ -75,6 +76,26 @@ def test_weights_that_moved_are_told_with_how_far_and_what_a_device_downloads(fi
     assert said["answers"]["samples"] == 16
     assert 0 < said["answers"]["difference_fraction"] < 0.05
     assert said["delta_bytes"] == len(delta.make(first, second))
+
+
+def test_of_constants_that_cannot_be_compared_no_number_is_told():
+    first = [
+        Weight("gone.a", "float32", np.ones(4)),
+        Weight("reshaped.b", "float32", np.ones(4)),
+        Weight("moved.c", "float32", np.ones(4)),
+        Weight("moved.d", "float32", np.ones(4)),
+    ]
+    second = [
+        Weight("reshaped.b", "float32", np.ones(5)),
+        Weight("moved.c", "float32", np.full(4, 1.5)),
+        Weight("new.e", "float32", np.ones(4)),
+    ]
+    found = {one.layer: one for one in compare_weights(first, second)}
+    for name in ("gone", "reshaped", "new"):
+        assert (found[name].relative, found[name].largest) == (None, None), name
+        assert "by " not in layer_text(found[name])
+    assert (found["moved"].relative, found["moved"].largest) == (0.5, 0.5)
+    assert layer_text(found["moved"]) == "moved: 1 changed, 1 removed of 2; by 50.00%, at most 0.5"
 
 
 def test_text_of_a_bundle_is_shown_as_it_is(first, tmp_path, monkeypatch):

@@ -59,6 +59,12 @@ def test_truth_that_a_metric_cannot_use_is_refused(metric, answers, truth, words
         metric.value(np.asarray(answers, np.float32), evaluation(truth))
 
 
+def test_a_list_of_classes_that_is_cut_says_so():
+    truth = np.arange(10)
+    with pytest.raises(ConfigError, match=r"evaluation_y holds \[0, 1, 2, 3, 4, 5, 6, 7, \.\.\.\]"):
+        AreaUnderCurve().value(np.zeros((10, 2)), Evaluation(np.zeros((10, 2)), truth))
+
+
 @pytest.mark.parametrize(
     ("truth", "name"), [(None, "agreement"), (CLASSES, "accuracy"), ([1.0, 2.0, 3.0, 4.0], "MAE")]
 )
@@ -98,6 +104,38 @@ class TestAFunctionOfTheUsers:
     def test_that_fails_is_the_users_to_fix(self, tmp_path, body, words):
         with pytest.raises(ConfigError, match=words):
             self.write(tmp_path, body).value(X, evaluation(CLASSES))
+
+    def test_without_a_truth_is_refused_as_the_others_are(self, tmp_path):
+        metric = self.write(tmp_path, "return float((answers.argmax(1) == truth) is True)")
+        with pytest.raises(ConfigError, match=r"mine\.py:score needs evaluation_y"):
+            metric.value(X, evaluation(None))
+
+    def test_that_fails_is_told_with_its_line_and_what_it_was_given(self, tmp_path):
+        metric = self.write(tmp_path, "x = answers + 1\n    return np.dot(x, truth[:3])")
+        with pytest.raises(ConfigError) as caught:
+            metric.value(X, evaluation(CLASSES))
+        assert "given answers [4, 2], truth [4], samples [4, 2], fails: ValueError" in caught.value.message
+        assert caught.value.message.endswith("(mine.py, line 4)")
+
+    @pytest.mark.parametrize(
+        "taken", ["answers, truth", "answers, truth, samples, more", "answers, *, truth"]
+    )
+    def test_of_other_arguments_is_refused_before_anything_is_run(self, tmp_path, taken):
+        path = tmp_path / "mine.py"
+        path.write_text(f"def score({taken}):\n    return 1.0\n")
+        with pytest.raises(ConfigError, match=r"mine\.py:score takes other arguments") as caught:
+            parse_metric(f"{path}:score")
+        assert caught.value.hint == "it is called with (answers, truth, samples)"
+
+    @pytest.mark.parametrize("taken", ["*arrays", "answers, truth, samples, more=None"])
+    def test_may_take_more_than_it_is_given(self, tmp_path, taken):
+        path = tmp_path / "mine.py"
+        path.write_text(f"def score({taken}):\n    return 1.0\n")
+        assert parse_metric(f"{path}:score").value(X, evaluation(CLASSES)) == 1.0
+
+    def test_of_a_column_of_answers_gets_them_in_the_truths_shape(self, tmp_path):
+        metric = self.write(tmp_path, "return float(answers.shape == truth.shape == (4,))")
+        assert metric.value(X[:, :1], evaluation(CLASSES)) == 1.0
 
     @pytest.mark.parametrize("text", ["accurracy", "mine.py", "nothing.py:score", "mine.txt:score"])
     def test_that_is_not_there_is_named(self, text):

@@ -152,6 +152,15 @@ class TestWhatIsRefused:
         with pytest.raises(ConfigError, match=words):
             packaged(desk, data=desk / "data.npz", **changes)
 
+    def test_a_folder_that_cannot_be_written_before_the_model_is_run(self, desk):
+        said = []
+        order = PackagingOrder(
+            model=desk / "net.onnx", profiles=(PI,), release=ReleaseName("net", "1"), out=Path("/proc/edgeml")
+        )
+        with pytest.raises(ConfigError, match="--out /proc/edgeml cannot be written"):
+            converters.package(order, said.append)
+        assert said == []
+
     def test_a_profile_without_a_runtime_for_it(self, desk):
         with pytest.raises(
             IncompatibleError, match=r"stm32h7 has no runtime for \.onnx models; it has tflite-micro"
@@ -177,6 +186,40 @@ def test_a_model_for_which_runtimes_write_out_of_bounds_is_named_and_leaves_no_b
     assert not (desk / "out").exists()
     (desk / "words.tflite").write_bytes(remembering("int16"))
     assert packaged(desk, "words.tflite").runtime.startswith("ai-edge-litert")
+
+
+def of_one(*nodes):
+    """Return a model of `x` [n, 4] to `y` [n, 4]."""
+    from onnx import TensorProto, helper
+
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy"]
+    graph = helper.make_graph(
+        [helper.make_node(kind, [one], [other]) for kind, one, other in nodes], "one", ports[:1], ports[1:]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model.SerializeToString()
+
+
+class TestWhatCannotBeRecorded:
+    def test_a_model_that_answers_otherwise_each_time(self, desk):
+        (desk / "random.onnx").write_bytes(of_one(("RandomNormalLike", "x", "y")))
+        with pytest.raises(BackendError, match=r"random\.onnx does not answer twice the same here") as caught:
+            packaged(desk, "random.onnx")
+        assert "what is random" in caught.value.hint
+        assert not (desk / "out").exists()
+
+    def test_answers_that_are_no_numbers(self, desk):
+        # Of random inputs the logarithm of the logarithm is NaN; of what it is made for, it is none.
+        (desk / "log.onnx").write_bytes(of_one(("Log", "x", "l"), ("Log", "l", "y")))
+        with pytest.raises(BackendError, match="answers NaN or infinity to random inputs") as caught:
+            packaged(desk, "log.onnx")
+        assert "--data" in caught.value.hint
+        assert not (desk / "out").exists()
+        np.savez(desk / "good.npz", evaluation_x=np.abs(X) + 3)
+        assert packaged(desk, "log.onnx", data=desk / "good.npz").golden_samples == 16
+        np.savez(desk / "bad.npz", evaluation_x=X)
+        with pytest.raises(BackendError, match="to the first 16 samples of evaluation_x"):
+            packaged(desk, "log.onnx", data=desk / "bad.npz")
 
 
 class TestRandomInputs:

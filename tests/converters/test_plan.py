@@ -50,14 +50,25 @@ class TestFamilies:
         ("name", "means", "wanted", "words"),
         [
             ("stm32h7", Means((ONNX,)), None, "has tflite-micro, and the model can become onnx"),
-            ("stm32h7", BOTH, ONNX, "has tflite-micro, and the model can become onnx"),
-            ("raspberry-pi-4", Means((ONNX,)), TFLITE, "can become nothing asked for"),
-            ("raspberry-pi-4", ALL, SCRIPT, "has onnxruntime, .*, and the model can become torchscript"),
+            ("stm32h7", Means((ONNX,)), ONNX, "has tflite-micro, and the model can become onnx"),
         ],
     )
     def test_what_cannot_be_is_said_plainly(self, name, means, wanted, words):
         with pytest.raises(IncompatibleError, match=words):
             family_for(profile.load(name), means, wanted)
+
+    @pytest.mark.parametrize(
+        ("name", "means", "wanted", "words", "gets"),
+        [
+            ("stm32h7", BOTH, ONNX, "profile stm32h7 has tflite-micro, and that needs onnxruntime", "tflite"),
+            ("raspberry-pi-4", Means((ONNX,)), TFLITE, "the model cannot become that, only onnx", "onnx"),
+            ("raspberry-pi-4", ALL, SCRIPT, "has onnxruntime, .*, and that needs torch", "onnx"),
+        ],
+    )
+    def test_a_wish_that_cannot_be_is_what_the_error_is_about(self, name, means, wanted, words, gets):
+        with pytest.raises(IncompatibleError, match=f"^--target {wanted.value}: .*{words}") as caught:
+            family_for(profile.load(name), means, wanted)
+        assert f"leave --target: {name} gets {gets} then" in caught.value.hint
 
 
 class TestOrder:

@@ -145,7 +145,7 @@ def test_why_another_is_not_chosen(placements, board, recipe, verdict, words):
         (Constraints(FLOOR, max_latency_ms=0.5), place(S8S8), "takes 1 ms (measured on this host), more than 0.5 ms"),
         (Constraints(FLOOR, max_latency_ms=0.5), place(S8S8, basis=Basis.ESTIMATED), "takes 1 ms (estimated)"),
         (Constraints(FLOOR, max_latency_ms=0.5), place(S8S8, latency=None), "nobody can say its latency on board"),
-        (Constraints(FLOOR, max_memory_bytes=50_000_000), place(S8S8), "60.0 MB (measured on this host) of 50.0 MB"),
+        (Constraints(FLOOR, max_memory_bytes=50_000_000), place(S8S8), "takes 60.0 MB (measured on this host) of memory, more than the 50.0 MB of --max-memory"),
         (Constraints(FLOOR, max_memory_bytes=50_000_000), replace(place(S8S8), memory_bytes=None), "nobody can say its memory on board"),
         (Constraints(FLOOR), replace(place(S8S8), memory_bytes=None), ""),
         (Constraints(FLOOR, max_latency_ms=2.0, max_bytes=40_000, max_memory_bytes=70_000_000), place(S8S8), ""),

@@ -58,6 +58,16 @@ def test_what_a_file_imported_goes_on_working_and_is_gone_from_the_interpreter(t
     assert {*sys.modules} == before
 
 
+def test_an_error_names_the_users_own_line_and_none_of_a_library(tmp_path):
+    import_ = "import json\n\ndef two():\n    return json.loads('{')\n"
+    path = written(tmp_path, net=import_ + "two()")
+    with (
+        pytest.raises(ConfigError, match=r"net\.py fails: JSONDecodeError.* \(net\.py, line 4\)"),
+        module_of(path),
+    ):
+        pass
+
+
 def test_a_file_that_fails_leaves_no_modules_either(tmp_path):
     path = written(tmp_path, net="import blocks_beside\n1 / 0", blocks_beside="")
     with pytest.raises(ConfigError, match="ZeroDivisionError"), module_of(path):

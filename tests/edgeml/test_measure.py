@@ -149,8 +149,25 @@ def test_a_bundle_that_answers_otherwise_is_not_measured(packed, tmp_path):
         recorded = golden.decode(data, manifest)
         return golden.encode(golden.Golden(recorded.inputs, (recorded.outputs[0][::-1].copy(),)))
 
-    with pytest.raises(BackendError, match="does not answer here as recorded"):
+    with pytest.raises(BackendError, match="does not answer here as recorded") as caught:
         measure(Order(altered(packed, tmp_path / "other.edgeml", bundle.GOLDEN, other)))
+    assert "is not the runtime it was verified on (onnxruntime)" in caught.value.hint
+
+
+def test_a_bundle_that_answers_otherwise_on_its_own_runtime_is_not_told_of_another_one(
+    packed, tmp_path, record
+):
+    with bundle.Bundle(packed) as opened:
+        members = {entry.name: opened.read(entry.name) for entry in opened.manifest.files}
+        verified = msgspec.structs.replace(opened.manifest.measurement, runtime=record.runtime)
+        manifest = msgspec.structs.replace(opened.manifest, measurement=verified)
+        recorded = golden.decode(members[bundle.GOLDEN], manifest)
+    other = golden.Golden(recorded.inputs, (recorded.outputs[0][::-1].copy(),))
+    members[bundle.GOLDEN] = golden.encode(other)
+    bundle.write_bundle(tmp_path / "other.edgeml", manifest, members)
+    with pytest.raises(BackendError, match="does not answer here as recorded") as caught:
+        measure(Order(tmp_path / "other.edgeml"))
+    assert f"it was verified on {record.runtime} as well" in caught.value.hint
 
 
 def test_a_bundle_whose_bytes_changed_is_not_measured(packed, tmp_path):

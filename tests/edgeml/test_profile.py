@@ -114,6 +114,21 @@ def test_unknown_name_lists_the_names():
     assert all(name in caught.value.hint for name in SHIPPED)
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("raspberry-pi4", "raspberry-pi-4"),
+        ("Raspberry-Pi-5", "raspberry-pi-5"),
+        ("hots", "host"),
+        ("qqq", ""),
+    ],
+)
+def test_unknown_name_is_told_the_nearest_one_first(name, near):
+    with pytest.raises(ConfigError) as caught:
+        profile.load(name)
+    assert caught.value.hint.startswith(f"did you mean {near}? " if near else "one of ")
+
+
 @pytest.mark.parametrize("path", ["nowhere/board.toml", "board.toml", "./raspberry-pi-4"])
 def test_a_path_that_does_not_exist_is_refused(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -201,6 +216,12 @@ class TestCommands:
 
     def test_show_as_toml_is_the_file_byte_for_byte(self):
         assert run("show", "esp32-s3", "--toml").stdout_bytes == profile.read("esp32-s3")
+
+    @pytest.mark.parametrize("forms", [["--json", "--toml"], ["--toml", "--json"]])
+    def test_two_forms_at_once_are_refused(self, forms):
+        result = run("show", "esp32-s3", *forms)
+        assert isinstance(result.exception, ConfigError)
+        assert (result.output, result.exception.hint) == ("", "give one of them")
 
     def test_toml_that_was_shown_is_a_profile_again(self, tmp_path: Path):
         own = tmp_path / "own.toml"
