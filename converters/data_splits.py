@@ -112,7 +112,7 @@ def check_labels(named: NamedArray, samples: int | None, classes: Sequence[str])
     """Look at class labels.
 
     Args:
-        named: class numbers or names.
+        named: class numbers, or in a table names.
         samples: how many samples they belong to; None if that is not known.
         classes: the model's class names, by number; their number counts where names are empty. Empty: not known.
     """
@@ -124,6 +124,9 @@ def check_labels(named: NamedArray, samples: int | None, classes: Sequence[str])
         return
     if not values.size:
         yield _labels_violation(named, "there are no labels", "give one label per sample")
+        return
+    if values.dtype.kind in "US" and not named.is_text:
+        yield _labels_violation(named, "labels are names", _numbers_hint(named, classes))
         return
     if values.dtype.kind not in "iuU":
         yield _labels_violation(
@@ -166,6 +169,23 @@ def label_texts(labels: NamedArray | None, samples: int) -> tuple[str, ...]:
 
 def _labels_violation(named: NamedArray, what: str, hint: str) -> Finding:
     return Finding(severity=Severity.VIOLATION, kind=Kind.LABELS, array=named.name, what=what, hint=hint)
+
+
+def _numbers_hint(named: NamedArray, classes: Sequence[str]) -> str:
+    """Say what makes class numbers of names."""
+    names = [
+        text.decode(errors="replace") if isinstance(text, bytes) else text for text in named.values.tolist()
+    ]
+    if all(text.isdecimal() for text in names):
+        return f"save class numbers: {named.name}.astype('int64')"
+    if len(classes) > CLASSES_SHOWN:
+        return "save class numbers, each name's place in the model's labels"
+    if set(names) <= set(classes):
+        return f"save class numbers: np.array([{list(classes)}.index(name) for name in {named.name}.astype(str)])"
+    return (
+        f"save class numbers: np.searchsorted(np.unique({named.name}), {named.name}) "
+        "(the model's classes must be in the order of their sorted names)"
+    )
 
 
 def _unknown_classes(named: NamedArray, classes: Sequence[str]) -> Iterator[Finding]:

@@ -80,3 +80,30 @@ def test_labels_that_are_empty_are_not_told_to_become_what_they_are():
     [found] = of_labels(np.zeros(0, np.int64), 0)
     assert found.what == "there are no labels"
     assert "int64" not in found.hint
+
+
+@pytest.mark.parametrize(
+    ("names", "numbers"),
+    [
+        (np.array(["cat", "dog", "ant", "cat"]), [1, 2, 0, 1]),
+        (np.array(["10", "9", "0", "10"]), [10, 9, 0, 10]),
+        (np.array([b"cat", b"ant"]), [1, 0]),
+    ],
+)
+def test_names_of_classes_are_a_violation_with_what_makes_numbers_of_them(names, numbers):
+    [found] = of_labels(names, len(names))
+    code = found.hint.partition(": ")[2].partition(" (")[0]
+    made = eval(code, {"np": np, "evaluation_y": names})
+    assert made.dtype == np.int64
+    assert made.tolist() == numbers
+
+
+def test_names_of_classes_of_a_known_model_get_its_numbers():
+    [found] = of_labels(np.array(["cat", "ant"]), 2, ("dog", "cat", "ant"))
+    code = found.hint.partition(": ")[2].partition(" (")[0]
+    assert eval(code, {"np": np, "evaluation_y": np.array(["cat", "ant"])}).tolist() == [1, 2]
+
+
+def test_names_in_a_table_are_labels():
+    table = NamedArray("y", np.array(["cat", "dog", "ant", "cat"]), ("label",), is_text=True)
+    assert not [one for one in check_labels(table, 4, ()) if one.severity is Severity.VIOLATION]
