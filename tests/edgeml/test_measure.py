@@ -109,6 +109,14 @@ class TestTheCommand:
         assert "2 threads, 20 runs" in result.stdout
         assert measurement.decode((tmp_path / "pi.json").read_bytes(), "pi.json").threads == 2
 
+    @pytest.mark.parametrize("out", [".", "/"])
+    def test_refuses_a_directory_for_the_record_before_it_measures(self, monkeypatch, packed, out):
+        monkeypatch.setattr("edgeml.measure.measure", lambda _: pytest.fail("measured"))
+        caught = invoke("measure", packed, "--out", out).exception
+        assert isinstance(caught, ConfigError)
+        assert "a directory" in caught.message
+        assert caught.hint
+
     def test_feeds_a_users_samples(self, packed, tmp_path):
         np.savez(tmp_path / "mine.npz", evaluation_x=np.zeros((50, 4), np.float32))
         result = invoke("measure", packed, "--runs", 10, "--samples", tmp_path / "mine.npz", "--json")
