@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .order import ConversionOrder, DeviceMeasurement
     from .report import Conversion
 
+SEED_MAX = 2**32 - 1
+"""What scikit-learn takes."""
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 OUT = click.option(
     "--out",
@@ -266,7 +268,11 @@ def sample() -> None:
     help="v1 (default), v2 (better) or v3 (good at home, bad in the field); may be repeated.",
 )
 @click.option(
-    "--seed", default=0, show_default=True, help="Another seed gives another split and other weights."
+    "--seed",
+    type=click.IntRange(0, SEED_MAX),
+    default=0,
+    show_default=True,
+    help="Another seed gives another split and other weights.",
 )
 @JSON
 def digits(out: Path, releases: tuple[str, ...], seed: int, as_json: bool) -> None:
