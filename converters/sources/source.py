@@ -171,7 +171,18 @@ class ModelFile:
         raise ConfigError(
             f"{what} has {samples.dtype} samples of shape {list(samples.shape[1:])}, "
             f"the model takes {self.input.dtype.value} of shape {list(shape[1:])}",
-            hint=hint or "save the samples exactly as the model takes them, without the batch dimension",
+            hint=hint
+            or self._other_precision()
+            or "save the samples exactly as the model takes them, without the batch dimension",
+        )
+
+    def _other_precision(self) -> str:
+        taken = self.input.dtype
+        if taken not in {DType.FLOAT64, DType.FLOAT16}:
+            return ""
+        return (
+            f"data cannot be {taken.value} here: export the model in float32 (of torch: model.float() before the export), "
+            "and save the data in float32"
         )
 
 
