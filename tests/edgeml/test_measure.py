@@ -95,6 +95,11 @@ class TestARecord:
         with pytest.raises(ManifestError):
             measurement.decode(data, "pi.json")
 
+    def test_that_is_too_long_is_told_what_to_give(self):
+        with pytest.raises(ManifestError, match="longer than a measurement") as caught:
+            measurement.decode(bytes(measurement.RECORD_BYTES_MAX + 1), "data.npz")
+        assert "edgeml measure" in caught.value.hint
+
     def test_of_a_newer_format_is_named(self, record):
         said = json.loads(measurement.encode(record)) | {"format_version": 2}
         with pytest.raises(IncompatibleError):
