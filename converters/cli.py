@@ -139,7 +139,7 @@ def _order(model: str, profiles: tuple[str, ...], options: dict[str, Any]) -> Co
             max_memory_bytes=given("max_memory", byte_count),
         ),
         out=options["out"],
-        labels=tuple(label for label in options["labels"].split(",") if label),
+        labels=tuple(options["labels"].split(",")) if options["labels"] else (),
         scores=ScoreKind(options["scores"]),
         metric=options["metric"],
         target=given("target", RuntimeFamily),
@@ -237,7 +237,7 @@ def package(
         data=data,
         task=Task(options["task"]) if options["task"] else None,
         scores=ScoreKind(options["scores"]),
-        labels=tuple(label for label in options["labels"].split(",") if label),
+        labels=tuple(options["labels"].split(",")) if options["labels"] else (),
         processing=read_processing(options["processing"]) if options["processing"] else None,
         expected=read_expected(options["expected"]) if options["expected"] else None,
     )
