@@ -172,7 +172,7 @@ def _meaning(order: ConversionOrder, source: Source, data: Dataset, answers: Arr
 
 def _check_repeats(source: Source, samples: Array) -> None:
     """Refuse a model that is not a function of its samples: nothing that it becomes could be compared with it."""
-    first, again = (source.answers(samples, "calibration_x") for _ in range(2))
+    first, again = (source.answers(samples, "calibration_x").astype(np.float64) for _ in range(2))
     near = REPEATED_FRACTION * float(np.ptp(first))
     if first.shape != again.shape or not np.allclose(first, again, rtol=REPEATED_FRACTION, atol=near):
         raise ConfigError(

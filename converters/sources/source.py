@@ -190,8 +190,13 @@ def finite(answers: Array, what: str) -> Array:
     """Refuse answers that are no numbers.
 
     Raises:
-        ConfigError: One is NaN or infinite.
+        ConfigError: One is NaN or infinite, or there are none.
     """
+    if not answers.size:
+        raise ConfigError(
+            f"the model answers {what} with shape {list(answers.shape)}, which holds nothing",
+            hint="check what it returns",
+        )
     if answers.dtype.kind == "f" and not np.isfinite(answers).all():
         raise ConfigError(f"the model answers {what} with NaN or infinity", hint="check its weights")
     return answers

@@ -1,5 +1,7 @@
 """What a conversion refuses once it has asked the source, before anything is made of it."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ import converters
 from converters.assemble import ReleaseName
 from converters.order import ConversionOrder, Limits
 from edgeml import profile
-from edgeml.errors import ConfigError
+from edgeml.errors import ConfigError, EdgemlError
 
 pytestmark = pytest.mark.torch
 
@@ -53,6 +55,18 @@ def test_a_model_that_answers_with_one_number_is_told_its_metrics_and_they_work(
     for metric in ("auc", "mae"):
         assert f"--metric {metric}" in caught.value.hint
         assert converting(tmp_path, ONE_NUMBER, detected, metric).bundles
+
+
+@pytest.mark.parametrize("answer", ["x > 0", "x.argmax(1)"])
+def test_answers_of_other_kinds_are_compared_or_refused_without_a_traceback(tmp_path, answer):
+    text = NOISY.replace("10 * x + torch.randn(1)", answer)
+    with contextlib.suppress(EdgemlError):
+        assert converting(tmp_path, text, None).bundles
+
+
+def test_answers_that_hold_nothing_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"with shape \[2, 0\], which holds nothing"):
+        converting(tmp_path, NOISY.replace("10 * x + torch.randn(1)", "x[:, :0]"), None)
 
 
 def test_a_model_that_is_not_deterministic_is_refused_at_once(tmp_path):
