@@ -77,7 +77,8 @@ def byte_count(text: str) -> int:
     >>> byte_count("200KB"), byte_count("256KiB"), byte_count("1500")
     (200000, 262144, 1500)
     """
-    return round(_amount(f"{text}b" if text.isdigit() else text, _BYTES, "200KB, 256KiB or 1500"))
+    units = _BYTES | {"": 1} if text.isdigit() else _BYTES
+    return round(_amount(text, units, "200KB, 256KiB or 1500"))
 
 
 def _amount(text: str, units: dict[str, float] | dict[str, int], example: str) -> float:
@@ -86,7 +87,8 @@ def _amount(text: str, units: dict[str, float] | dict[str, int], example: str) -
     try:
         value = float(number) * units[unit]
     except (ValueError, KeyError):
-        value = -1.0
+        value = float("nan")
     if not 0 < value < float("inf"):
-        raise ConfigError(f"{text!r} is no amount that can be read here", hint=f"write {example}")
+        what = "above 0" if value <= 0 else "that can be read here"
+        raise ConfigError(f"{text!r} is no amount {what}", hint=f"write {example}")
     return value

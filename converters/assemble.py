@@ -77,6 +77,23 @@ def measurement_of(result: ProbeResult, threads: int) -> Measurement:
     )
 
 
+def check_labels(labels: Sequence[str]) -> None:
+    """Refuse names of classes that do not tell these apart.
+
+    Raises:
+        ConfigError: A name is empty, or there twice.
+    """
+    names = [label.strip() for label in labels]
+    if "" in names:
+        raise ConfigError(
+            f"--labels has an empty name, at place {names.index('')}",
+            hint="name every class once, in order, with one comma between two names",
+        )
+    twice = next((name for name in names if names.count(name) > 1), "")
+    if twice:
+        raise ConfigError(f"--labels names {twice!r} twice", hint="name every class once, in order")
+
+
 def check_meaning(meaning: Meaning, spec: TensorSpec, answers: Array) -> None:
     """Refuse a meaning that the answers [samples, ...] of the first output to real samples do not bear out.
 

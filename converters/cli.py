@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .order import ConversionOrder, DeviceMeasurement
     from .report import Conversion
 
+SEED_MAX = 2**32 - 1
+"""What scikit-learn takes."""
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 OUT = click.option(
     "--out",
@@ -137,7 +139,7 @@ def _order(model: str, profiles: tuple[str, ...], options: dict[str, Any]) -> Co
             max_memory_bytes=given("max_memory", byte_count),
         ),
         out=options["out"],
-        labels=tuple(label for label in options["labels"].split(",") if label),
+        labels=tuple(options["labels"].split(",")) if options["labels"] else (),
         scores=ScoreKind(options["scores"]),
         metric=options["metric"],
         target=given("target", RuntimeFamily),
@@ -235,7 +237,7 @@ def package(
         data=data,
         task=Task(options["task"]) if options["task"] else None,
         scores=ScoreKind(options["scores"]),
-        labels=tuple(label for label in options["labels"].split(",") if label),
+        labels=tuple(options["labels"].split(",")) if options["labels"] else (),
         processing=read_processing(options["processing"]) if options["processing"] else None,
         expected=read_expected(options["expected"]) if options["expected"] else None,
     )
@@ -266,7 +268,11 @@ def sample() -> None:
     help="v1 (default), v2 (better) or v3 (good at home, bad in the field); may be repeated.",
 )
 @click.option(
-    "--seed", default=0, show_default=True, help="Another seed gives another split and other weights."
+    "--seed",
+    type=click.IntRange(0, SEED_MAX),
+    default=0,
+    show_default=True,
+    help="Another seed gives another split and other weights.",
 )
 @JSON
 def digits(out: Path, releases: tuple[str, ...], seed: int, as_json: bool) -> None:

@@ -103,6 +103,8 @@ def check_data(arrays: Sequence[NamedArray], spec: Spec | None) -> DataReport:
     for one in arrays:
         if role_of(one) is Role.LABELS:
             findings += data_splits.check_labels(one, _count_of(one, samples), classes)
+        elif role_of(one) is Role.TARGETS:
+            findings += data_splits.check_targets(one, _count_of(one, samples), classes)
     calibration = _calibration(samples)
     if calibration is not None:
         findings.append(_range_finding(calibration[0], calibration[1]))

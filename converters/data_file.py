@@ -74,7 +74,7 @@ def read_arrays(path: Path) -> tuple[NamedArray, ...]:
         raise ConfigError(
             f"cannot read data {path}: {error.strerror or error}", hint="check the path"
         ) from error
-    raise ConfigError(f"{path.name} is no .npz, .npy or .csv file", hint="write it with numpy.savez")
+    raise ConfigError(f"{path} is no .npz, .npy or .csv file", hint="write it with numpy.savez")
 
 
 def _npz(path: Path) -> tuple[NamedArray, ...]:

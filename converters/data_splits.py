@@ -34,6 +34,8 @@ class Role(enum.Enum):
 
     SAMPLES = "samples"
     LABELS = "labels"
+    TARGETS = "targets"
+    """What a regression is to answer."""
     OTHER = "other"
     """It is not looked at."""
 
@@ -44,8 +46,8 @@ def role_of(named: NamedArray) -> Role:
     if name == "x" or name.endswith("_x"):
         return Role.SAMPLES
     is_row = values.ndim == 1
-    if is_row and (name.endswith("_y") or name in LABEL_NAMES):
-        return Role.LABELS
+    if values.ndim and (name.endswith("_y") or (is_row and name in LABEL_NAMES)):
+        return Role.TARGETS if values.dtype.kind == "f" else Role.LABELS
     if values.ndim >= 2 and values.dtype.kind in "fiub":
         return Role.SAMPLES
     return Role.LABELS if is_row and values.dtype.kind in "iu" else Role.OTHER
@@ -110,26 +112,52 @@ def check_labels(named: NamedArray, samples: int | None, classes: Sequence[str])
     """Look at class labels.
 
     Args:
-        named: class numbers or names.
+        named: class numbers, or in a table names.
         samples: how many samples they belong to; None if that is not known.
         classes: the model's class names, by number; their number counts where names are empty. Empty: not known.
     """
     values = named.values
     if samples is not None and values.shape != (samples,):
-        yield Finding(
-            severity=Severity.VIOLATION, kind=Kind.LABELS, array=named.name,
-            what=f"shape {list(values.shape)} for {samples} samples", hint="give one label per sample",
-        )  # fmt: skip
+        yield _labels_violation(
+            named, f"shape {list(values.shape)} for {samples} samples", "give one label per sample"
+        )
         return
-    if values.dtype.kind not in "iuU" or not values.size:
-        yield Finding(
-            severity=Severity.VIOLATION, kind=Kind.LABELS, array=named.name, what=f"labels are {values.dtype}",
-            hint="labels are class numbers: save them as int64",
-        )  # fmt: skip
+    if not values.size:
+        yield _labels_violation(named, "there are no labels", "give one label per sample")
+        return
+    if values.dtype.kind in "US" and not named.is_text:
+        yield _labels_violation(named, "labels are names", _numbers_hint(named, classes))
+        return
+    if values.dtype.kind not in "iuU":
+        yield _labels_violation(
+            named, f"labels are {values.dtype}", "labels are class numbers: save them as int64"
+        )
         return
     if classes:
         yield from _unknown_classes(named, classes)
     yield from _balance(named, classes)
+
+
+def check_targets(named: NamedArray, samples: int | None, classes: Sequence[str]) -> Iterator[Finding]:
+    """Look at what a regression is to answer; the arguments are as in `check_labels`."""
+    values = named.values
+    if samples is not None and len(values) != samples:
+        yield _labels_violation(
+            named, f"shape {list(values.shape)} for {samples} samples", "give one target per sample"
+        )
+        return
+    bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1) if values.size else np.zeros(0, np.bool_)
+    if bad.any():
+        yield Finding(
+            severity=Severity.VIOLATION, kind=Kind.LABELS, array=named.name, count=int(bad.sum()), total=len(values),
+            what="targets are NaN or infinite", example=f"sample {int(bad.argmax())}", hint="remove or repair such samples",
+        )  # fmt: skip
+    elif classes:
+        yield _labels_violation(
+            named,
+            f"targets are {values.dtype}, the model is a classifier",
+            f"if these are class numbers, save {named.name}.astype('int64')",
+        )
 
 
 def label_texts(labels: NamedArray | None, samples: int) -> tuple[str, ...]:
@@ -137,6 +165,27 @@ def label_texts(labels: NamedArray | None, samples: int) -> tuple[str, ...]:
     if labels is None or labels.values.shape != (samples,):
         return ()
     return tuple(map(str, labels.values.tolist()))
+
+
+def _labels_violation(named: NamedArray, what: str, hint: str) -> Finding:
+    return Finding(severity=Severity.VIOLATION, kind=Kind.LABELS, array=named.name, what=what, hint=hint)
+
+
+def _numbers_hint(named: NamedArray, classes: Sequence[str]) -> str:
+    """Say what makes class numbers of names."""
+    names = [
+        text.decode(errors="replace") if isinstance(text, bytes) else text for text in named.values.tolist()
+    ]
+    if all(text.isdecimal() for text in names):
+        return f"save class numbers: {named.name}.astype('int64')"
+    if len(classes) > CLASSES_SHOWN:
+        return "save class numbers, each name's place in the model's labels"
+    if set(names) <= set(classes):
+        return f"save class numbers: np.array([{list(classes)}.index(name) for name in {named.name}.astype(str)])"
+    return (
+        f"save class numbers: np.searchsorted(np.unique({named.name}), {named.name}) "
+        "(the model's classes must be in the order of their sorted names)"
+    )
 
 
 def _unknown_classes(named: NamedArray, classes: Sequence[str]) -> Iterator[Finding]:

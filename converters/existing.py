@@ -32,6 +32,7 @@ from .assemble import (
     Content,
     Meaning,
     ReleaseName,
+    check_labels,
     check_meaning,
     check_shape,
     check_storage,
@@ -219,6 +220,7 @@ def _check(order: PackagingOrder) -> RuntimeFamily:
         raise ConfigError(
             "give each profile once, and at least one", hint="`edgeml profiles list` shows them"
         )
+    check_labels(order.labels)
     families = {f".{family.value}": family for family in _RUNTIMES}
     if order.model.suffix not in families:
         raise ConfigError(

@@ -124,9 +124,12 @@ class MeanAbsoluteError:
         truth = evaluation.truth.reshape(len(evaluation.truth), -1).astype(np.float64)
         flat = answers.reshape(len(answers), -1).astype(np.float64)
         if flat.shape != truth.shape:
+            look_like_classes = truth.shape[1] == 1 and bool((truth == np.rint(truth)).all())
             raise ConfigError(
                 f"the model answers {flat.shape[1]} numbers a sample, evaluation_y has {truth.shape[1]}",
-                hint="give as many as the model answers",
+                hint="if these are classes, save class numbers as integers: evaluation_y.astype('int64')"
+                if look_like_classes
+                else "give as many as the model answers",
             )
         return float(np.abs(flat - truth).mean())
 

@@ -18,7 +18,7 @@ from edgeml.manifest import RuntimeFamily, ScoreKind
 from edgeml.measurement import MeasurementRecord
 from edgeml.profile import HardwareProfile
 
-from .assemble import ReleaseName
+from .assemble import ReleaseName, check_labels
 from .folder import check_writable
 from .plan import Effort
 from .select import Preference
@@ -118,6 +118,7 @@ def check_order(order: ConversionOrder) -> None:
         raise ConfigError(
             "give each profile once, and at least one", hint="`edgeml profiles list` shows them"
         )
+    check_labels(order.labels)
     known = {profile.name for profile in order.profiles}
     for one in order.measurements:
         if one.profile not in known:

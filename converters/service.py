@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 
@@ -43,6 +44,9 @@ from .workbench import Workbench
 from .workshop import Workshop, fingerprint_of
 
 OnRefusal = Callable[[Conversion], None]
+
+REPEATED_FRACTION: Final = 1e-3
+"""Of the answers' range: how far those to the same samples may lie apart. Threads add up floats in any order."""
 
 
 def convert(
@@ -154,10 +158,12 @@ def _judged(
     order: ConversionOrder, source: Source, data: Dataset, metric: Metric | None
 ) -> tuple[Meaning, Judge]:
     """Ask the source itself, and decide what its answers mean and what scores them."""
-    source.answers(data.calibration_x[:2], "calibration_x")
+    _check_repeats(source, data.calibration_x[:2])
     answers = source.answers(data.evaluation_x, "evaluation_x")
     judge = judge_of(metric, answers, Evaluation(data.evaluation_x, data.truth))
     meaning = _meaning(order, source, data, answers)
+    if meaning.task is Task.CLASSIFICATION:
+        _check_rows(answers)
     check_shape(meaning, answers)
     if data.evaluation_y is not None and meaning.task is Task.CLASSIFICATION:
         check_classes(data.evaluation_y, answers.shape[1])
@@ -170,6 +176,26 @@ def _meaning(order: ConversionOrder, source: Source, data: Dataset, answers: Arr
     if data.evaluation_y is None or (not several and order.metric):
         return Meaning(Task.OTHER, ScoreKind.NONE, order.labels)
     return Meaning(Task.CLASSIFICATION, source.scores or order.scores, order.labels or source.labels)
+
+
+def _check_repeats(source: Source, samples: Array) -> None:
+    """Refuse a model that is not a function of its samples: nothing that it becomes could be compared with it."""
+    first, again = (source.answers(samples, "calibration_x").astype(np.float64) for _ in range(2))
+    near = REPEATED_FRACTION * float(np.ptp(first))
+    if first.shape != again.shape or not np.allclose(first, again, rtol=REPEATED_FRACTION, atol=near):
+        raise ConfigError(
+            "the model answers the same samples differently each time",
+            hint="take out of it what draws random numbers",
+        )
+
+
+def _check_rows(answers: Array) -> None:
+    """Name the metrics of models that answer with one number, whose truth may be integers all the same."""
+    if answers.size == len(answers):
+        raise ConfigError(
+            f"a classifier answers with one row of scores per sample, this model with shape {list(answers.shape[1:])}",
+            hint="say --metric auc for a detector of classes 0 and 1, or --metric mae for numbers to be answered",
+        )
 
 
 def _check_resolution(data: Dataset, floor: Floor) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import EdgemlError, StorageError
+from .errors import ConfigError, EdgemlError, StorageError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -47,6 +47,23 @@ def sync_file(path: Path) -> None:
     finally:
         os.close(descriptor)
     sync_directory(path.parent)
+
+
+def check_place(path: Path) -> None:
+    """Refuse a place that no file can take, before anything is done that is to be written there.
+
+    Raises:
+        ConfigError: Something that is no file is there, or above it.
+        StorageError: Its directory must not be written to.
+    """
+    if path.exists() and not path.is_file():
+        what = "a directory" if path.is_dir() else "no file that can be replaced"
+        raise ConfigError(f"cannot write {path}: it is {what}", hint="name a file, as results/measured.json")
+    above = next(one for one in path.absolute().parents if one.exists())
+    if not above.is_dir():
+        raise ConfigError(f"cannot write {path}: {above} is no directory", hint="name a file in a directory")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise storage_error(OSError(errno.EACCES, os.strerror(errno.EACCES)), path)
 
 
 @contextmanager

@@ -40,6 +40,14 @@ _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 _LOCAL_HEADER_BYTES: Final = 30
 """What precedes a member's name and content (APPNOTE.TXT 4.3.7)."""
 
+_WHERE: Final = "give the .edgeml file that `edgeml convert` or `edgeml package` wrote"
+_MODEL: Final = "it is a model: make a bundle of it with `edgeml package` or `edgeml convert`"
+_TORCH: Final = "it is a model: make a bundle of it with `edgeml convert`"
+_OTHERS: Final = {
+    ".onnx": _MODEL, ".tflite": _MODEL, ".pt": _TORCH, ".pt2": _TORCH, ".npz": f"it holds arrays: {_WHERE}",
+}  # fmt: skip
+"""What people give for a bundle, by the ends of names, and what to do."""
+
 
 class Bundle:
     """An open bundle. Use as a context manager.
@@ -123,13 +131,15 @@ class Bundle:
             archive = zipfile.ZipFile(self._file)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise ArtifactError(
-                f"{self.path.name} is not a bundle: {error}", hint="it may be truncated; get it again"
+                f"{self.path.name} is not a bundle: {error}",
+                hint=_OTHERS.get(self.path.suffix.lower(), "it may be truncated; get it again"),
             ) from error
         infos = archive.infolist()
         names = [info.filename for info in infos]
         if len(set(names)) != len(names) or not set(names) <= set(MEMBERS) or MANIFEST not in names:
             raise ArtifactError(
-                f"{self.path.name} is not a bundle: it holds {', '.join(sorted(names)[:8]) or 'nothing'}"
+                f"{self.path.name} is not a bundle: it holds {', '.join(sorted(names)[:8]) or 'nothing'}",
+                hint=_OTHERS.get(self.path.suffix.lower(), _WHERE),
             )
         end = 0
         for info in sorted(infos, key=lambda one: one.header_offset):

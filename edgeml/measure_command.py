@@ -42,14 +42,16 @@ def measure(
 
     Raises:
         ArtifactError: It is no bundle, or does not answer as recorded.
-        ConfigError: The samples do not fit.
+        ConfigError: The samples do not fit, or no file can be where the record is to be.
         StorageError: The record cannot be written.
     """
-    from .atomic import replacing
+    from .atomic import check_place, replacing
     from .measure import Order
     from .measure import measure as run
     from .measurement import encode
 
+    if out is not None:
+        check_place(out)
     record = run(Order(bundle, threads, runs, samples))
     if out is not None:
         with replacing(out, mode=0o644) as temporary:

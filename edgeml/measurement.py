@@ -74,7 +74,10 @@ def decode(data: bytes, source: str) -> MeasurementRecord:
         IncompatibleError: Of a newer format.
     """
     if len(data) > RECORD_BYTES_MAX:
-        raise ManifestError(f"{source} is longer than a measurement ({RECORD_BYTES_MAX} bytes)")
+        raise ManifestError(
+            f"{source} is longer than a measurement ({RECORD_BYTES_MAX} bytes)",
+            hint="give the JSON that `edgeml measure BUNDLE --out FILE` wrote",
+        )
     try:
         version = msgspec.json.decode(data, type=_Versioned).format_version
         if version != FORMAT_VERSION:

@@ -171,7 +171,18 @@ class ModelFile:
         raise ConfigError(
             f"{what} has {samples.dtype} samples of shape {list(samples.shape[1:])}, "
             f"the model takes {self.input.dtype.value} of shape {list(shape[1:])}",
-            hint=hint or "save the samples exactly as the model takes them, without the batch dimension",
+            hint=hint
+            or self._other_precision()
+            or "save the samples exactly as the model takes them, without the batch dimension",
+        )
+
+    def _other_precision(self) -> str:
+        taken = self.input.dtype
+        if taken not in {DType.FLOAT64, DType.FLOAT16}:
+            return ""
+        return (
+            f"data cannot be {taken.value} here: export the model in float32 (of torch: model.float() before the export), "
+            "and save the data in float32"
         )
 
 
@@ -179,8 +190,13 @@ def finite(answers: Array, what: str) -> Array:
     """Refuse answers that are no numbers.
 
     Raises:
-        ConfigError: One is NaN or infinite.
+        ConfigError: One is NaN or infinite, or there are none.
     """
+    if not answers.size:
+        raise ConfigError(
+            f"the model answers {what} with shape {list(answers.shape)}, which holds nothing",
+            hint="check what it returns",
+        )
     if answers.dtype.kind == "f" and not np.isfinite(answers).all():
         raise ConfigError(f"the model answers {what} with NaN or infinity", hint="check its weights")
     return answers

@@ -169,7 +169,9 @@ def ask(model: TorchModel, samples: Array, what: str) -> Array:
             except Exception as error:  # the model is the user's code and may raise anything
                 raise ConfigError(
                     f"{what} has {samples.dtype} samples of shape {list(samples.shape[1:])}, which the model refuses: {_said(error)}",
-                    hint=_layout_that_fits(model.module, piece[:1])
+                    hint=_other_precision(model.module)
+                    or _one_at_a_time(model.module, piece)
+                    or _layout_that_fits(model.module, piece[:1])
                     or "save the samples exactly as the model takes them, without the batch dimension",
                 ) from error
             if not isinstance(answer, torch.Tensor) or not answer.ndim or len(answer) != len(piece):
@@ -196,6 +198,24 @@ def _said(error: Exception) -> str:
     """Say what is wrong in one line; TorchScript tells where first, and what last."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:300] if lines and "TorchScript interpreter" in lines[0] else first_line(error)
+
+
+def _other_precision(module: Any) -> str:
+    """Tell a module that does not compute in float32: data have no other floats here, so the model has to change."""
+    import torch
+
+    kinds = {one.dtype for one in module.parameters() if one.is_floating_point()}
+    if not kinds or torch.float32 in kinds:
+        return ""
+    names = ", ".join(sorted(str(one).removeprefix("torch.") for one in kinds))
+    return f"the model computes in {names}, and models take float32: give model.float(), with data in float32"
+
+
+def _one_at_a_time(module: Any, piece: Array) -> str:
+    """Find by trying whether a model that refuses several samples takes the first alone."""
+    if len(piece) == 1 or not _takes(module, piece[:1], tuple(range(piece.ndim))):
+        return ""
+    return "the model takes only a batch of 1: leave the batch free, as in x.reshape(len(x), ...)"
 
 
 def _layout_that_fits(module: Any, sample: Array) -> str:

@@ -117,7 +117,8 @@ def spec_of(detail: dict[str, Any]) -> TensorSpec:
         dtype = DType(np.dtype(detail["dtype"]).name)
     except ValueError as error:
         raise BackendError(
-            f"{detail['name']} has type {detail['dtype']}, which edgeml does not serve"
+            f"{detail['name']} has type {detail['dtype']}, which edgeml does not serve",
+            hint="give the model numbers: what makes them of strings stays outside of it",
         ) from error
     scales = detail["quantization_parameters"]["scales"]
     quantized = len(scales) == 1 and dtype is not DType.FLOAT32

@@ -6,6 +6,8 @@ the CPU provider only, no file but the one it was given, and exact integers. onn
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,12 @@ except ImportError as error:  # pragma: no cover - depends on the installation
 
 _EXACT_INTEGERS = "session.x64quantprecision"
 _NOT_EXACT = (ort.capi.onnxruntime_pybind11_state.NotImplemented, ort.capi.onnxruntime_pybind11_state.Fail)
+_LINE_MAX = 300
+_SOURCE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (?:/\S+:\d+ (?:[^ ].*?\)(?: const)? (?=[A-Z]))?)?")
+"""What stands before the sentence that tells: the error's number and name, the line of the source, the function's types."""
+_NEWER_OPSET = re.compile(
+    r"Opset (\d+) is under development.* official support for domain (\S+) is till opset (\d+)"
+)
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 _DTYPES = {
     "tensor(float)": DType.FLOAT32, "tensor(float16)": DType.FLOAT16, "tensor(double)": DType.FLOAT64,
@@ -47,7 +55,8 @@ class OnnxSession:
                 self._session = _session(model, threads, exact="0")
         except Exception as error:  # the library raises bare exceptions of its own kinds
             raise BackendError(
-                f"onnxruntime {ort.__version__} cannot load the model: {_first_line(error)}"
+                f"onnxruntime {ort.__version__} cannot load the model: {_first_line(error)}",
+                hint=_hint(error),
             ) from error
         self._inputs = tuple(_spec(one) for one in self._session.get_inputs())
         self._outputs = tuple(_spec(one) for one in self._session.get_outputs())
@@ -99,10 +108,27 @@ def _session(model: bytes, threads: int, exact: str) -> Any:
 
 def _spec(node: Any) -> TensorSpec:
     if node.type not in _DTYPES:
-        raise BackendError(f"{node.name} has type {node.type}, which edgeml does not serve")
+        raise BackendError(
+            f"{node.name} has type {node.type}, which edgeml does not serve",
+            hint="give the model numbers: what makes them of strings stays outside of it",
+        )
     shape = tuple(size if isinstance(size, int) and size > 0 else BATCH for size in node.shape)
     return TensorSpec(node.name, _DTYPES[node.type], shape)
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    """Say what is wrong, without the library's source lines; of an opset that is too new, without its long warning."""
+    lines = _SOURCE.sub("", str(error).strip()).splitlines()
+    if not lines:
+        return type(error).__name__
+    if newer := _NEWER_OPSET.search(lines[0]):
+        return f"opset {newer[1]} of {newer[2]} is newer than it knows ({newer[3]})"
+    return textwrap.shorten(lines[0], _LINE_MAX, placeholder=" ...")
+
+
+def _hint(error: Exception) -> str:
+    if newer := _NEWER_OPSET.search(str(error)):
+        return f"export the model with opset {newer[3]} or an older one"
+    if known := re.search(r"max supported IR version: (\d+)", str(error)):
+        return f"export the model with an older onnx, or load it with onnx, set model.ir_version = {known[1]} and save it"
+    return ""

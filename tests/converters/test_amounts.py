@@ -37,6 +37,13 @@ def test_a_size_without_sense_is_refused(text):
         byte_count(text)
 
 
+def test_what_was_typed_is_told_and_nothing_is_no_amount():
+    with pytest.raises(ConfigError, match="'0' is no amount above 0"):
+        byte_count("0")
+    with pytest.raises(ConfigError, match="'-5ms' is no amount above 0"):
+        milliseconds("-5ms")
+
+
 @given(st.text(max_size=12))
 def test_anything_else_is_told_as_the_users_to_fix(text):
     for read in (milliseconds, byte_count, fraction):

@@ -1,5 +1,7 @@
 """Data files that are only looked at: what cannot be read is said, what states too much is refused."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -60,3 +62,10 @@ def test_an_array_that_is_one_number_is_a_finding(tmp_path, name):
     result = CliRunner().invoke(check, [str(tmp_path / "data.npz"), "--json"])
     assert isinstance(result.exception, ArtifactError)
     assert "samples" in result.stdout
+
+
+@pytest.mark.parametrize("path", [".", "..", "data.txt"])
+def test_what_is_no_data_file_is_named_as_it_was_typed(path):
+    with pytest.raises(ConfigError) as caught:
+        read_arrays(Path(path))
+    assert caught.value.message == f"{path} is no .npz, .npy or .csv file"

@@ -51,7 +51,7 @@ def test_values(metric, answers, truth, value):
         (AreaUnderCurve(), X, [1, 1, 1, 1], "AUC needs the classes 0 and 1"),
         (AreaUnderCurve(), np.zeros((4, 3)), CLASSES, "the model answers 3"),
         (MeanAbsoluteError(), X, None, "MAE needs evaluation_y"),
-        (MeanAbsoluteError(), X, [1.0, 2.0, 3.0, 4.0], "answers 2 numbers a sample, evaluation_y has 1"),
+        (MeanAbsoluteError(), X, [1.0, 2.0, 3.0, 4.5], "answers 2 numbers a sample, evaluation_y has 1"),
     ],
 )
 def test_truth_that_a_metric_cannot_use_is_refused(metric, answers, truth, words):
@@ -195,3 +195,9 @@ def test_worth_is_always_more_when_better():
         MeanAbsoluteError(), np.zeros((2, 1)), Evaluation(np.zeros((2, 1)), np.array([1.0, 1.0]))
     )
     assert judge.worth(np.array([1.0, 1.0])).value > judge.worth(np.array([0.5, 0.5])).value
+
+
+def test_class_numbers_as_floats_are_told_to_become_integers():
+    with pytest.raises(ConfigError, match="answers 2 numbers") as caught:
+        MeanAbsoluteError().value(X, evaluation([0.0, 1.0, 1.0, 0.0]))
+    assert "evaluation_y.astype('int64')" in caught.value.hint

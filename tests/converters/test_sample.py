@@ -97,6 +97,14 @@ def test_an_unknown_release_lists_the_known_ones(tmp_path):
     assert "v1, v2, v3" in result.exception.hint
 
 
+@pytest.mark.parametrize("seed", [-1, 1 << 32])
+def test_a_seed_that_no_generator_takes_is_refused(tmp_path, seed):
+    result = CliRunner().invoke(command, ["digits", "--out", str(tmp_path / "s"), "--seed", str(seed)])
+    assert result.exit_code == 2
+    assert "0<=x<=4294967295" in result.output
+    assert not (tmp_path / "s").exists()
+
+
 def test_the_room_and_its_commands_load_nothing_heavy():
     code = (
         "import converters, converters.cli, sys;"

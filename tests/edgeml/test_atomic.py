@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgeml import atomic
-from edgeml.errors import StorageError
+from edgeml.errors import ConfigError, StorageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +35,17 @@ def test_the_mode_is_the_one_asked_for_whatever_the_old_file_had(tmp_path, mode)
 def test_secrets_are_the_owners_alone_unless_said_otherwise(tmp_path):
     atomic.write_bytes(tmp_path / "file", b"secret")
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+
+
+def test_a_place_for_a_file_is_checked_without_touching_it(tmp_path):
+    (tmp_path / "file").write_bytes(b"old")
+    for place in (tmp_path / "file", tmp_path / "new", tmp_path / "a" / "b" / "new"):
+        atomic.check_place(place)
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+    for place in (tmp_path, Path(), Path("/"), Path("/dev/null"), tmp_path / "file" / "new"):
+        with pytest.raises(ConfigError, match="cannot write") as caught:
+            atomic.check_place(place)
+        assert caught.value.hint
 
 
 def test_an_open_reader_keeps_the_old_file(tmp_path):

@@ -347,3 +347,26 @@ def test_any_mutation_of_a_good_bundle_gives_the_same_content_or_an_error_of_our
     else:
         sound = set(content) <= set(MEMBERS)
     assert sound
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("net.onnx", "it is a model: make a bundle of it with `edgeml package`"),
+        ("net.tflite", "it is a model: make a bundle of it with `edgeml package`"),
+        ("net.pt2", "it is a model: make a bundle of it with `edgeml convert`"),
+        ("data.npz", "it holds arrays: give the .edgeml file"),
+        ("other.edgeml", "give the .edgeml file"),
+    ],
+)
+def test_what_is_given_for_a_bundle_is_named_by_what_it_is(tmp_path, name, hint):
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        archive.writestr("x.npy", b"")
+    contents = [(tmp_path / name).read_bytes()]
+    if not name.endswith(".edgeml"):
+        contents.append(b"no zip")
+    for content in contents:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ArtifactError, match="is not a bundle") as caught:
+            Bundle(tmp_path / name)
+        assert hint in caught.value.hint

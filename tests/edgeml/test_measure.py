@@ -95,6 +95,11 @@ class TestARecord:
         with pytest.raises(ManifestError):
             measurement.decode(data, "pi.json")
 
+    def test_that_is_too_long_is_told_what_to_give(self):
+        with pytest.raises(ManifestError, match="longer than a measurement") as caught:
+            measurement.decode(bytes(measurement.RECORD_BYTES_MAX + 1), "data.npz")
+        assert "edgeml measure" in caught.value.hint
+
     def test_of_a_newer_format_is_named(self, record):
         said = json.loads(measurement.encode(record)) | {"format_version": 2}
         with pytest.raises(IncompatibleError):
@@ -108,6 +113,14 @@ class TestTheCommand:
         assert f"measured on {probe.host()}" in result.stdout
         assert "2 threads, 20 runs" in result.stdout
         assert measurement.decode((tmp_path / "pi.json").read_bytes(), "pi.json").threads == 2
+
+    @pytest.mark.parametrize("out", [".", "/"])
+    def test_refuses_a_directory_for_the_record_before_it_measures(self, monkeypatch, packed, out):
+        monkeypatch.setattr("edgeml.measure.measure", lambda _: pytest.fail("measured"))
+        caught = invoke("measure", packed, "--out", out).exception
+        assert isinstance(caught, ConfigError)
+        assert "a directory" in caught.message
+        assert caught.hint
 
     def test_feeds_a_users_samples(self, packed, tmp_path):
         np.savez(tmp_path / "mine.npz", evaluation_x=np.zeros((50, 4), np.float32))

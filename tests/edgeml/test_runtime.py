@@ -1,5 +1,6 @@
 """The runtime adapters: what they say of a model, what they answer, what they refuse."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,33 @@ def test_bytes_that_are_no_model_are_one_line_of_a_backend_error(family, data):
     with pytest.raises(BackendError, match="cannot load the model") as caught:
         open_session(data, family, runtime=named)
     assert "\n" not in caught.value.message
+
+
+def relu(opset=17, ir_version=8, element="FLOAT"):
+    from onnx import TensorProto, helper
+
+    kind = getattr(TensorProto, element)
+    given, made = (helper.make_tensor_value_info(name, kind, ["n", 4]) for name in ("a", "y"))
+    node = helper.make_node("Relu" if element == "FLOAT" else "Identity", ["a"], ["y"])
+    graph = helper.make_graph([node], "g", [given], [made])
+    imports = [helper.make_opsetid("", opset)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=ir_version).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "hint"),
+    [
+        (relu(opset=99), r"cannot load the model: opset 99 of ai\.onnx is newer than it knows \(\d+\)", r"with opset \d+ or an older one"),
+        (relu(ir_version=99), r"cannot load the model: Unsupported model IR version: 99", r"set model\.ir_version = \d+ and save it"),
+        (relu(element="STRING"), r"a has type tensor\(string\)", "give the model numbers"),
+    ],
+    ids=["opset", "version", "strings"],
+)  # fmt: skip
+def test_a_model_that_is_too_new_or_takes_strings_is_told_how_to_export_it(model, words, hint):
+    with pytest.raises(BackendError, match=words) as caught:
+        open_session(model, RuntimeFamily.ONNX)
+    assert not re.search(r"onnxruntime_src|ONNXRuntimeError|::", caught.value.message)
+    assert re.search(hint, caught.value.hint)
 
 
 @pytest.mark.parametrize(

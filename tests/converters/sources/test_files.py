@@ -66,6 +66,16 @@ def test_an_onnx_file_is_its_own_original(tmp_path):
         source.answers(X[:, :3], "the data")
 
 
+@pytest.mark.parametrize("kind", [TensorProto.DOUBLE, TensorProto.FLOAT16])
+def test_a_model_of_other_floats_is_told_to_be_exported_in_float32(tmp_path, kind):
+    proto = graph("Relu", ["batch", 4])
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        value.type.tensor_type.elem_type = kind
+    with pytest.raises(ConfigError, match="the model takes float") as caught:
+        loaded(tmp_path, proto.SerializeToString()).answers(X, "the data")
+    assert "export the model in float32" in caught.value.hint
+
+
 def test_images_in_the_other_layout_are_named(tmp_path):
     source = loaded(tmp_path, graph("Relu", ["batch", 3, 8, 8]).SerializeToString())
     with pytest.raises(ConfigError, match="the model takes float32") as caught:

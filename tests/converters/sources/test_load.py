@@ -126,6 +126,21 @@ def test_images_in_the_other_layout_are_named_by_trying(desk, name):
     assert "the data are channels last (NHWC), the model takes channels first (NCHW)" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("net", "hint"),
+    [
+        ("nn.Flatten(), nn.Linear(192, 5).double()", "computes in float64, and models take float32: give model.float()"),
+        ("nn.Flatten(), nn.Linear(192, 5).half()", "computes in float16, and models take float32: give model.float()"),
+        ("nn.Unflatten(0, (1, 1)), nn.Flatten(0, 1), nn.Flatten(), nn.Linear(192, 5)", "only a batch of 1: leave the batch free"),
+    ],
+)  # fmt: skip
+def test_a_module_that_has_to_change_is_told_how(tmp_path, net, hint):
+    (tmp_path / "mine.py").write_text(f"from torch import nn\ndef net():\n    return nn.Sequential({net})\n")
+    with pytest.raises(ConfigError, match="which the model refuses") as caught:
+        loaded(tmp_path, "mine.py:net", IMAGES).answers(IMAGES, "the data")
+    assert hint in caught.value.hint
+
+
 class TestTorchFiles:
     """A .pt file is looked at before anything is opened."""
 
