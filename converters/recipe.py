@@ -199,7 +199,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
     @property
     def name(self) -> str:
-        """Name of the variant that it makes; one recipe, one name, but for `float_layers`, of which it has the number.
+        """Name of the variant that it makes; one recipe, one name, but for `float_layers`, of which it has the number, and a layout.
 
         >>> Recipe(Export(RuntimeFamily.ONNX), (), StaticInteger(Activations.UINT8)).name
         'onnx-int8-u8s8'

@@ -123,7 +123,16 @@ def convert(
         # How large a bundle is, is known once it is made: what is too large is refused, and the rest judged anew.
         if not (too_large := bundler.too_large(made)):
             return bundler.write(made)
-        beside_bytes |= too_large
+        beside_bytes = _no_less(beside_bytes, too_large)
+
+
+def _no_less(known: Mapping[str, int], seen: Mapping[str, int]) -> dict[str, int]:
+    """Take the most that was seen of each profile: what is refused once stays so, or the search for a fit might never end.
+
+    >>> _no_less({"a": 5, "b": 1}, {"a": 3, "c": 2})
+    {'a': 5, 'b': 1, 'c': 2}
+    """
+    return {**known, **{name: max(count, known.get(name, 0)) for name, count in seen.items()}}
 
 
 def _view(
